@@ -1,0 +1,362 @@
+"""JSON Schema as the one type language of contracts.
+
+Python types become schemas here (``schema_of``), and a schema alone is enough to validate a value
+(``adapter_for``), to write a type in a stub (see ``stubs.py``) and to move a value between its *wire* form
+(plain JSON) and the *guest* form that the interpreter's code works with (dates as dates, decimals as
+decimals). Formats beyond plain JSON: ``date-time date time duration decimal uuid binary`` and sets
+(``uniqueItems``) and fixed tuples (``prefixItems``).
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import functools
+import math
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any, Literal, Union
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
+
+from dse.canonical import canonical_json
+from dse.errors import Unserialisable
+
+__all__ = ["adapter_for", "dump_wire", "guest_from_wire", "resolve", "schema_of", "wire_from_guest"]
+
+Schema = dict[str, Any]
+_SUBSCHEMAS = ("items", "additionalProperties", "not", "contains", "propertyNames")
+_SUBSCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SUBSCHEMA_MAPS = ("properties", "$defs", "patternProperties")
+
+
+class _Generator(GenerateJsonSchema):
+    """Pydantic's schemas, with decimals as strings of format ``decimal`` in both directions."""
+
+    def decimal_schema(self, schema: Any) -> JsonSchemaValue:
+        return {"type": "string", "format": "decimal"}
+
+    def field_is_required(self, field: Any, total: bool) -> bool:
+        if self.mode == "serialization":  # a field with a default is always there in what a tool returns
+            if field["type"] == "typed-dict-field":
+                return bool(field.get("required", total))
+            return not field.get("serialization_exclude")
+        return super().field_is_required(field, total)
+
+
+def _tidy(schema: Any) -> Any:
+    """Drop generated titles (noise in prompts), at schema positions only."""
+    if not isinstance(schema, dict):
+        return schema
+    tidy: Schema = {}
+    for key, value in schema.items():
+        if key in ("title", "discriminator"):
+            continue
+        if key in _SUBSCHEMA_MAPS and isinstance(value, dict):
+            tidy[key] = {name: _tidy(sub) for name, sub in value.items()}
+        elif key in _SUBSCHEMA_LISTS and isinstance(value, list):
+            tidy[key] = [_tidy(sub) for sub in value]
+        elif key in _SUBSCHEMAS:
+            tidy[key] = _tidy(value)
+        else:
+            tidy[key] = value
+    return tidy
+
+
+def schema_of(adapter: TypeAdapter[Any], mode: JsonSchemaMode) -> Schema:
+    """The JSON Schema of a type: ``validation`` for what goes in, ``serialization`` for what comes out."""
+    schema: Schema = _tidy(adapter.json_schema(mode=mode, schema_generator=_Generator, by_alias=True))
+    return schema
+
+
+def resolve(schema: Schema, defs: dict[str, Schema]) -> Schema:
+    """Follow ``$ref`` into `defs`; keeps sibling keywords such as ``description`` and ``default``."""
+    seen = 0
+    while "$ref" in schema:
+        target = defs[schema["$ref"].rsplit("/", 1)[-1]]
+        schema = {**target, **{k: v for k, v in schema.items() if k != "$ref"}}
+        seen += 1
+        if seen > 50:
+            raise Unserialisable("A schema refers to itself without end", value=str(schema)[:80])
+    return schema
+
+
+# --- a schema alone validates -------------------------------------------------------------------------
+
+_FORMATS: dict[str, Any] = {
+    "date-time": dt.datetime, "date": dt.date, "time": dt.time, "duration": dt.timedelta,
+    "decimal": Decimal, "uuid": UUID, "uuid4": UUID, "binary": bytes, "base64": bytes,
+}  # fmt: skip
+_PRIMITIVES: dict[str, Any] = {"string": str, "integer": int, "number": float, "boolean": bool, "null": None}
+_CONSTRAINTS = {
+    "minimum": "ge", "maximum": "le", "exclusiveMinimum": "gt", "exclusiveMaximum": "lt", "multipleOf": "multiple_of",
+    "minLength": "min_length", "maxLength": "max_length", "pattern": "pattern",
+    "minItems": "min_length", "maxItems": "max_length",
+}  # fmt: skip
+
+
+class _Builder:
+    """Python types out of a schema; named objects become models, so that recursion works."""
+
+    def __init__(self, defs: dict[str, Schema]) -> None:
+        self.defs = defs
+        self.models: dict[str, type[BaseModel]] = {}
+        self.building: set[str] = set()
+        self.count = 0
+
+    def type(self, schema: Schema | bool) -> Any:
+        if schema is True or schema == {}:
+            return Any
+        if not isinstance(schema, dict):
+            return Any
+        if "$ref" in schema:
+            return self.named(schema["$ref"].rsplit("/", 1)[-1])
+        if "const" in schema:
+            return Literal[schema["const"]]
+        if "enum" in schema:
+            return Literal[tuple(schema["enum"])]
+        for key in ("anyOf", "oneOf"):
+            if key in schema:
+                return Union[tuple(self.type(sub) for sub in schema[key])]  # noqa: UP007
+        if len(schema.get("allOf", ())) == 1:
+            return self.type(schema["allOf"][0])
+        kind = schema.get("type")
+        if isinstance(kind, list):
+            return Union[tuple(self.type({**schema, "type": one}) for one in kind)]  # noqa: UP007
+        return self.constrained(self.plain(kind, schema), schema)
+
+    def named(self, name: str) -> Any:
+        target = self.defs[name]
+        if target.get("type") != "object" or "properties" not in target:
+            return self.type(target)
+        if name not in self.models and name not in self.building:
+            self.building.add(name)
+            self.models[name] = self.model(name, target)
+            self.building.discard(name)
+        return self.models.get(name, f"{name}")
+
+    def plain(self, kind: str | None, schema: Schema) -> Any:
+        if kind == "string":
+            return _FORMATS.get(schema.get("format", ""), str)
+        if kind in _PRIMITIVES:
+            return _PRIMITIVES[kind]
+        if kind == "array":
+            if "prefixItems" in schema:
+                parts = tuple(self.type(sub) for sub in schema["prefixItems"])
+                return tuple[parts]  # type: ignore[valid-type]
+            item = self.type(schema.get("items", True))
+            if schema.get("uniqueItems"):
+                return set[item]  # type: ignore[valid-type]
+            return list[item]  # type: ignore[valid-type]
+        if kind == "object":
+            if "properties" in schema:
+                self.count += 1
+                return self.model(f"Object{self.count}", schema)
+            value = self.type(schema.get("additionalProperties", True))
+            return dict[str, value]  # type: ignore[valid-type]
+        return Any
+
+    def constrained(self, type_: Any, schema: Schema) -> Any:
+        limits = {_CONSTRAINTS[k]: v for k, v in schema.items() if k in _CONSTRAINTS}
+        if type_ in (Decimal, dt.datetime, dt.date, dt.time, dt.timedelta, UUID, bytes):
+            limits = {}
+        return Annotated[type_, Field(**limits)] if limits and type_ is not Any else type_
+
+    def model(self, name: str, schema: Schema) -> type[BaseModel]:
+        required = set(schema.get("required", ()))
+        fields: dict[str, Any] = {}
+        for index, (key, sub) in enumerate(schema["properties"].items()):
+            type_ = self.type(sub)
+            # Keys may be no identifiers; every field is addressed by its alias.
+            if key in required:
+                fields[f"f{index}"] = (type_, Field(alias=key))
+            else:
+                fields[f"f{index}"] = (type_, Field(default=sub.get("default"), alias=key))
+        extra: Literal["allow", "forbid"] = "allow" if schema.get("additionalProperties") else "forbid"
+        return create_model(name, __config__=ConfigDict(extra=extra), **fields)
+
+
+@functools.lru_cache(maxsize=1024)
+def _adapter(text: bytes) -> TypeAdapter[Any]:
+    from dse.canonical import parse_json
+
+    schema = parse_json(text)
+    builder = _Builder(schema.get("$defs", {}))
+    type_ = builder.type({k: v for k, v in schema.items() if k != "$defs"})
+    for model in builder.models.values():
+        model.model_rebuild(_types_namespace=dict(builder.models))
+    return TypeAdapter(type_)
+
+
+def adapter_for(schema: Schema) -> TypeAdapter[Any]:
+    """A validator made from the schema alone (no Python types of the declaring code needed)."""
+    return _adapter(canonical_json(schema))
+
+
+def dump_wire(adapter: TypeAdapter[Any], value: Any, schema: Schema, *, exclude_unset: bool = False) -> Any:
+    """The plain JSON form of a validated value; sets are sorted, so that equal values have equal text."""
+    wire = adapter.dump_python(value, mode="json", by_alias=True, exclude_unset=exclude_unset, warnings="error")
+    return _sort_sets(wire, schema, schema.get("$defs", {})) if _has_sets(schema) else wire
+
+
+def _has_sets(schema: Schema) -> bool:
+    return b'"uniqueItems":true' in canonical_json(schema)
+
+
+def _sort_sets(wire: Any, schema: Any, defs: dict[str, Schema]) -> Any:
+    if not isinstance(schema, dict):
+        return wire
+    schema = resolve(schema, defs)
+    for key in ("anyOf", "oneOf"):
+        for sub in schema.get(key, ()):
+            if _fits(wire, resolve(sub, defs)):
+                return _sort_sets(wire, sub, defs)
+    if isinstance(wire, list):
+        prefix = schema.get("prefixItems")
+        if prefix is not None:
+            return [_sort_sets(item, sub, defs) for item, sub in zip(wire, prefix, strict=False)]
+        items = [_sort_sets(item, schema.get("items"), defs) for item in wire]
+        return sorted(items, key=canonical_json) if schema.get("uniqueItems") else items
+    if isinstance(wire, dict):
+        props, rest = schema.get("properties", {}), schema.get("additionalProperties")
+        return {key: _sort_sets(item, props.get(key, rest), defs) for key, item in wire.items()}
+    return wire
+
+
+# --- wire <-> guest -----------------------------------------------------------------------------------
+
+
+def _fits(wire: Any, schema: Schema) -> bool:
+    if "const" in schema:
+        return bool(schema["const"] == wire)
+    if "enum" in schema:
+        return wire in schema["enum"]
+    kind = schema.get("type")
+    if kind == "object" and isinstance(wire, dict):
+        required, props = schema.get("required", ()), schema.get("properties")
+        return all(key in wire for key in required) and (
+            props is None or bool(schema.get("additionalProperties")) or all(key in props for key in wire)
+        )
+    if kind == "string" and isinstance(wire, str):
+        if "format" in schema and schema["format"] in _GUEST:
+            try:
+                _GUEST[schema["format"]](wire)
+            except (ValueError, InvalidOperation):
+                return False
+        return True
+    return {
+        "null": wire is None,
+        "boolean": isinstance(wire, bool),
+        "integer": isinstance(wire, int) and not isinstance(wire, bool),
+        "number": isinstance(wire, (int, float)) and not isinstance(wire, bool),
+        "array": isinstance(wire, list),
+        None: True,
+    }.get(kind if not isinstance(kind, list) else None, False)
+
+
+@functools.lru_cache(maxsize=8)
+def _parser(type_: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(type_)
+
+
+_GUEST: dict[str, Any] = {
+    "date-time": lambda text: _parser(dt.datetime).validate_python(text),
+    "date": dt.date.fromisoformat,
+    "time": lambda text: _parser(dt.time).validate_python(text),
+    "duration": lambda text: _parser(dt.timedelta).validate_python(text),
+    "decimal": Decimal,
+    "binary": lambda text: text.encode(),
+    "base64": base64.b64decode,
+}
+
+
+def guest_from_wire(wire: Any, schema: Any, defs: dict[str, Schema] | None = None) -> Any:
+    """A validated wire value as the guest's code sees it: what the stub's types promise."""
+    if not isinstance(schema, dict):
+        return wire
+    defs = schema.get("$defs", {}) if defs is None else defs
+    schema = resolve(schema, defs)
+    for key in ("anyOf", "oneOf"):
+        if key in schema:
+            for sub in schema[key]:
+                if _fits(wire, resolve(sub, defs)):
+                    return guest_from_wire(wire, sub, defs)
+            return wire
+    if len(schema.get("allOf", ())) == 1:
+        return guest_from_wire(wire, schema["allOf"][0], defs)
+    if isinstance(wire, str) and schema.get("type") == "string" and schema.get("format") in _GUEST:
+        return _GUEST[schema["format"]](wire)
+    if isinstance(wire, list):
+        if "prefixItems" in schema:
+            return tuple(guest_from_wire(i, s, defs) for i, s in zip(wire, schema["prefixItems"], strict=False))
+        items = [guest_from_wire(item, schema.get("items"), defs) for item in wire]
+        if schema.get("uniqueItems"):
+            try:
+                return set(items)
+            except TypeError:
+                return items
+        return items
+    if isinstance(wire, dict):
+        props, rest = schema.get("properties", {}), schema.get("additionalProperties")
+        return {key: guest_from_wire(item, props.get(key, rest), defs) for key, item in wire.items()}
+    if schema.get("type") == "number" and isinstance(wire, int) and not isinstance(wire, bool):
+        return float(wire)
+    return wire
+
+
+_NOT_DATA = re.compile(r"^<(function|class|built-in|bound method|module|re\.Match|coroutine|generator)\b")
+
+
+def wire_from_guest(value: Any, path: str = "value", depth: int = 0) -> Any:
+    """Plain JSON data out of whatever the guest passed; lossless, or a clear error.
+
+    Raises:
+        Unserialisable: for class instances, functions and other values that are not data.
+    """
+    if value is None or type(value) in (bool, int, str):
+        if type(value) is str and _NOT_DATA.match(value):
+            raise Unserialisable(f"{path} is a function or class, not data", value=value, remedy="Pass plain values.")
+        return value
+    if depth > 100:
+        raise Unserialisable(f"{path} is nested deeper than 100 levels", remedy="Flatten the value.")
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise Unserialisable(f"{path} is {value}, which JSON cannot hold", remedy="Pass a finite number or None.")
+        return value
+    if isinstance(value, dict):
+        out: dict[str, Any] = {}
+        for key, item in value.items():
+            name = key if isinstance(key, str) else str(wire_from_guest(key, f"a key of {path}", depth + 1))
+            if name in out:
+                raise Unserialisable(f"{path} has two keys that read {name!r}", remedy="Use string keys.")
+            out[name] = wire_from_guest(item, f"{path}[{name!r}]", depth + 1)
+        return out
+    if isinstance(value, (list, tuple)):
+        return [wire_from_guest(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
+    if isinstance(value, (set, frozenset)):
+        return sorted((wire_from_guest(i, f"an item of {path}", depth + 1) for i in value), key=canonical_json)
+    if isinstance(value, (dt.datetime, dt.date, dt.time)):
+        return value.isoformat()
+    if isinstance(value, dt.timedelta):
+        return _parser(dt.timedelta).dump_python(value, mode="json")
+    if isinstance(value, Decimal):
+        if not value.is_finite():
+            raise Unserialisable(f"{path} is {value}, which is not a number", remedy="Pass a finite number or None.")
+        return str(value)
+    if isinstance(value, (bytes, bytearray)):
+        try:
+            return bytes(value).decode()
+        except UnicodeDecodeError:
+            raise Unserialisable(f"{path} holds bytes that are not UTF-8", remedy="Pass base64 text.") from None
+    if isinstance(value, BaseException):
+        return f"{type(value).__name__}: {value}"
+    raise Unserialisable(
+        f"{path} is an instance of {_class_name(value)}, not data",
+        remedy="Pass a dict, list, str, number, bool, date or None.",
+    )
+
+
+def _class_name(value: Any) -> str:
+    return str(getattr(value, "name", None) or type(value).__name__)

@@ -1,0 +1,241 @@
+"""Type stubs from contracts: what the type checker sees and what the model reads.
+
+From the schemas alone: TypedDict classes for objects, ``Literal`` for enums, ``async def`` for every tool
+(so that ``asyncio.gather`` fans out), and a ``submit`` made from the output fields. Optional keys,
+descriptions and constraints become comments or ``NotRequired``.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dse.canonical import canonical_json
+from dse.contracts.schema import resolve
+from dse.contracts.tool import ToolContract
+
+__all__ = ["function_schema", "input_declarations", "stubs_for"]
+
+_FORMATS = {
+    "date-time": "datetime.datetime", "date": "datetime.date", "time": "datetime.time", "duration": "datetime.timedelta",
+    "decimal": "Decimal", "binary": "bytes", "base64": "bytes",
+}  # fmt: skip
+_PRIMITIVES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}
+_NOTES = {
+    "minimum": ">= {}", "maximum": "<= {}", "exclusiveMinimum": "> {}", "exclusiveMaximum": "< {}", "pattern": "matches {}",
+    "minLength": "at least {} characters", "maxLength": "at most {} characters",
+    "minItems": "at least {} items", "maxItems": "at most {} items",
+}  # fmt: skip
+
+
+class _Writer:
+    """Collects class definitions while types are written; equal objects share one class."""
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self.classes: dict[str, str] = {}
+        self.names: dict[bytes, str] = {}
+        self.taken = set(taken)
+        self.imports: set[str] = set()
+
+    def annotation(self, schema: Any, defs: Mapping[str, Any], hint: str) -> str:
+        if not isinstance(schema, dict) or not schema:
+            return "Any"
+        if "$ref" in schema:
+            name = schema["$ref"].rsplit("/", 1)[-1]
+            target = defs[name]
+            if "properties" in target:
+                return self.typed_dict(target, defs, name)
+            return self.annotation(target, defs, name)
+        if "const" in schema:
+            return f"Literal[{schema['const']!r}]"
+        if "enum" in schema:
+            return f"Literal[{', '.join(repr(v) for v in schema['enum'])}]"
+        for key in ("anyOf", "oneOf"):
+            if key in schema:
+                return " | ".join(dict.fromkeys(self.annotation(sub, defs, hint) for sub in schema[key]))
+        if len(schema.get("allOf", ())) == 1:
+            return self.annotation(schema["allOf"][0], defs, hint)
+        kind = schema.get("type")
+        if isinstance(kind, list):
+            return " | ".join(self.annotation({**schema, "type": one}, defs, hint) for one in kind)
+        if kind == "string":
+            return _FORMATS.get(schema.get("format", ""), "str")
+        if kind in _PRIMITIVES:
+            return _PRIMITIVES[kind]
+        if kind == "array":
+            return self.array(schema, defs, hint)
+        if kind == "object":
+            if "properties" in schema:
+                return self.typed_dict(schema, defs, hint)
+            return f"dict[str, {self.annotation(schema.get('additionalProperties'), defs, hint + 'Value')}]"
+        return "Any"
+
+    def array(self, schema: Mapping[str, Any], defs: Mapping[str, Any], hint: str) -> str:
+        if "prefixItems" in schema:
+            return f"tuple[{', '.join(self.annotation(s, defs, hint) for s in schema['prefixItems'])}]"
+        item = self.annotation(schema.get("items"), defs, hint + "Item")
+        return f"set[{item}]" if schema.get("uniqueItems") and not item[:1].isupper() else f"list[{item}]"
+
+    def typed_dict(self, schema: Mapping[str, Any], defs: Mapping[str, Any], hint: str) -> str:
+        key = canonical_json({"schema": schema, "defs": _used(schema, defs)})
+        if key in self.names:
+            return self.names[key]
+        base = re.sub(r"\W+", "_", hint, flags=re.ASCII).strip("_") or "Record"
+        base = base[0].upper() + base[1:]
+        name, number = base, 2
+        while name in self.taken or keyword.iskeyword(name):
+            name, number = f"{base}{number}", number + 1
+        self.taken.add(name)
+        self.names[key] = name
+        self.classes[name] = ""  # keeps the place of a recursive class
+        required = set(schema.get("required", ()))
+        lines = []
+        plain = all(field.isidentifier() and not keyword.iskeyword(field) for field in schema["properties"])
+        for field, sub in schema["properties"].items():
+            type_ = self.annotation(sub, defs, name + field[:1].upper() + field[1:])
+            if field not in required:
+                type_ = f"NotRequired[{type_}]"
+            note = _note(resolve(sub, dict(defs)) if isinstance(sub, dict) and "$ref" in sub else sub, schema_level=False)
+            lines.append((field, type_, f"  # {note}" if note else ""))
+        if plain:
+            doc = schema.get("description")
+            head = [f"class {name}(TypedDict):"] + ([f"    {_doc(doc, 4)}"] if doc else [])
+            body = [f"    {field}: {type_}{note}" for field, type_, note in lines] or ["    pass"]
+            del self.classes[name]
+            self.classes[name] = "\n".join(head + body)
+        else:
+            items = ", ".join(f"{field!r}: {type_}" for field, type_, _ in lines)
+            del self.classes[name]
+            self.classes[name] = f"{name} = TypedDict({name!r}, {{{items}}})"
+        return name
+
+
+def _used(schema: Any, defs: Mapping[str, Any], seen: frozenset[str] = frozenset()) -> dict[str, Any]:
+    used: dict[str, Any] = {}
+    if isinstance(schema, dict):
+        if "$ref" in schema:
+            name = schema["$ref"].rsplit("/", 1)[-1]
+            if name not in seen:
+                used[name] = defs[name]
+                used |= _used(defs[name], defs, seen | {name})
+        for value in schema.values():
+            used |= _used(value, defs, seen | set(used))
+    elif isinstance(schema, list):
+        for value in schema:
+            used |= _used(value, defs, seen | set(used))
+    return used
+
+
+def _note(schema: Any, *, schema_level: bool) -> str:
+    if not isinstance(schema, dict):
+        return ""
+    parts = [] if schema_level else [" ".join(str(schema.get("description", "")).split())]
+    parts += [text.format(schema[key]) for key, text in _NOTES.items() if key in schema and "prefixItems" not in schema]
+    if schema.get("format") == "uuid":
+        parts.append("a UUID")
+    return "; ".join(part for part in parts if part)
+
+
+def _doc(text: str, indent: int) -> str:
+    clean = text.replace("\\", "\\\\").replace('"""', "'''").strip()
+    if clean.endswith('"'):
+        clean += " "
+    if "\n" not in clean and len(clean) < 100:
+        return f'"""{clean}"""'
+    pad = " " * indent
+    return f'"""{textwrap.indent(clean, pad).strip()}\n{pad}"""'
+
+
+def _default(schema: Mapping[str, Any]) -> str:
+    value = schema.get("default")
+    if value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) < 60):
+        return repr(value) if "default" in schema else "..."
+    return "..."
+
+
+def _function(writer: _Writer, name: str, parameters: Mapping[str, Any], returns: str, doc: str, *, prefix: str,
+              keyword_only: bool = False) -> str:  # fmt: skip
+    defs = parameters.get("$defs", {})
+    required = set(parameters.get("required", ()))
+    first, rest, notes = [], [], []
+    for field, sub in parameters.get("properties", {}).items():
+        type_ = writer.annotation(sub, defs, name[:1].upper() + name[1:] + field[:1].upper() + field[1:])
+        if field in required:
+            first.append(f"{field}: {type_}")
+        else:
+            rest.append(f"{field}: {type_} = {_default(sub)}")
+        note = _note(sub, schema_level=False)
+        if note:
+            notes.append(f"{field}: {note}")
+    star = ["*"] if keyword_only and (first or rest) else []
+    text = doc + ("\n\n" if doc and notes else "") + "\n".join(notes)
+    body = f"    {_doc(text, 4)}\n    ..." if text else "    ..."
+    return f"{prefix} {name}({', '.join(star + first + rest)}) -> {returns}:\n{body}"
+
+
+def stubs_for(contracts: Iterable[ToolContract], *, outputs: Mapping[str, Any] | None = None) -> str:
+    """The ``.pyi`` text of some tools, and of ``submit`` where `outputs` (an object schema) is given.
+
+    The text is deterministic: contracts in the order given.
+    """
+    contracts = list(contracts)
+    writer = _Writer(taken={c.name for c in contracts} | {"submit", "Any", "Literal", "Decimal", "TypedDict", "NotRequired"})
+    functions = []
+    if outputs is not None:
+        functions.append(_function(writer, "submit", outputs, "NoReturn", "Give the final answer. Ends the task.",
+                                   prefix="def", keyword_only=True))  # fmt: skip
+    for contract in contracts:
+        returns = writer.annotation(contract.returns, contract.returns.get("$defs", {}), _camel(contract.name) + "Result")
+        doc = contract.description
+        if contract.effect == "write":
+            doc = f"{doc}\n\nThis call changes state."
+        functions.append(_function(writer, contract.name, contract.parameters, returns, doc.strip(), prefix="async def"))
+    body = "\n\n".join([*writer.classes.values(), *functions])
+    heads = []
+    if "datetime." in body:
+        heads.append("import datetime")
+    if re.search(r"\bDecimal\b", body):
+        heads.append("from decimal import Decimal")
+    names = [n for n in ("Any", "Literal", "NoReturn", "NotRequired", "TypedDict") if re.search(rf"\b{n}\b", body)]
+    if names:
+        heads.append(f"from typing import {', '.join(names)}")
+    return "\n".join(heads) + "\n\n" + body + "\n" if heads else body + "\n"
+
+
+def input_declarations(inputs: Mapping[str, Any]) -> tuple[str, str]:
+    """Declarations ``name: type`` of input variables, from an object schema: (needed classes, declarations)."""
+    writer = _Writer()
+    defs = inputs.get("$defs", {})
+    lines = [f"{name}: {writer.annotation(sub, defs, _camel(name))}" for name, sub in inputs.get("properties", {}).items()]
+    return "\n\n".join(writer.classes.values()), "\n".join(lines)
+
+
+def _camel(name: str) -> str:
+    return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+
+
+def function_schema(contract: ToolContract) -> dict[str, Any]:
+    """The contract as a native function-calling tool: name, description, parameters."""
+    parameters = {k: v for k, v in contract.parameters.items()}
+    returns = _returns_note(contract)
+    return {
+        "name": contract.name,
+        "description": "\n".join(part for part in (contract.description, returns) if part),
+        "parameters": parameters,
+    }
+
+
+def _returns_note(contract: ToolContract) -> str:
+    """What a call returns, in stub notation: native tool schemas have no place for it."""
+    writer = _Writer()
+    text = writer.annotation(contract.returns, contract.returns.get("$defs", {}), _camel(contract.name) + "Result")
+    if text in ("None", "Any"):
+        return ""
+    classes = "; ".join(
+        f"{name} = {{{', '.join(line.strip() for line in body.splitlines()[1:] if not line.strip().startswith(chr(34)))}}}"
+        for name, body in writer.classes.items() if body.startswith("class ")
+    )  # fmt: skip
+    return f"Returns {text}." + (f" {classes}" if classes else "")

@@ -1,0 +1,135 @@
+"""Toolbox: contracts bound to implementations, each with a revision. The one capability surface."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from dse.canonical import digest
+from dse.contracts.schema import adapter_for
+from dse.contracts.tool import Tool, ToolContract, source_revision, tool
+from dse.errors import ContractMismatch, ToolboxError
+
+__all__ = ["Toolbox"]
+
+Rule = Callable[[dict[str, Any]], bool]
+
+
+class Toolbox:
+    """Tools by name, and the named approval rules that their contracts mention.
+
+    Args:
+        tools: declared tools (``@dse.tool``); those without a body must be bound before a run needs them.
+        rules: ``{"name@version": callable(arguments) -> bool}``: True means the call needs a decision.
+    """
+
+    def __init__(self, tools: Iterable[Any] = (), *, rules: Mapping[str, Rule] | None = None) -> None:
+        self._tools: dict[str, Tool] = {}
+        self.rules: dict[str, Rule] = dict(rules or {})
+        for one in tools:
+            self.add(one)
+
+    def add(self, one: Tool | Callable[..., Any]) -> Toolbox:
+        """Add a declared tool. A plain function is refused: its effect is unknown.
+
+        Raises:
+            ToolboxError
+        """
+        if not isinstance(one, Tool):
+            raise ToolboxError("A toolbox takes tools declared with @dse.tool", value=repr(one),
+                               remedy="Decorate the function, which states its effect.")  # fmt: skip
+        if one.name in self._tools and self._tools[one.name] is not one:
+            raise ToolboxError("Two tools have the same name", value=one.name, remedy="Rename one of them.")
+        self._tools[one.name] = one
+        return self
+
+    def bind(self, name: str, fn: Callable[..., Any], *, revision: str | None = None) -> Toolbox:
+        """Give the declared tool `name` the implementation `fn` (same parameters and types).
+
+        Raises:
+            ToolboxError: unknown name.
+            ContractMismatch: `fn` has another interface than the contract.
+        """
+        old = self[name]
+        if isinstance(fn, Tool):
+            new = fn
+        else:
+            c = old.contract
+            new = tool(fn, effect=c.effect, name=c.name, description=c.description, revision=revision)
+        if _shape(new.contract) != _shape(old.contract):
+            raise ContractMismatch(f"The implementation bound to {name!r} has another interface than its contract",
+                                   value=f"{_shape(new.contract)} instead of {_shape(old.contract)}",
+                                   remedy="Give it the same parameters, types and return type.")  # fmt: skip
+        self._tools[name] = dataclasses.replace(
+            old, fn=new.fn, params=new.params, returns=new.returns, context_parameter=new.context_parameter,
+            revision=revision or new.revision or source_revision(fn), _declared=fn,
+        )  # fmt: skip
+        return self
+
+    def bind_contract(self, contract: ToolContract, fn: Callable[..., Any], *, revision: str | None = None) -> Toolbox:
+        """Bind a contract that exists only as data; arguments arrive as the plain values of its schema."""
+        params = adapter_for(contract.parameters)
+        one = Tool(contract, fn, _PlainParams(params, contract), adapter_for(contract.returns), None,  # type: ignore[arg-type]
+                   revision or source_revision(fn), fn)  # fmt: skip
+        return self.add(one)
+
+    def merged(self, overrides: Mapping[str, Callable[..., Any]]) -> Toolbox:
+        """A copy in which some implementations are replaced (an environment's, a test's)."""
+        copy = Toolbox(rules=self.rules)
+        copy._tools = dict(self._tools)
+        for name, fn in overrides.items():
+            copy.bind(name, fn)
+        return copy
+
+    def __getitem__(self, name: str) -> Tool:
+        try:
+            return self._tools[name]
+        except KeyError:
+            raise ToolboxError("The toolbox has no such tool", value=name,
+                               remedy=f"It has: {', '.join(sorted(self._tools)) or 'none'}.") from None  # fmt: skip
+
+    def get(self, name: str) -> Tool | None:
+        return self._tools.get(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tools
+
+    def __iter__(self) -> Iterator[Tool]:
+        return iter(self._tools.values())
+
+    def __len__(self) -> int:
+        return len(self._tools)
+
+    def __repr__(self) -> str:
+        return f"<dse.Toolbox {', '.join(self._tools)}>"
+
+    def contracts(self) -> dict[str, ToolContract]:
+        return {name: one.contract for name, one in self._tools.items()}
+
+    def revision(self, names: Iterable[str]) -> str:
+        """One id for the implementations of `names`."""
+        return digest({name: self[name].revision for name in sorted(names)})
+
+
+def _shape(contract: ToolContract) -> dict[str, Any]:
+    def bare(schema: Any) -> Any:
+        if isinstance(schema, dict):
+            return {k: bare(v) for k, v in sorted(schema.items()) if k not in ("description", "default", "required")}
+        return [bare(v) for v in schema] if isinstance(schema, list) else schema
+
+    return {"parameters": bare(contract.parameters), "returns": bare(contract.returns)}
+
+
+class _PlainParams:
+    """Parameters of a contract without Python types: validates to, and dumps, plain values."""
+
+    def __init__(self, adapter: TypeAdapter[Any], contract: ToolContract) -> None:
+        self.adapter = adapter
+        self.names = tuple(contract.parameters.get("properties", {}))
+
+    def validate(self, wire: Mapping[str, Any]) -> dict[str, Any]:
+        made = self.adapter.validate_python(wire)
+        return {} if isinstance(made, dict) else made.model_dump(mode="json", by_alias=True)

@@ -1,0 +1,84 @@
+"""Environments: a fresh, isolated world of tool implementations for one rollout."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dse.contracts.tool import source_revision
+from dse.errors import UserError
+
+__all__ = ["Environment", "World", "environment"]
+
+
+@dataclass(frozen=True)
+class World:
+    """What one rollout runs against.
+
+    Attributes:
+        deps: handed to implementations as ``ctx.deps``.
+        tools: implementations that replace the toolbox's, by name.
+        state: called once after the run; its result (plain JSON data) is the end state that the metric sees.
+        approve: decides about calls that need approval, ``callable(request) -> bool``; default: yes, because
+            nothing outside the world can be reached.
+    """
+
+    deps: Any = None
+    tools: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    state: Callable[[], Any] | None = None
+    approve: Callable[[Any], Any] | None = None
+
+
+class Environment:
+    """A factory of worlds: a function, or a generator that cleans up after its ``yield``, sync or async."""
+
+    def __init__(self, factory: Callable[[Any], Any], *, name: str, revision: str) -> None:
+        self.factory = factory
+        self.name = name
+        self.revision = revision
+        self.__doc__ = factory.__doc__
+
+    def __repr__(self) -> str:
+        return f"<dse.Environment {self.name} {self.revision}>"
+
+    def __call__(self, example: Any) -> Any:
+        return self.factory(example)
+
+    @contextlib.asynccontextmanager
+    async def enter(self, example: Any) -> AsyncIterator[World]:
+        """A fresh world for `example`; leaves it on exit, also when the run failed.
+
+        Raises:
+            UserError: if the factory gives something else than a World.
+        """
+        made = self.factory(example)
+        if inspect.isasyncgen(made):
+            async with contextlib.asynccontextmanager(self.factory)(example) as world:
+                yield self._checked(world)
+        elif inspect.isgenerator(made):
+            made.close()
+            with contextlib.contextmanager(self.factory)(example) as world:
+                yield self._checked(world)
+        else:
+            yield self._checked(await made if inspect.isawaitable(made) else made)
+
+    def _checked(self, world: Any) -> World:
+        if not isinstance(world, World):
+            raise UserError(f"Environment {self.name!r} gave something else than a dse.World", value=repr(world),
+                            remedy="yield or return dse.World(deps=...).")  # fmt: skip
+        return world
+
+
+def environment(factory: Callable[[Any], Any] | None = None, /, *, revision: str | None = None, name: str | None = None) -> Any:
+    """Declare an environment: ``factory(example)`` makes (or yields) a `World`.
+
+    Args:
+        revision: part of every rollout's identity; default a hash of the source.
+    """
+    if factory is None:
+        return lambda fn: environment(fn, revision=revision, name=name)
+    return Environment(factory, name=name or getattr(factory, "__name__", "environment"),
+                       revision=revision or source_revision(factory))  # fmt: skip
