@@ -51,7 +51,7 @@ _EXPORTS = {
     "tool": "dse.contracts.tool",
 }
 
-__all__ = ["__version__", *sorted(_EXPORTS)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_EXPORTS)]
 
 if TYPE_CHECKING:
     from dse.artifacts.artifact import Artifact

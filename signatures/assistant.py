@@ -200,9 +200,6 @@ def end_state(profile: dict[str, Any], calls: Iterable[dict[str, Any]]) -> dict[
 
 # --- the tools ------------------------------------------------------------------------------------------
 
-Context = dse.ToolContext[ProfileWorld]
-
-
 @dse.tool(effect="read", timeout_s=5)
 async def get_profile(ctx: dse.ToolContext[ProfileWorld]) -> Profile:
     """The whole profile as it is now, without the memory."""

@@ -161,7 +161,7 @@ DEPARTMENTS: dict[str, tuple[str, ...]] = {
     "Operations": ("Logistics", "Facilities", "Procurement", "Field Service", "Service Desk"),
     "Research": ("Applied Research", "User Research", "Lab Support", "Materials Lab"),
     "Customer Care": ("Onboarding", "Customer Support", "Customer Success", "Renewals"),
-    "Finance": ("Treasury", "Controlling", "Tax", "Accounts Payable"),
+    "Finance": ("Treasury", "Controlling", "Payroll", "Accounts Payable"),
 }
 BASE_BUDGETS: dict[Category, tuple[int, int, int]] = {  # EUR a quarter for juniors; every amount divides by 3
     "travel": (900, 1200, 1500),
@@ -237,7 +237,7 @@ UNCOUNTED_NOTES = {
     "withdrawn": ("handed in by mistake", "paid by colleague", "wrong cost centre"),
     "rebilled": ("project Alder", "client Norrland AB", "client Ferro & Figli", "project Kestrel"),
 }
-CUSTOM_REASONS = ("part-time contract", "client far away", "relocation", "hardware refresh", "mentoring role",
+CUSTOM_REASONS = ("clients far away", "relocation", "hardware refresh", "mentoring role",
                   "agreed at yearly review", "temporary project", "new office set-up")  # fmt: skip
 OFFICES = ("Berlin", "Lisbon", "Tallinn", "Kraków", "Lyon", "Malmö")
 # How the spending of one person, quarter and category is arranged around the budget that applies to it.
@@ -312,6 +312,7 @@ class CompanyWorld:
         self._members = {member.user_id: member for roster in self._rosters.values() for member in roster}
         self._by_folded_name = {fold(name): name for name in self._teams}
         self._cells: dict[tuple[int, Quarter, Category], list[Expense]] = {}
+        self._customs: dict[tuple[int, Category], CustomBudget | None] = {}
 
     @staticmethod
     def _leave(rng: Stream) -> list[str]:
@@ -348,22 +349,10 @@ class CompanyWorld:
         ]
 
     def custom_budget(self, user_id: int, category: Category) -> CustomBudget | None:
-        member = self.member(user_id)
-        rng = Stream("custom", self.seed, user_id, category)
-        if not rng.chance(24):
-            return None
-        default = self._defaults[category, member.level]
-        amount = (default * rng.pick((50, 60, 75, 125, 150, 175)) // 100 + 500) // 1000 * 1000  # whole tens of EUR
-        kind = rng.weighted({"always": 45, "yearly": 25, "sometimes": 30})
-        quarters = sorted(rng.sample(QUARTERS, rng.between(1, 2))) if kind == "sometimes" else list(QUARTERS)
-        return CustomBudget(
-            user_id=user_id,
-            category=category,
-            amount_eur=amount * (4 if kind == "yearly" else 1) / 100,
-            per="year" if kind == "yearly" else "quarter",
-            quarters=quarters,
-            reason=rng.pick(CUSTOM_REASONS),
-        )
+        key = (user_id, category)
+        if key not in self._customs:
+            self._customs[key] = self._make_custom(self.member(user_id), category)
+        return self._customs[key]
 
     def expenses(self, user_id: int, quarter: Quarter, category: Category | None = None) -> list[Expense]:
         """Line items by date; of every category when none is given."""
@@ -424,6 +413,23 @@ class CompanyWorld:
             return round(custom.amount_eur * 100) // (4 if custom.per == "year" else 1)
         away = sum(month in member.leave_months for month in quarter_months(quarter))
         return self._defaults[category, member.level] // 3 * (3 - away)
+
+    def _make_custom(self, member: Member, category: Category) -> CustomBudget | None:
+        rng = Stream("custom", self.seed, member.user_id, category)
+        if not rng.chance(24):
+            return None
+        default = self._defaults[category, member.level]
+        amount = (default * rng.pick((50, 60, 75, 125, 150, 175)) // 100 + 500) // 1000 * 1000  # whole tens of EUR
+        kind = rng.weighted({"always": 45, "yearly": 25, "sometimes": 30})
+        quarters = sorted(rng.sample(QUARTERS, rng.between(1, 2))) if kind == "sometimes" else list(QUARTERS)
+        return CustomBudget(
+            user_id=member.user_id,
+            category=category,
+            amount_eur=amount * (4 if kind == "yearly" else 1) / 100,
+            per="year" if kind == "yearly" else "quarter",
+            quarters=quarters,
+            reason=rng.pick(CUSTOM_REASONS),
+        )
 
     def _make_cell(self, member: Member, quarter: Quarter, category: Category) -> list[Expense]:
         rng = Stream("cell", self.seed, member.user_id, quarter, category)

@@ -24,7 +24,8 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaV
 from dse.canonical import canonical_json
 from dse.errors import Unserialisable
 
-__all__ = ["adapter_for", "dump_wire", "guest_from_wire", "resolve", "schema_of", "wire_from_guest"]
+__all__ = ["adapter_for", "canonical_sets", "dump_wire", "guest_from_wire", "make_model", "model_values", "resolve", "schema_of",
+           "wire_from_guest"]  # fmt: skip
 
 Schema = dict[str, Any]
 _SUBSCHEMAS = ("items", "additionalProperties", "not", "contains", "propertyNames")
@@ -198,11 +199,42 @@ def adapter_for(schema: Schema) -> TypeAdapter[Any]:
 def dump_wire(adapter: TypeAdapter[Any], value: Any, schema: Schema, *, exclude_unset: bool = False) -> Any:
     """The plain JSON form of a validated value; sets are sorted, so that equal values have equal text."""
     wire = adapter.dump_python(value, mode="json", by_alias=True, exclude_unset=exclude_unset, warnings="error")
-    return _sort_sets(wire, schema, schema.get("$defs", {})) if _has_sets(schema) else wire
+    return canonical_sets(wire, schema)
+
+
+_SETS: dict[int, tuple[Schema, bool]] = {}
 
 
 def _has_sets(schema: Schema) -> bool:
-    return b'"uniqueItems":true' in canonical_json(schema)
+    known = _SETS.get(id(schema))
+    if known is None:
+        if len(_SETS) > 4096:
+            _SETS.clear()
+        known = _SETS[id(schema)] = (schema, b'"uniqueItems":true' in canonical_json(schema))  # the reference keeps the id
+    return known[1]
+
+
+def make_model(name: str, fields: dict[str, tuple[Any, Any, str]]) -> type[BaseModel]:
+    """A model of `fields` (name -> annotation, default or ``...``, description) that refuses unknown names.
+
+    Attributes are called ``f0, f1, ...`` so that a field may have any name (``json``, ``copy`` ...).
+    """
+    made: dict[str, Any] = {}
+    for index, (field, (annotation, default, text)) in enumerate(fields.items()):
+        info = Field(alias=field, description=text or None) if default is ... else Field(
+            default, alias=field, description=text or None)  # fmt: skip
+        made[f"f{index}"] = (annotation, info)
+    return create_model(name, __config__=ConfigDict(extra="forbid"), **made)
+
+
+def model_values(made: BaseModel) -> dict[str, Any]:
+    """The typed values of a model from `make_model`, by field name."""
+    return {str(info.alias): getattr(made, key) for key, info in type(made).model_fields.items()}
+
+
+def canonical_sets(wire: Any, schema: Schema) -> Any:
+    """`wire` with the items of every set in a fixed order."""
+    return _sort_sets(wire, schema, schema.get("$defs", {})) if _has_sets(schema) else wire
 
 
 def _sort_sets(wire: Any, schema: Any, defs: dict[str, Schema]) -> Any:

@@ -11,13 +11,13 @@ import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
 from dse.canonical import digest
-from dse.contracts.schema import dump_wire, schema_of
+from dse.contracts.schema import dump_wire, make_model, model_values, schema_of
 from dse.contracts.tool import Tool
 from dse.contracts.toolbox import Toolbox
 from dse.errors import InputError, SignatureError
@@ -78,6 +78,7 @@ class SignatureSpec:
         def fields(specs: Mapping[str, FieldSpec]) -> list[dict[str, Any]]:
             return [
                 {"name": f.name, "schema": f.schema, "desc": f.desc, "sensitive": f.sensitive, "required": f.required}
+                | ({} if f.required else {"default": f.adapter.dump_python(f.default, mode="json", warnings=False)})
                 for f in specs.values()
             ]
 
@@ -125,12 +126,12 @@ class SignatureSpec:
         except ValidationError as exc:
             raise InputError(f"The inputs do not fit {self.name}", value=validation_summary(exc),
                              remedy=f"It takes: {', '.join(self.inputs)}.") from None  # fmt: skip
-        return {name: getattr(made, name) for name in self.inputs}
+        return model_values(made)
 
     def validate_outputs(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Typed outputs; raises pydantic's ``ValidationError``, which strategies turn into repairs."""
         made = self._output_model.model_validate(dict(values))
-        return {name: getattr(made, name) for name in self.outputs}
+        return model_values(made)
 
     def wire_inputs(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return _wire(self.inputs, values)
@@ -158,11 +159,7 @@ def validation_summary(exc: ValidationError, limit: int = 8) -> str:
 
 
 def _model(name: str, fields: Mapping[str, FieldSpec]) -> type[BaseModel]:
-    made: dict[str, Any] = {}
-    for f in fields.values():
-        annotation = Annotated[f.annotation, Field(description=f.desc)] if f.desc else f.annotation
-        made[f.name] = (annotation, ... if f.required else f.default)
-    return create_model(name, __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=False), **made)
+    return make_model(name, {f.name: (f.annotation, ... if f.required else f.default, f.desc) for f in fields.values()})
 
 
 def _wire(fields: Mapping[str, FieldSpec], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,13 +17,13 @@ import textwrap
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, model_validator
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 
 from dse.canonical import digest, sha256_hex
-from dse.contracts.schema import schema_of
+from dse.contracts.schema import make_model, schema_of
 from dse.errors import ContractError
 
 __all__ = ["Approval", "Rate", "Tool", "ToolContext", "ToolContract", "tool"]
@@ -380,10 +380,9 @@ def _parameters(fn: Callable[..., Any], tool_name: str, docs: Mapping[str, str])
         if parameter.name.startswith("_"):
             raise ContractError(f"{where} starts with an underscore", value=parameter.name, remedy="Rename it.")
         default = ... if parameter.default is parameter.empty else parameter.default
-        text = docs.get(parameter.name)
-        fields[parameter.name] = (Annotated[hint, Field(description=text)] if text else hint, default)
+        fields[parameter.name] = (hint, default, docs.get(parameter.name, ""))
     try:
-        return create_model(tool_name, __config__=ConfigDict(extra="forbid"), **fields), context_parameter
+        return make_model(tool_name, fields), context_parameter
     except (PydanticSchemaGenerationError, PydanticUserError, NameError) as exc:
         raise ContractError(f"Tool {tool_name!r} has a parameter type that pydantic cannot handle", value=_first_line(exc),
                             remedy="Use models, dataclasses, TypedDict, Literal, Enum, list, dict and plain types.") from exc  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,7 +12,7 @@ from pydantic import TypeAdapter
 
 from dse.canonical import digest
 from dse.contracts.schema import adapter_for
-from dse.contracts.tool import Tool, ToolContract, source_revision, tool
+from dse.contracts.tool import Rate, Tool, ToolContract, source_revision, tool
 from dse.errors import ContractMismatch, ToolboxError
 
 __all__ = ["Toolbox"]
@@ -28,6 +30,8 @@ class Toolbox:
 
     def __init__(self, tools: Iterable[Any] = (), *, rules: Mapping[str, Rule] | None = None) -> None:
         self._tools: dict[str, Tool] = {}
+        self._windows: dict[str, deque[float]] = {}  # start times per rated tool, shared by merged copies
+        self._lock = threading.Lock()
         self.rules: dict[str, Rule] = dict(rules or {})
         for one in tools:
             self.add(one)
@@ -80,6 +84,7 @@ class Toolbox:
         """A copy in which some implementations are replaced (an environment's, a test's)."""
         copy = Toolbox(rules=self.rules)
         copy._tools = dict(self._tools)
+        copy._windows, copy._lock = self._windows, self._lock
         for name, fn in overrides.items():
             copy.bind(name, fn)
         return copy
@@ -105,6 +110,16 @@ class Toolbox:
 
     def __repr__(self) -> str:
         return f"<dse.Toolbox {', '.join(self._tools)}>"
+
+    def reserve_slot(self, name: str, rate: Rate, now: float, longest_s: float) -> float | None:
+        """Seconds to wait for the next free slot of a rated tool, or None if that is longer than `longest_s`."""
+        with self._lock:
+            window = self._windows.setdefault(name, deque(maxlen=rate.calls))
+            start = now if len(window) < rate.calls else max(now, window[0] + rate.per_s)
+            if start - now > longest_s:
+                return None
+            window.append(start)
+            return start - now
 
     def contracts(self) -> dict[str, ToolContract]:
         return {name: one.contract for name, one in self._tools.items()}

@@ -54,15 +54,14 @@ class Environment:
         Raises:
             UserError: if the factory gives something else than a World.
         """
-        made = self.factory(example)
-        if inspect.isasyncgen(made):
+        if inspect.isasyncgenfunction(self.factory):
             async with contextlib.asynccontextmanager(self.factory)(example) as world:
                 yield self._checked(world)
-        elif inspect.isgenerator(made):
-            made.close()
+        elif inspect.isgeneratorfunction(self.factory):
             with contextlib.contextmanager(self.factory)(example) as world:
                 yield self._checked(world)
         else:
+            made = self.factory(example)
             yield self._checked(await made if inspect.isawaitable(made) else made)
 
     def _checked(self, world: Any) -> World:

@@ -1,0 +1,506 @@
+"""The gate: one paired test of one candidate against the incumbent on the sealed holdout.
+
+**Statistic.** Each row gives a utility difference under the objective,
+
+    U = (score difference) - cost_weight (USD difference) - latency_weight (seconds difference)
+        + exposure_weight (effects removed),
+
+candidate minus incumbent, and the test asks whether its mean is above zero: an exact McNemar test when scores
+are 0 or 1, every cluster is one row and nothing but quality is priced, otherwise a sign-flip permutation test
+that flips whole clusters. A difference that is the same on every row (an effect removed) gives 2^-clusters.
+
+**Quality floor.** Prices never buy back quality below the floor. All parts are tested at the same alpha and
+all must hold, so no correction for several tests is needed.
+
+* ``min_quality``: the one-sided lower bound of the candidate's mean score reaches it.
+* ``max_quality_loss``, when anything but quality is priced, holds in one of three ways: no row scores worse;
+  or quality by itself is significantly better (the same paired test); or the one-sided lower bound of the
+  quality difference is at least ``-max_quality_loss``. The first way lets a cheaper or safer candidate of
+  equal quality win with ``max_quality_loss=0``, which no bound on finite data could show; how many worse
+  clusters may have gone unseen is part of the reasons. When only quality counts, promotion already requires
+  it to be significantly better, so there is nothing to add.
+
+**Hard limits** (``max_cost`` on the mean, ``max_p95_latency_s`` on the nearest-rank 95th percentile) hold for
+what was measured on these rows.
+
+**Verdict.**
+
+* PROMOTE: p <= alpha, the floor holds, the limits hold.
+* KEEP: a limit or a floor is not met as measured; or no row is better (ties keep the incumbent); or the test
+  is not significant and the 95% interval of the gain ends below ``worthwhile``.
+* INSUFFICIENT: the floor is met as measured but not shown; or the test is not significant and the interval
+  still holds a gain of ``worthwhile`` or lies wholly above zero. ``rows_needed`` further rows like these
+  would decide, with probability `power`, if the true gain is the larger of the measured one and
+  ``worthwhile`` (for a floor: if the true quality is as measured).
+
+The test assumes differences that are symmetric about zero under the null hypothesis. Rare, large losses break
+that, and neither test nor interval can see what never happened in these rows: intervals therefore allow for one
+win and one loss that the rows did not show.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from dse import statistics
+from dse.canonical import canonical_json
+from dse.errors import ArtifactInvalid, DatasetError, DuplicateRow, MetricError, MissingHoldout, UserError
+from dse.objective import Objective, unknown
+from dse.statistics import Interval
+
+__all__ = ["MIN_CLUSTERS", "GateResult", "PairedRow", "Verdict", "evidence", "gate", "recompute"]
+
+Verdict = Literal["PROMOTE", "KEEP", "INSUFFICIENT"]
+
+#: Fewer independent clusters decide nothing: with 7, a gain of 20 points is found 40 times in 100.
+MIN_CLUSTERS = 8
+_LEVEL = 0.95
+_TIE = 1e-12
+
+
+@dataclass(frozen=True)
+class PairedRow:
+    """One holdout row, run by both. Scores in [0, 1], costs in USD, latencies in seconds, None = unknown.
+
+    Rows that share a ``cluster`` are not independent; a row of its own has its row_hash as cluster.
+    """
+
+    row_hash: str
+    cluster: str
+    candidate_score: float
+    incumbent_score: float
+    candidate_cost: float | None = None
+    incumbent_cost: float | None = None
+    candidate_latency: float | None = None
+    incumbent_latency: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("row_hash", "cluster"):
+            text = getattr(self, name)
+            if not isinstance(text, str) or not text:
+                raise DatasetError(f"A paired row needs a {name}", value=repr(text),
+                                   remedy="Use the row's hash, also as cluster of an independent row.")  # fmt: skip
+        for name in ("candidate_score", "incumbent_score"):
+            score = _number(getattr(self, name))
+            if score is None or not 0 <= score <= 1:
+                raise MetricError(f"{name} is not a score in [0, 1]", value=repr(getattr(self, name)),
+                                  remedy="Scale the metric; a failed run scores 0.", row=self.row_hash)  # fmt: skip
+            object.__setattr__(self, name, score)
+        for name in ("candidate_cost", "incumbent_cost", "candidate_latency", "incumbent_latency"):
+            if getattr(self, name) is None:
+                continue
+            amount = _number(getattr(self, name))
+            if amount is None or amount < 0:
+                raise DatasetError(f"{name} is not a finite amount of at least 0", value=repr(getattr(self, name)),
+                                   remedy="Use None for an unknown amount.", row=self.row_hash)  # fmt: skip
+            object.__setattr__(self, name, amount)
+
+    def to_list(self) -> list[Any]:
+        """The row as evidence: the fields in their order."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, (str, bytes)):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What the gate found. Differences are candidate minus incumbent, per row; intervals are two-sided 95%.
+
+    Attributes:
+        verdict: what happens to the incumbent; ``reasons`` say why, the deciding one first.
+        p_value: one-sided p of the mean utility difference; ``test`` names the test.
+        mean_difference: utility difference. quality_difference: score difference.
+        quality_floor: how ``max_quality_loss`` stands: "not priced" (only quality counts), "no row worse",
+            "quality better", "bound", or, where it does not hold, "unproven" or "unmet".
+        quality_lower_bound: one-sided lower bound (level 1 - alpha) of the score difference.
+        mde: utility gain that this holdout finds with probability ``power``; None where it can find none.
+        candidate_cost, incumbent_cost: mean USD per run. candidate_p95_latency_s, incumbent_p95_latency_s:
+            seconds. None where a row's is unknown.
+        wins, losses, ties: rows by utility difference.
+        rows_needed: further rows that would decide an INSUFFICIENT, otherwise None.
+    """
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    p_value: float
+    test: str
+    mean_difference: Interval
+    quality_difference: Interval
+    candidate_quality: Interval
+    incumbent_quality: Interval
+    quality_floor: str
+    quality_lower_bound: float
+    mde: float | None
+    candidate_cost: float | None
+    incumbent_cost: float | None
+    candidate_p95_latency_s: float | None
+    incumbent_p95_latency_s: float | None
+    n_rows: int
+    n_clusters: int
+    wins: int
+    losses: int
+    ties: int
+    rows_needed: int | None
+    alpha: float
+    power: float
+    seed: int
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain JSON data."""
+        return {**asdict(self), "reasons": list(self.reasons)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> GateResult:
+        """Read `to_dict` back.
+
+        Raises:
+            ArtifactInvalid: an unknown or missing field, or a value of the wrong type.
+        """
+        try:
+            return TypeAdapter(cls).validate_json(canonical_json(dict(data)), strict=True)
+        except ValidationError as exc:
+            first = exc.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ArtifactInvalid(f"The gate's result is malformed at {where!r}: {first['msg']}",
+                                  remedy="Restore it from the artifact as it was written.") from None  # fmt: skip
+
+    def disagreements(self, other: GateResult, *, tolerance: float = 1e-9) -> list[str]:
+        """Fields that differ: floats by more than `tolerance`, all else at all. Reasons are not compared."""
+        found: list[str] = []
+        _compare(self.to_dict(), other.to_dict(), "", tolerance, found)
+        return found
+
+
+def _compare(mine: Any, theirs: Any, path: str, tolerance: float, found: list[str]) -> None:
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        for key in mine:
+            if key != "reasons":
+                _compare(mine[key], theirs[key], f"{path}.{key}".lstrip("."), tolerance, found)
+    elif isinstance(mine, float) and isinstance(theirs, float):
+        if not math.isclose(mine, theirs, rel_tol=tolerance, abs_tol=tolerance):
+            found.append(path)
+    elif mine != theirs:
+        found.append(path)
+
+
+def gate(
+    rows: Iterable[PairedRow],
+    *,
+    objective: Objective,
+    baseline_exposure: float = 0,
+    candidate_exposure: float = 0,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    seed: int = 0,
+) -> GateResult:
+    """Decide whether the candidate replaces the incumbent. See the module for the rules.
+
+    Args:
+        rows: every holdout row once, in any order; average replicates first.
+        baseline_exposure, candidate_exposure: effects that the incumbent and the candidate can have (for
+            example the number of tools with effects on their allow-lists).
+        alpha: one-sided level of the test and of each bound.
+        power: what ``mde`` and ``rows_needed`` are planned for.
+        seed: for the Monte Carlo test, which is only used with more than 32 clusters that differ.
+
+    Raises:
+        MissingHoldout: fewer than 8 clusters. DuplicateRow: a row twice.
+        UserError: a cost or latency is unknown and the objective needs it, or an argument is out of range.
+    """
+    ordered = sorted(rows, key=lambda row: row.row_hash)
+    clusters = [row.cluster for row in ordered]
+    _check(ordered, len(set(clusters)), objective)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise UserError("The seed must be a whole number", value=repr(seed), remedy="Use 0.")
+    removed = _exposure(baseline_exposure) - _exposure(candidate_exposure)
+    facts = _Facts(ordered, clusters, objective, removed, alpha, power, seed)
+    verdict, reasons, rows_needed = facts.decide()
+    signs = [0 if abs(value) <= _TIE else math.copysign(1, value) for value in facts.utility]
+    return GateResult(
+        verdict=verdict,
+        reasons=tuple(reasons),
+        p_value=facts.test.p_value,
+        test=f"{facts.test.method}, one-sided",
+        mean_difference=facts.gain,
+        quality_difference=facts.quality_gain,
+        candidate_quality=facts.candidate,
+        incumbent_quality=facts.incumbent,
+        quality_floor=facts.floor,
+        quality_lower_bound=facts.quality_bound,
+        mde=facts.mde,
+        candidate_cost=facts.candidate_cost,
+        incumbent_cost=facts.incumbent_cost,
+        candidate_p95_latency_s=facts.candidate_p95,
+        incumbent_p95_latency_s=facts.incumbent_p95,
+        n_rows=len(ordered),
+        n_clusters=facts.count,
+        wins=signs.count(1),
+        losses=signs.count(-1),
+        ties=signs.count(0),
+        rows_needed=rows_needed,
+        alpha=float(alpha),
+        power=float(power),
+        seed=seed,
+    )
+
+
+def _check(rows: Sequence[PairedRow], clusters: int, objective: Objective) -> None:
+    for before, row in itertools.pairwise(rows):
+        if before.row_hash == row.row_hash:
+            raise DuplicateRow("A holdout row occurs twice", value=row.row_hash,
+                               remedy="Average the replicates of a row first.")  # fmt: skip
+    if clusters < MIN_CLUSTERS:
+        raise MissingHoldout(f"The holdout has {clusters} clusters; a verdict needs {MIN_CLUSTERS}",
+                             remedy=f"Add rows of at least {MIN_CLUSTERS - clusters} further clusters.",
+                             clusters=clusters, rows=len(rows))  # fmt: skip
+    for row in rows:
+        for quantity, weight, limit in (("cost", "cost_weight", "max_cost"),
+                                        ("latency", "latency_weight", "max_p95_latency_s")):  # fmt: skip
+            candidate, incumbent = (getattr(row, f"{who}_{quantity}") for who in ("candidate", "incumbent"))
+            if getattr(objective, weight) and (candidate is None or incumbent is None):
+                raise unknown(quantity, weight)
+            if getattr(objective, limit) is not None and candidate is None:
+                raise unknown(quantity, limit)
+
+
+def _exposure(value: Any) -> float:
+    number = _number(value)
+    if number is None or number < 0:
+        raise UserError("An exposure must be a finite number of at least 0", value=repr(value),
+                        remedy="Count the effects that the plan's allow-list permits.")  # fmt: skip
+    return number
+
+
+class _Facts:
+    """Everything measured on the rows, and the verdict that follows from it."""
+
+    def __init__(self, rows: Sequence[PairedRow], clusters: list[str], objective: Objective, removed: float,
+                 alpha: float, power: float, seed: int) -> None:  # fmt: skip
+        self.objective, self.alpha, self.power = objective, alpha, power
+        self.n, self.count = len(rows), len(set(clusters))
+        mine = [row.candidate_score for row in rows]
+        theirs = [row.incumbent_score for row in rows]
+        self.quality = [a - b for a, b in zip(mine, theirs, strict=True)]
+        self.utility = [  # utility is linear, so the utility of the differences is the difference in utility
+            objective.utility(
+                difference,
+                _minus(row.candidate_cost, row.incumbent_cost),
+                _minus(row.candidate_latency, row.incumbent_latency),
+                removed,
+            )
+            for row, difference in zip(rows, self.quality, strict=True)
+        ]
+        priced_exposure = objective.exposure_weight * removed != 0
+        self.priced = bool(objective.cost_weight or objective.latency_weight or priced_exposure)
+        self.same = removed == 0 and all(
+            row.candidate_score == row.incumbent_score
+            and row.candidate_cost == row.incumbent_cost
+            and row.candidate_latency == row.incumbent_latency
+            for row in rows
+        )
+        exact = not self.priced and self.count == self.n and statistics.is_binary(mine + theirs)
+        quality_test = (
+            statistics.mcnemar(self.quality.count(1), self.quality.count(-1), ties=self.quality.count(0))
+            if exact
+            else statistics.sign_flip(self.quality, clusters, seed=seed)
+        )
+        self.test = statistics.sign_flip(self.utility, clusters, seed=seed) if self.priced else quality_test
+        # The largest quality difference seen stands for one that was not; where none was seen, a full point.
+        unseen = max(map(abs, self.quality)) or 1.0
+        self.gain = statistics.paired_interval(self.utility, clusters, level=_LEVEL, unseen=unseen)
+        self.quality_gain = statistics.paired_interval(self.quality, clusters, level=_LEVEL, unseen=unseen)
+        self.quality_bound = statistics.lower_bound(self.quality, clusters, alpha=alpha, unseen=unseen)
+        self.candidate = statistics.score_interval(mine, clusters, level=_LEVEL)
+        self.incumbent = statistics.score_interval(theirs, clusters, level=_LEVEL)
+        self.absolute_bound = statistics.score_interval(mine, clusters, level=1 - 2 * alpha).low
+        assert self.gain.se is not None
+        can_reach = 0.5**self.count <= alpha
+        detectable = statistics.detectable(self.gain.se, self.count - 1, alpha=alpha, power=power)
+        self.mde = detectable if can_reach else None
+        self.floor = self._floor(quality_test.p_value)
+        self.candidate_cost = _mean([row.candidate_cost for row in rows])
+        self.incumbent_cost = _mean([row.incumbent_cost for row in rows])
+        self.candidate_p95 = _p95([row.candidate_latency for row in rows])
+        self.incumbent_p95 = _p95([row.incumbent_latency for row in rows])
+
+    def _floor(self, p_quality: float) -> str:
+        allowed = -self.objective.max_quality_loss
+        if not self.priced:
+            return "not priced"
+        if min(self.quality) >= 0:
+            return "no row worse"
+        if p_quality <= self.alpha:
+            return "quality better"
+        if self.quality_bound >= allowed:
+            return "bound"
+        # A mean on the floor itself, with rows on both sides, is never shown by more rows like these.
+        return "unproven" if self.quality_gain.estimate > allowed + _TIE else "unmet"
+
+    def decide(self) -> tuple[Verdict, list[str], int | None]:
+        if self.same:
+            return "KEEP", ["the candidate behaves like the incumbent on every row (same program)"], None
+        broken = self._broken()
+        if broken:
+            return "KEEP", broken + self._notes(), None
+        significant = self.test.p_value <= self.alpha
+        gain = f"mean utility difference {self.gain.estimate:+.4g}, p = {self.test.p_value:.4g}"
+        unproven, needed = self._unproven()
+        if significant and not unproven:
+            return "PROMOTE", [f"better: {gain}", *self._notes()], None
+        if significant:
+            return "INSUFFICIENT", [*unproven, f"better, but not promoted for that reason: {gain}"], needed
+        if max(self.utility) <= _TIE:
+            return "KEEP", [f"no row is better, and ties keep the incumbent: {gain}"], None
+        worthwhile = self.objective.worthwhile
+        if self.gain.high < worthwhile and self.gain.low <= 0:
+            why = f"not better: {gain}; the 95% interval ends at {self.gain.high:+.4g}, below a worthwhile gain"
+            return "KEEP", [f"{why} of {worthwhile:g}"], None
+        target = max(self.gain.estimate, worthwhile)
+        assert self.gain.se is not None
+        reachable = math.ceil(math.log2(1 / self.alpha))  # clusters without which no p can reach alpha
+        needed = max(needed or 1, self._more(self.gain.se, target),
+                     math.ceil((reachable - self.count) * self.n / self.count))  # fmt: skip
+        why = f"not decided: {gain}, 95% interval {self.gain.low:+.4g} to {self.gain.high:+.4g}"
+        more = f"about {needed} more rows would find a true gain of {target:.4g} with power {self.power:g}"
+        return "INSUFFICIENT", [why, more, *unproven], needed
+
+    def _broken(self) -> list[str]:
+        """Limits and floors that are not met as measured."""
+        objective, found = self.objective, []
+        if objective.max_cost is not None and (self.candidate_cost or 0.0) > objective.max_cost:
+            found.append(f"mean cost {self.candidate_cost:.4g} USD is above max_cost {objective.max_cost:g}")
+        if objective.max_p95_latency_s is not None and (self.candidate_p95 or 0.0) > objective.max_p95_latency_s:
+            limit = f"max_p95_latency_s {objective.max_p95_latency_s:g}"
+            found.append(f"95th percentile of latency {self.candidate_p95:.4g} s is above {limit}")
+        if objective.min_quality is not None and self.candidate.estimate <= objective.min_quality:
+            found.append(f"mean quality {self.candidate.estimate:.4g} is not above min_quality "
+                         f"{objective.min_quality:g}")  # fmt: skip
+        if self.floor == "unmet":
+            found.append(f"mean quality difference {self.quality_gain.estimate:+.4g} with worse rows is not within "
+                         f"max_quality_loss {objective.max_quality_loss:g}")  # fmt: skip
+        return found
+
+    def _unproven(self) -> tuple[list[str], int | None]:
+        """Floors that are met as measured but not shown, and the further rows that would show all of them."""
+        objective, found, rows = self.objective, [], []
+        if objective.min_quality is not None and self.absolute_bound < objective.min_quality:
+            rows.append(self._more_for_rate(self.candidate, objective.min_quality))
+            found.append(f"min_quality {objective.min_quality:g} is not shown: mean quality "
+                         f"{self.candidate.estimate:.4g}, lower bound {self.absolute_bound:.4g}; "
+                         f"about {rows[-1]} more rows would show it")  # fmt: skip
+        if self.floor == "unproven":
+            assert self.quality_gain.se is not None
+            distance = self.quality_gain.estimate + objective.max_quality_loss
+            rows.append(self._more(self.quality_gain.se, distance))
+            found.append(f"max_quality_loss {objective.max_quality_loss:g} is not shown: mean quality difference "
+                         f"{self.quality_gain.estimate:+.4g}, lower bound {self.quality_bound:+.4g}; "
+                         f"about {rows[-1]} more rows would show it")  # fmt: skip
+        return found, max(rows, default=None)
+
+    def _more(self, se: float, distance: float) -> int:
+        """Further rows until a true mean this far from the margin is found with the wanted power."""
+        needed = statistics.required_rows(distance, sd=se * math.sqrt(self.n), alpha=self.alpha, power=self.power)
+        return max(1, needed - self.n)
+
+    def _more_for_rate(self, rate: Interval, margin: float) -> int:
+        """As `_more`, for a mean score: its variance is taken at the margin, as Wilson's interval does."""
+        spread = rate.estimate * (1 - rate.estimate)
+        design = self.n * rate.se**2 / spread if rate.se and spread > 0 else self.n / self.count
+        sd = math.sqrt(margin * (1 - margin) * design)
+        needed = statistics.required_rows(rate.estimate - margin, sd=sd, alpha=self.alpha, power=self.power)
+        return max(1, needed - self.n)
+
+    def _notes(self) -> list[str]:
+        """What a reader should know besides the deciding reason."""
+        objective, found = self.objective, []
+        if self.floor == "no row worse":
+            share = 1 - self.alpha ** (1 / self.count)
+            found.append(f"no row scored worse; with {self.count} clusters, up to {share:.1%} worse ones cannot be "
+                         f"excluded at level {1 - self.alpha:g}")  # fmt: skip
+        elif self.floor in ("quality better", "bound"):
+            found.append(f"quality holds ({self.floor}): mean difference {self.quality_gain.estimate:+.4g}, "
+                         f"lower bound {self.quality_bound:+.4g}")  # fmt: skip
+        for measured, limit, name in (
+            (self.incumbent_cost, objective.max_cost, "max_cost"),
+            (self.incumbent_p95, objective.max_p95_latency_s, "max_p95_latency_s"),
+        ):
+            if measured is not None and limit is not None and measured > limit:
+                found.append(f"the incumbent itself breaks {name}: {measured:.4g}")
+        return found
+
+
+def _minus(mine: float | None, theirs: float | None) -> float | None:
+    return None if mine is None or theirs is None else mine - theirs
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if len(known) == len(values) else None
+
+
+def _p95(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.quantile(known, 0.95) if len(known) == len(values) else None
+
+
+def evidence(
+    rows: Iterable[PairedRow],
+    *,
+    objective: Objective,
+    baseline_exposure: float = 0,
+    candidate_exposure: float = 0,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Everything `recompute` needs, as plain JSON data: the arguments of `gate`, rows sorted by hash."""
+    return {
+        "rows": [row.to_list() for row in sorted(rows, key=lambda row: row.row_hash)],
+        "objective": objective.to_dict(),
+        "baseline_exposure": baseline_exposure,
+        "candidate_exposure": candidate_exposure,
+        "alpha": alpha,
+        "power": power,
+        "seed": seed,
+    }
+
+
+def recompute(evidence: Mapping[str, Any]) -> GateResult:
+    """The gate's result from recorded evidence alone: nothing is run and no recorded figure is trusted.
+
+    Args:
+        evidence: what `evidence` wrote; further keys are ignored, none of its own may be missing.
+
+    Raises:
+        ArtifactInvalid: a key is missing or a row does not have eight fields.
+        UserError: as `gate`.
+    """
+    arguments = ("objective", "baseline_exposure", "candidate_exposure", "alpha", "power", "seed")
+    missing = [key for key in ("rows", *arguments) if key not in evidence]
+    if missing:
+        raise ArtifactInvalid("The gate's evidence is incomplete", value=", ".join(missing),
+                              remedy="Restore the artifact as it was written, or compile again.")  # fmt: skip
+    rows = []
+    for index, row in enumerate(evidence["rows"]):
+        if not isinstance(row, (list, tuple)) or len(row) != len(fields(PairedRow)):
+            raise ArtifactInvalid(f"Row {index} of the gate's evidence does not have eight fields", value=row,
+                                  remedy="Restore the artifact as it was written, or compile again.")  # fmt: skip
+        rows.append(PairedRow(*row))
+    given = {key: evidence[key] for key in arguments}
+    return gate(rows, **{**given, "objective": Objective.model_validate(given["objective"])})

@@ -1,0 +1,423 @@
+"""Programs: a signature with a plan, a toolbox and a model. Call it, start it, stream it, load it."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import random
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from dse.contracts.signature import Signature, SignatureSpec
+from dse.contracts.toolbox import Toolbox
+from dse.errors import (
+    ContractMismatch,
+    DseError,
+    InfrastructureError,
+    LimitExceeded,
+    ModelError,
+    RunFailed,
+    RunSuspended,
+    SignatureMismatch,
+    ToolboxError,
+    UnprovenModel,
+)
+from dse.plan import Plan, program_id
+from dse.portal import run_sync
+from dse.runtime.dispatcher import Dispatcher, Middleware
+from dse.runtime.run import Run, redact
+from dse.strategies.base import check_plan, seed_plan, strategy
+
+if TYPE_CHECKING:
+    from dse.artifacts.artifact import Artifact
+    from dse.models.lm import LanguageModel
+
+__all__ = ["Prediction", "Program", "RunHandle", "load"]
+
+
+class Prediction:
+    """Validated outputs. Attributes give typed values; ``outputs`` the plain JSON form; ``receipt`` the evidence."""
+
+    __slots__ = ("_values", "outputs", "receipt")
+
+    def __init__(self, values: Mapping[str, Any], outputs: Mapping[str, Any], receipt: Mapping[str, Any]) -> None:
+        self._values = dict(values)
+        self.outputs = dict(outputs)
+        self.receipt = dict(receipt)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(f"the prediction has no output {name!r}; it has: {', '.join(self._values)}") from None
+
+    def __getstate__(self) -> tuple[Any, Any, Any]:
+        return self._values, self.outputs, self.receipt
+
+    def __setstate__(self, state: tuple[Any, Any, Any]) -> None:
+        for name, value in zip(("_values", "outputs", "receipt"), state, strict=True):
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"dse.Prediction({', '.join(f'{k}={v!r}' for k, v in self._values.items())})"
+
+
+class RunHandle:
+    """A run that was started. ``await handle.aresult()`` or ``handle.result()``."""
+
+    def __init__(self, program: Program, run: Run, future: Any) -> None:
+        self._program = program
+        self._run = run
+        self._future = future
+        self.run_id = run.run_id
+
+    @property
+    def done(self) -> bool:
+        return bool(self._future.done())
+
+    @property
+    def journal(self) -> list[dict[str, Any]]:
+        """What has happened so far."""
+        return list(self._run.journal.entries)
+
+    def result(self, timeout_s: float | None = None) -> Prediction:
+        """Wait for the end. Raises what the run raised."""
+        return self._future.result(timeout_s)
+
+    async def aresult(self) -> Prediction:
+        return await asyncio.wrap_future(self._future)
+
+    def cancel(self) -> None:
+        self._future.cancel()
+
+
+class Program:
+    """A signature with a plan, a toolbox and a model.
+
+    Args:
+        signature: the declaration.
+        plan: what to execute; or a mode name for the seed plan of that mode.
+        lm: a dspy model string, ``replay:FILE``, a ``dspy.LM``, an engine or a ``LanguageModel``.
+        toolbox: implementations; default the signature's own tools.
+        deps: handed to implementations as ``ctx.deps``; ``deps=`` of a single call wins.
+        approve: decides about calls that need approval: ``callable(request) -> bool | (bool, reason)``.
+        middleware: wraps the execution of every tool, outermost first.
+        store: a ``dse.Store``; finished runs are written to it.
+
+    Raises:
+        PlanError, ToolboxError: before anything runs.
+    """
+
+    def __init__(
+        self, signature: type[Signature], plan: Plan | str, *, lm: Any = None, toolbox: Toolbox | None = None, deps: Any = None,
+        approve: Callable[[Any], Any] | None = None, middleware: Sequence[Middleware] = (), store: Any = None,
+        stamp: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.signature = signature
+        self.spec: SignatureSpec = signature.spec()
+        self.plan = seed_plan(self.spec, plan) if isinstance(plan, str) else plan
+        check_plan(self.spec, self.plan)
+        self.toolbox = toolbox if toolbox is not None else self.spec.toolbox()
+        check_toolbox(self.spec, self.plan, self.toolbox)
+        self.strategy = strategy(self.plan.mode)
+        self.lm: LanguageModel | None = None
+        if lm is not None:
+            from dse.models.lm import resolve_model
+
+            self.lm = resolve_model(lm)
+        elif self.strategy.needs_model:
+            raise ModelError(f"Mode {self.plan.mode!r} needs a model", remedy="Pass lm='provider/model' or 'replay:FILE'.")
+        self.deps = deps
+        self.approve = approve
+        self.middleware = tuple(middleware)
+        self.store = store
+        self.stamp = dict(stamp or {})
+        name, params = (self.lm.name, self.lm.params) if self.lm else ("none", {})
+        self.program_id = program_id(self.spec, self.plan, self.toolbox, name, params)
+
+    def __repr__(self) -> str:
+        return f"<dse.Program {self.spec.name} {self.plan.mode} {self.program_id[7:19]}>"
+
+    # --- running
+
+    def __call__(self, *, deps: Any = None, **inputs: Any) -> Prediction:
+        """Run to the end, from synchronous code.
+
+        Raises:
+            InputError, RunFailed, RunSuspended, InfrastructureError
+        """
+        return run_sync(lambda: self.acall(deps=deps, **inputs))
+
+    async def acall(self, *, deps: Any = None, **inputs: Any) -> Prediction:
+        """Run to the end."""
+        return await self.execute(self.new_run(inputs), deps=deps)
+
+    def start(self, *, deps: Any = None, **inputs: Any) -> RunHandle:
+        """Start a run in the background and return at once."""
+        from dse.portal import _get
+
+        run = self.new_run(inputs)
+        future = _get().start_task_soon(lambda: self.execute(run, deps=deps))
+        return RunHandle(self, run, future)
+
+    async def astream(self, *, deps: Any = None, **inputs: Any) -> AsyncIterator[dict[str, Any]]:
+        """Events as they happen: the journal's entries, then ``{"kind": "result" | "error", ...}``."""
+        run = self.new_run(inputs)
+        events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        hide = self.spec.sensitive | {n for name in self.plan.allow for n in self.toolbox[name].contract.sensitive}
+        run.journal.subscribers.append(lambda entry: events.put_nowait(redact(entry, hide)))
+        task = asyncio.create_task(self.execute(run, deps=deps))
+        task.add_done_callback(lambda _: events.put_nowait({"kind": "_end"}))
+        try:
+            while (event := await events.get())["kind"] != "_end":
+                yield event
+            if task.cancelled():
+                return
+            exc = task.exception()
+            if exc is None:
+                yield {"kind": "result", "prediction": task.result(), "run_id": run.run_id}
+            else:
+                yield {"kind": "error", "error": exc, "run_id": run.run_id}
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def stream(self, *, deps: Any = None, **inputs: Any) -> Iterator[dict[str, Any]]:
+        """`astream` for synchronous code."""
+        from dse.portal import _get
+
+        with _get().wrap_async_context_manager(_Stream(self.astream(deps=deps, **inputs))) as stream:
+            while (event := run_sync(stream.next)) is not None:
+                yield event
+
+    def new_run(self, inputs: Mapping[str, Any], *, run_id: str | None = None, seed: int | None = None,
+                clock: dt.datetime | None = None, evaluation: bool = False, replicate: int = 0) -> Run:  # fmt: skip
+        """A run on validated inputs, not started yet."""
+        typed = self.spec.validate_inputs(inputs)
+        return Run(
+            run_id=run_id or str(uuid.uuid4()), program_id=self.program_id, spec=self.spec, plan=self.plan, inputs=typed,
+            model=self.lm, seed=random.getrandbits(48) if seed is None else seed,
+            clock=clock or dt.datetime.now(dt.UTC), evaluation=evaluation, replicate=replicate,
+        )  # fmt: skip
+
+    async def execute(self, run: Run, *, deps: Any = None, toolbox: Toolbox | None = None,
+                      approve: Callable[[Any], Any] | None = None) -> Prediction:  # fmt: skip
+        """Run `run` to its end and write its receipt.
+
+        Raises:
+            RunFailed: with ``details['receipt']``; the candidate's failure.
+            RunSuspended, InfrastructureError, UserError
+        """
+        run.dispatcher = Dispatcher(run, toolbox or self.toolbox, deps=self.deps if deps is None else deps,
+                                    approve=approve or self.approve, middleware=self.middleware)  # fmt: skip
+        run.journal.add("run_started", program_id=run.program_id, inputs=run.wire_inputs, seed=run.seed,
+                        clock=run.clock.isoformat(), mode=run.plan.mode)  # fmt: skip
+        try:
+            outputs = await self._attempts(run)
+        except DseError as exc:
+            receipt = self._finish(run, None, exc)
+            exc.details.setdefault("run_id", run.run_id)
+            exc.details["receipt"] = receipt
+            exc.details.setdefault("effects", run.effects.summary())
+            raise
+        receipt = self._finish(run, outputs, None)
+        return Prediction(self.spec.validate_outputs(outputs), outputs, receipt)
+
+    async def _attempts(self, run: Run) -> dict[str, Any]:
+        while True:
+            try:
+                try:
+                    with anyio.fail_after(run.limits.active_s):
+                        return await self.strategy.run(run)
+                except TimeoutError:
+                    raise run.limit("active_s", f"{run.limits.active_s:g} s", f"{run.limits.active_s:g} s") from None
+            except LimitExceeded as exc:
+                outcome = exc.details.get("outcome", "abort")
+                if outcome == "retry" and run.attempt < run.limits.max_retries and run.effects.repeatable:
+                    run.attempt += 1
+                    run.journal.add("retry", limit=exc.details.get("limit"), attempt=run.attempt)
+                    continue
+                if outcome == "retry":
+                    exc.details["outcome"] = "fail_step"
+                raise
+
+    def _finish(self, run: Run, outputs: dict[str, Any] | None, exc: DseError | None) -> dict[str, Any]:
+        hidden = self.spec.sensitive
+        if exc is None:
+            outcome = "ok"
+        elif isinstance(exc, RunSuspended):
+            outcome = "suspended"
+        elif isinstance(exc, RunFailed):
+            outcome = "failed"
+        elif isinstance(exc, InfrastructureError):
+            outcome = "infrastructure"
+        else:
+            outcome = "refused"
+        run.journal.add("run_finished", outcome=outcome, outputs=outputs)
+        receipt = {
+            **self.stamp, "run_id": run.run_id, "program_id": run.program_id, "signature": self.spec.name,
+            "mode": run.plan.mode, "model": self.lm.name if self.lm else None, "outcome": outcome,
+            "error": exc.to_dict() if exc else None,
+            "limit": exc.details.get("limit") if exc else None,
+            "limit_outcome": exc.details.get("outcome") if exc else None,
+            "inputs": redact(run.wire_inputs, hidden), "outputs": redact(outputs, hidden),
+            "effects": run.effects.summary(), "calls": run.receipts, "usage": dict(run.meter.to_dict()),
+            "attempts": run.attempt + 1, "seed": run.seed, "clock": run.clock.isoformat(),
+            "transcript_hash": run.journal.transcript_hash(),
+        }  # fmt: skip
+        if self.store is not None:
+            self.store.save_run(receipt, run.journal.entries)
+        return receipt
+
+    # --- neighbours
+
+    def narrowed(self, allow: Any = None, limits: Mapping[str, Any] | None = None) -> Program:
+        """The same program with fewer tools or lower limits, never more."""
+        return Program(self.signature, self.plan.narrowed(allow, limits), lm=self.lm, toolbox=self.toolbox, deps=self.deps,
+                       approve=self.approve, middleware=self.middleware, store=self.store, stamp=self.stamp)  # fmt: skip
+
+    def as_dspy(self, *, environment: Any = None) -> Any:
+        """A ``dspy.Module`` whose predictors dspy's optimizers and ``dspy.Evaluate`` can drive.
+
+        Raises:
+            EnvironmentRequired: the plan allows write tools and no environment is given.
+        """
+        from dse.interop import as_dspy
+
+        return as_dspy(self, environment)
+
+
+class _Stream:
+    def __init__(self, events: AsyncIterator[dict[str, Any]]) -> None:
+        self.events = events
+
+    async def __aenter__(self) -> _Stream:
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        await self.events.aclose()  # type: ignore[attr-defined]
+
+    async def next(self) -> dict[str, Any] | None:
+        return await anext(self.events, None)
+
+
+def check_toolbox(spec: SignatureSpec, plan: Plan, toolbox: Toolbox) -> None:
+    """Every allowed tool is there, implemented, and has the interface that the signature declares.
+
+    Raises:
+        ToolboxError, ContractMismatch
+    """
+    declared = {tool.name: tool.contract for tool in spec.tools}
+    for name in plan.allow:
+        tool = toolbox[name]
+        if tool.fn is None:
+            raise ToolboxError("An allowed tool has no implementation", value=name,
+                               remedy="Bind one: toolbox.bind(name, function).")  # fmt: skip
+        if name in declared and tool.contract.interface_id != declared[name].interface_id:
+            raise ContractMismatch("A bound tool has another interface than the signature declares", value=name,
+                                   remedy="Bind the declared tool, or declare the new one and compile again.")  # fmt: skip
+
+
+def load(
+    ref: str | Path | Artifact, *, signature: type[Signature], lm: Any = None, toolbox: Toolbox | None = None, deps: Any = None,
+    allow: Any = None, limits: Mapping[str, Any] | None = None, allow_unproven: bool = False, require_signature: bool = False,
+    approve: Callable[[Any], Any] | None = None, middleware: Sequence[Middleware] = (), store: Any = None,
+) -> Program:  # fmt: skip
+    """Load an artifact as a program that executes exactly its plan.
+
+    Args:
+        ref: ``artifacts/Name@champion``, ``Name@sha256:...``, a file, or an ``Artifact``.
+        signature: must be the one that was compiled.
+        lm: must be the model that the evidence is for; default that model. Another one needs `allow_unproven`
+            and is stamped ``unproven`` on every receipt.
+        allow: fewer tools than the artifact allows; `limits`: lower ones.
+
+    Raises:
+        ArtifactError, SignatureMismatch, ContractMismatch, AllowListError, UnprovenModel
+    """
+    from dse.artifacts.artifact import Artifact
+    from dse.artifacts.registry import Registry
+
+    artifact = ref if isinstance(ref, Artifact) else Registry.resolve(ref)
+    if require_signature:
+        artifact.require_seal()
+    spec = signature.spec()
+    program = artifact.program
+    if program.signature.get("signature_id") != spec.signature_id:
+        raise SignatureMismatch(f"The artifact was compiled for another {program.signature.get('name')}", value=spec.name,
+                                remedy="Compile again for the changed signature, or load with the one it was made for.")  # fmt: skip
+    tools = toolbox if toolbox is not None else spec.toolbox()
+    tools = tightened(tools, program.contracts)
+    plan = program.plan.narrowed(allow, limits) if allow is not None or limits else program.plan
+    model, stamp = _proven(artifact, lm, plan, allow_unproven)
+    return Program(signature, plan, lm=model, toolbox=tools, deps=deps, approve=approve, middleware=middleware, store=store,
+                   stamp=stamp)  # fmt: skip
+
+
+def _proven(artifact: Artifact, lm: Any, plan: Plan, allow_unproven: bool) -> tuple[Any, dict[str, Any]]:
+    from dse.models.lm import resolve_model
+
+    proven = artifact.program.model
+    stamp: dict[str, Any] = {"artifact_id": artifact.artifact_id, "unproven": False}
+    if not strategy(plan.mode).needs_model:
+        return None, stamp
+    model = resolve_model(proven.name if lm is None else lm, params=dict(proven.params) if lm is None else None)
+    if (model.name, dict(model.params)) != (proven.name, dict(proven.params)):
+        if not allow_unproven:
+            raise UnprovenModel("The artifact's evidence is for another model", value=f"{model.name} {model.params}",
+                                remedy=f"Use {proven.name} {proven.params}, compile for the new one, or pass "
+                                       "allow_unproven=True, which stamps every receipt.")  # fmt: skip
+        stamp["unproven"] = True
+    return model, stamp
+
+
+def tightened(toolbox: Toolbox, contracts: Mapping[str, Any]) -> Toolbox:
+    """The toolbox under the artifact's contracts: same interfaces, and never a looser policy.
+
+    Raises:
+        ContractMismatch: another interface, or a policy of the bound tool that is looser than the proven one.
+    """
+    copy = toolbox.merged({})
+    for name, proven in contracts.items():
+        bound = copy[name].contract
+        if bound.interface_id != proven.interface_id:
+            raise ContractMismatch("A tool's interface changed since the artifact was compiled", value=name,
+                                   remedy="Compile again, or bind the tool as it was.")  # fmt: skip
+        loosened = looser_fields(bound, proven)
+        if loosened:
+            raise ContractMismatch(f"The policy of {name!r} is looser than the proven one", value=", ".join(loosened),
+                                   remedy="Tighten it again, or compile with the new policy.")  # fmt: skip
+    return copy
+
+
+def looser_fields(bound: Any, proven: Any) -> list[str]:
+    """Policy fields in which `bound` allows more than `proven`."""
+    inf = float("inf")
+
+    def number(value: Any) -> float:
+        return inf if value is None else float(value)
+
+    looser = [name for name in ("timeout_s", "max_calls", "max_output_bytes")
+              if number(getattr(bound, name)) > number(getattr(proven, name))]  # fmt: skip
+    if proven.rate is not None and (
+        bound.rate is None or bound.rate.calls / bound.rate.per_s > proven.rate.calls / proven.rate.per_s
+    ):
+        looser.append("rate")
+    if proven.approval is not None and bound.approval != proven.approval and not (bound.approval and bound.approval.always):
+        looser.append("approval")
+    if bound.idempotent and not proven.idempotent:
+        looser.append("idempotent")
+    strictness = {"parallel": 0, "ordered": 1, "exclusive": 2}
+    if strictness[bound.concurrency] < strictness[proven.concurrency]:
+        looser.append("concurrency")
+    if not set(proven.sensitive) <= set(bound.sensitive):
+        looser.append("sensitive")
+    if bound.cost_usd < proven.cost_usd:
+        looser.append("cost_usd")
+    return looser
+
+

@@ -1,0 +1,100 @@
+"""From predictors to messages and back, with dspy's own adapter.
+
+A predictor is a dspy signature plus the instructions and demos of the plan. Rendering and parsing are
+dspy's; the model is asked by the run, so that limits, journal and recordings see every call.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dse.canonical import digest
+from dse.plan import Prompt
+
+if TYPE_CHECKING:
+    import dspy
+
+__all__ = ["Predictor"]
+
+
+@functools.cache
+def _adapter() -> dspy.ChatAdapter:
+    import os
+
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
+    import dspy
+
+    return dspy.ChatAdapter()
+
+
+_prefixes: dict[tuple[int, str], tuple[Any, tuple[dict[str, Any], ...]]] = {}
+
+
+class Predictor:
+    """One prompt of a strategy: renders requests, parses replies.
+
+    Args:
+        name: of the predictor in the plan's ``prompts``.
+        signature: a dspy signature class with its fields; its instructions are replaced by the prompt's.
+        prompt: instructions and demos (dicts with values for the signature's fields).
+    """
+
+    def __init__(self, name: str, signature: type[dspy.Signature], prompt: Prompt) -> None:
+        self.name = name
+        self.prompt = prompt
+        self.base = signature
+        key = (id(signature), digest(prompt.model_dump(mode="json")))
+        if key not in _prefixes:
+            if len(_prefixes) > 512:
+                _prefixes.clear()
+            # The class itself is kept beside the messages, so that its id stays its own.
+            _prefixes[key] = (signature, self._prefix(signature.with_instructions(prompt.instructions)))
+        self._head = _prefixes[key][1]
+
+    def _prefix(self, signature: Any) -> tuple[dict[str, Any], ...]:
+        adapter = _adapter()
+        messages = [{"role": "system", "content": adapter.format_system_message(signature)}]
+        messages += adapter.format_demos(signature, [dict(demo) for demo in self.prompt.demos])
+        return tuple(_plain(message) for message in messages)
+
+    def messages(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """System message, demos and the current inputs, as chat messages."""
+        content = _adapter().format_user_message_content(self.base, dict(inputs), main_request=True)
+        return [*self._head, {"role": "user", "content": content}]
+
+    def user_message(self, signature: Any, inputs: Mapping[str, Any]) -> str:
+        """Only the inputs, without the reminder of the output format."""
+        return _adapter().format_user_message_content(signature, dict(inputs))
+
+    def parse(self, text: str) -> dict[str, Any]:
+        """The output fields in `text`.
+
+        Raises:
+            ValueError: with what is missing or ill-typed, in words for the model.
+        """
+        from dspy.utils.exceptions import AdapterParseError
+
+        try:
+            return dict(_adapter().parse(self.base, text))
+        except AdapterParseError as exc:
+            raise ValueError(_parse_problem(exc, self.base, text)) from None
+        except Exception as exc:
+            raise ValueError(f"the reply could not be read: {type(exc).__name__}: {str(exc)[:200]}") from None
+
+
+def _parse_problem(exc: Any, signature: Any, text: str) -> str:
+    missing = [name for name in signature.output_fields if f"[[ ## {name} ## ]]" not in text]
+    if missing:
+        return f"the reply lacks the field markers of: {', '.join(missing)}"
+    lines = [line for line in str(getattr(exc, "message", None) or exc).splitlines() if line.strip()]
+    useful = [line for line in lines if "rror" in line or "Input should" in line or "[type=" in line] or lines
+    return " ".join(useful)[:400]
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    content = message["content"]
+    if isinstance(content, list):  # dspy may give content parts; text is all we have
+        content = "".join(part.get("text", "") for part in content)
+    return {"role": message["role"], "content": content}

@@ -1,0 +1,256 @@
+"""Mode ``tool_call``: rounds of tool calls, native where the model can, as text otherwise.
+
+Calls of one round run concurrently as their contracts allow. The answer is given by calling ``submit``,
+whose parameters are the output fields.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from dse.contracts.signature import SignatureSpec, dspy_signature, validation_summary
+from dse.contracts.stubs import function_schema
+from dse.errors import NoSubmission, ToolArgumentError, ToolFault
+from dse.plan import Prompt
+from dse.runtime.dispatcher import gather_calls
+from dse.runtime.run import Run
+from dse.strategies.base import register
+from dse.strategies.render import Predictor
+
+__all__ = ["ToolCalling"]
+
+_SUBMIT = "Give the final answer. Ends the task."
+_PROTOCOL = (
+    "Call tools as needed, several at once where they do not depend on each other. "
+    "When the answer is ready, call `submit` with it; nothing else counts as an answer."
+)
+
+
+class ToolRequest(BaseModel):
+    """One call in text mode."""
+
+    name: str
+    arguments: dict[str, Any] = {}
+
+
+@functools.lru_cache(maxsize=256)
+def _text_signature(base: Any) -> Any:
+    import dspy
+
+    signature = base
+    for name in list(base.output_fields):
+        signature = signature.delete(name)
+    signature = signature.append("tools", dspy.InputField(desc="the tools, as JSON"), type_=str)
+    signature = signature.append("transcript", dspy.InputField(desc="calls so far, with results"), type_=str)
+    return signature.append("tool_calls", dspy.OutputField(desc="calls to make now"), type_=list[ToolRequest])
+
+
+@functools.lru_cache(maxsize=256)
+def _inputs_only(base: Any) -> Any:
+    for name in list(base.output_fields):
+        base = base.delete(name)
+    return base
+
+
+def _message_of(fault: ToolFault) -> dict[str, Any]:
+    return {"error": {"class": type(fault).__name__, "message": fault.message}}
+
+
+class ToolCalling:
+    mode = "tool_call"
+    needs_model = True
+
+    def fits(self, spec: SignatureSpec) -> bool:
+        return bool(spec.tools)
+
+    def seed_prompts(self, spec: SignatureSpec) -> dict[str, Prompt]:
+        return {"act": Prompt(instructions=spec.instructions)}
+
+    def predictors(self, spec: SignatureSpec) -> dict[str, Any]:
+        return {"act": _text_signature(dspy_signature(spec))}
+
+    def demo(self, journal: Iterable[Mapping[str, Any]], spec: SignatureSpec, inputs: Mapping[str, Any],
+             outputs: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:  # fmt: skip
+        """The whole trajectory: rounds of calls with their results, then the submission."""
+        rounds: list[dict[str, Any]] = []
+        for entry in journal:
+            if entry["kind"] == "round":
+                rounds.append({"calls": entry["calls"]})
+            elif entry["kind"] in ("repair", "tool_refused"):
+                return None  # a path with mistakes is no example
+        return {"act": {"inputs": dict(inputs), "rounds": rounds, "outputs": dict(outputs)}}
+
+    async def run(self, run: Run) -> dict[str, Any]:
+        contracts = [t.contract for t in (run.dispatcher.toolbox[name] for name in run.plan.allow)]
+        submit = {"name": "submit", "description": _SUBMIT, "parameters": run.spec.output_schema}
+        tools = [*(function_schema(contract) for contract in contracts), submit]
+        native = run.model is not None and run.model.supports_tools
+        return await (_Native(run, tools) if native else _Text(run, tools)).loop()
+
+
+class _Rounds:
+    """What native and text rounds share: dispatching calls, accepting a submission, counting repairs."""
+
+    def __init__(self, run: Run, tools: list[dict[str, Any]]) -> None:
+        self.run = run
+        self.tools = tools
+        self.repairs = 0
+        self.problem = ""
+        self.outputs: dict[str, Any] | None = None
+        self.prompt = run.plan.prompts["act"]
+
+    def repair(self, problem: str) -> None:
+        self.problem = problem
+        self.repairs += 1
+        self.run.journal.add("repair", predictor="act", problem=problem)
+
+    def exhausted(self) -> bool:
+        return self.repairs > self.run.limits.repairs
+
+    async def execute(self, calls: list[tuple[str, dict[str, Any] | None, str | None]]) -> list[Any]:
+        """Results in the order of `calls`: wire values, or error records. Sets `outputs` on a valid submission."""
+
+        async def one(name: str, arguments: dict[str, Any] | None, raw: str | None) -> Any:
+            if arguments is None:
+                shown = (raw or "")[:200]
+                self.run.journal.add("tool_refused", call_id=None, tool=name, fault="DSE202", message="malformed arguments")
+                fault = ToolArgumentError(f"The arguments of {name} are not a JSON object: {shown}",
+                                          remedy="Send valid JSON.")  # fmt: skip
+                return _message_of(fault)
+            try:
+                return (await self.run.dispatcher.call(name, (), arguments)).value
+            except ToolFault as fault:
+                return _message_of(fault)
+
+        others = [(i, c) for i, c in enumerate(calls) if c[0] != "submit"]
+        settled = await gather_calls([one(*call) for _, call in others])
+        results: list[Any] = [None] * len(calls)
+        for (index, _), result in zip(others, settled, strict=True):
+            if isinstance(result, BaseException):
+                raise result
+            results[index] = result
+        for index, (name, arguments, raw) in enumerate(calls):
+            if name == "submit" and self.outputs is None:
+                results[index] = self._submit(arguments, raw)
+        if others:
+            self.run.journal.add("round", calls=[
+                {"name": c[0], "arguments": c[1], "result": results[i]} for i, c in others])  # fmt: skip
+        return results
+
+    def _submit(self, arguments: dict[str, Any] | None, raw: str | None) -> Any:
+        try:
+            if arguments is None:
+                raise ValueError(f"the arguments are not a JSON object: {(raw or '')[:200]}")
+            self.outputs = self.run.accept_outputs(arguments)
+            return "accepted"
+        except ValidationError as exc:
+            problem = validation_summary(exc)
+        except ValueError as exc:
+            problem = str(exc)
+        self.repair(problem)
+        return {"error": {"class": "ValidationError", "message": f"The answer does not fit: {problem}. Submit again."}}
+
+    def failed(self) -> Exception:
+        if self.problem:
+            return self.run.invalid(self.problem)
+        return NoSubmission("The rounds ended without a submitted answer", remedy="See the run's receipt.")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+class _Native(_Rounds):
+    def _user(self, inputs: Mapping[str, Any], predictor: Predictor) -> dict[str, Any]:
+        return {"role": "user", "content": predictor.user_message(_inputs_only(dspy_signature(self.run.spec)), inputs)}
+
+    def _demo(self, demo: Mapping[str, Any], predictor: Predictor, number: int) -> list[dict[str, Any]]:
+        """A demonstration as the conversation it was."""
+        messages = [self._user(demo["inputs"], predictor)]
+        rounds = [*demo["rounds"], {"calls": [{"name": "submit", "arguments": demo["outputs"], "result": "accepted"}]}]
+        for index, one in enumerate(rounds):
+            calls = [{"id": f"demo_{number}_{index}_{i}", "name": c["name"], "arguments": c["arguments"]}
+                     for i, c in enumerate(one["calls"])]  # fmt: skip
+            messages.append({"role": "assistant", "content": None, "tool_calls": calls})
+            messages += [{"role": "tool", "tool_call_id": call["id"], "content": _text(c["result"])}
+                         for call, c in zip(calls, one["calls"], strict=True)]  # fmt: skip
+        return messages
+
+    async def loop(self) -> dict[str, Any]:
+        run = self.run
+        predictor = Predictor("act", _inputs_only(dspy_signature(run.spec)), Prompt(instructions=self.prompt.instructions))
+        messages: list[dict[str, Any]] = [{"role": "system", "content": f"{self.prompt.instructions}\n\n{_PROTOCOL}"}]
+        for number, demo in enumerate(self.prompt.demos):
+            messages += self._demo(demo, predictor, number)
+        messages.append(self._user(run.inputs, predictor))
+        while not self.exhausted():
+            request = {"messages": list(messages), "tools": self.tools, "tool_choice": "auto"}
+            completion = await run.complete(request, predictor="act")
+            if not completion.tool_calls:
+                self.repair("no tool was called")
+                messages.append({"role": "assistant", "content": completion.text or ""})
+                messages.append({"role": "user", "content": "Call a tool, or call `submit` with the final answer."})
+                continue
+            calls, used = [], set()
+            for index, call in enumerate(completion.tool_calls):
+                ident = call.id if call.id and call.id not in used else f"call_{len(messages)}_{index}"
+                used.add(ident)
+                calls.append((ident, call))
+            messages.append({"role": "assistant", "content": completion.text, "tool_calls": [
+                {"id": ident, "name": c.name, "arguments": c.arguments if c.arguments is not None else {}}
+                for ident, c in calls]})  # fmt: skip
+            results = await self.execute([(c.name, c.arguments, c.raw) for _, c in calls])
+            if self.outputs is not None:
+                if run.trace:
+                    run.trace("act", dict(run.inputs), {"tool_calls": [
+                        {"name": "submit", "arguments": self.outputs}]})  # fmt: skip
+                return self.outputs
+            messages += [{"role": "tool", "tool_call_id": ident, "content": _text(result)}
+                         for (ident, _), result in zip(calls, results, strict=True)]  # fmt: skip
+        raise self.failed()
+
+
+class _Text(_Rounds):
+    async def loop(self) -> dict[str, Any]:
+        run = self.run
+        signature = _text_signature(dspy_signature(run.spec))
+        prompt = Prompt(instructions=f"{self.prompt.instructions}\n\n{_PROTOCOL}",
+                        demos=tuple(self._demo(demo) for demo in self.prompt.demos))  # fmt: skip
+        predictor = Predictor("act", signature, prompt)
+        described = json.dumps(self.tools, ensure_ascii=False)
+        transcript: list[str] = []
+        while not self.exhausted():
+            inputs = {**run.inputs, "tools": described, "transcript": "\n".join(transcript) or "(nothing yet)"}
+            completion = await run.complete({"messages": predictor.messages(inputs), "tools": []}, predictor="act")
+            try:
+                parsed = predictor.parse(completion.text or "")["tool_calls"]
+            except ValueError as exc:
+                self.repair(str(exc))
+                transcript.append(f"Your last reply could not be used: {exc}")
+                continue
+            if run.trace:
+                run.trace("act", inputs, {"tool_calls": [one.model_dump() for one in parsed]})
+            if not parsed:
+                self.repair("no tool was called")
+                transcript.append("Your last reply called nothing: call a tool, or `submit`.")
+                continue
+            results = await self.execute([(one.name, one.arguments, None) for one in parsed])
+            if self.outputs is not None:
+                return self.outputs
+            for one, result in zip(parsed, results, strict=True):
+                transcript.append(f"{one.name}({json.dumps(one.arguments, ensure_ascii=False)}) -> {_text(result)}")
+        raise self.failed()
+
+    def _demo(self, demo: Mapping[str, Any]) -> dict[str, Any]:
+        lines = [f"{c['name']}({json.dumps(c['arguments'], ensure_ascii=False)}) -> {_text(c['result'])}"
+                 for one in demo["rounds"] for c in one["calls"]]  # fmt: skip
+        return {**demo["inputs"], "tools": "(as below)", "transcript": "\n".join(lines) or "(nothing yet)",
+                "tool_calls": [{"name": "submit", "arguments": demo["outputs"]}]}  # fmt: skip
+
+
+register(ToolCalling())
