@@ -219,12 +219,12 @@ class Program:
         try:
             outputs = await self._attempts(run)
         except DseError as exc:
-            receipt = self._finish(run, None, exc)
+            receipt = await self._finish(run, None, exc)
             exc.details.setdefault("run_id", run.run_id)
             exc.details["receipt"] = receipt
             exc.details.setdefault("effects", run.effects.summary())
             raise
-        receipt = self._finish(run, outputs, None)
+        receipt = await self._finish(run, outputs, None)
         return Prediction(self.spec.validate_outputs(outputs), outputs, receipt)
 
     async def _attempts(self, run: Run) -> dict[str, Any]:
@@ -245,7 +245,7 @@ class Program:
                     exc.details["outcome"] = "fail_step"
                 raise
 
-    def _finish(self, run: Run, outputs: dict[str, Any] | None, exc: DseError | None) -> dict[str, Any]:
+    async def _finish(self, run: Run, outputs: dict[str, Any] | None, exc: DseError | None) -> dict[str, Any]:
         hidden = self.spec.sensitive
         if exc is None:
             outcome = "ok"
@@ -270,7 +270,7 @@ class Program:
             "transcript_hash": run.journal.transcript_hash(),
         }  # fmt: skip
         if self.store is not None:
-            self.store.save_run(receipt, run.journal.entries)
+            await self.store.threaded(self.store.save_run, receipt, run.journal.entries)
         return receipt
 
     # --- neighbours

@@ -49,10 +49,19 @@ class Journal:
         return entry
 
     def transcript_hash(self) -> str:
-        """Id of the path taken: every entry without its timing."""
-        timing = ("latency_s", "started", "at", "active_s")
-        bare = [{k: v for k, v in entry.items() if k not in timing} for entry in self.entries]
-        return digest(bare)
+        """Id of the path taken: what the model said and was told, and every call with its result.
+
+        Free of timing, of ids that differ between runs, and of the order in which parallel calls ended.
+        """
+        seen = [{k: v for k, v in e.items() if k not in _INCIDENTAL} for e in self.entries if e["kind"] in _PATH]
+        calls = sorted((e for e in self.entries if e["kind"] in _CALLS), key=lambda e: (e["call_id"] or 0, e["seq"]))
+        return digest([seen, [{k: v for k, v in e.items() if k not in _INCIDENTAL} for e in calls]])
+
+
+_PATH = frozenset({"model_call", "feed", "print", "observation", "code_error", "repair", "round", "delivered", "retry",
+                   "run_finished"})  # fmt: skip
+_CALLS = frozenset({"tool_intent", "tool_outcome", "tool_refused", "approval"})
+_INCIDENTAL = frozenset({"seq", "latency_s", "idempotency_key", "recorded"})
 
 
 @dataclass

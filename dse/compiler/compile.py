@@ -1,0 +1,392 @@
+"""Compile: measure candidates on the data, gate the winner on the sealed holdout, emit an artifact.
+
+Search rows give allow-lists and demonstrations; all candidates run on the same select rows; only the select
+winner and the incumbent run on the sealed holdout, once. What the artifact says is a function of the inputs,
+the registry and ledger at the start, and the recorded outcomes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dse.artifacts.artifact import Artifact
+from dse.artifacts.registry import Registry
+from dse.canonical import digest
+from dse.compiler.allowlist import AllowLists, allow_lists, exposure
+from dse.compiler.budget import Budget, BudgetedModel
+from dse.compiler.gate import GateResult, PairedRow, gate
+from dse.compiler.gate import evidence as gate_evidence
+from dse.compiler.space import Space, candidates, fitting_modes
+from dse.errors import ArtifactNotFound, MissingHoldout
+from dse.evaluation.evaluator import Evaluator, LiveReads, Progress, RolloutRecord, summarise
+from dse.evaluation.sampling import spread
+from dse.evaluation.task import Task
+from dse.plan import SEMANTICS_VERSION, Plan, program_id
+from dse.portal import run_sync
+from dse.strategies.base import baseline_plan, seed_plan
+
+if TYPE_CHECKING:
+    from dse.evaluation.dataset import Dataset, Example
+    from dse.models.lm import LanguageModel
+    from dse.models.prices import PriceTable
+    from dse.store.journal import Store
+
+__all__ = ["CompileResult", "Rows", "acompile", "compile"]
+
+MIN_HOLDOUT_CLUSTERS = 8
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How many rows of each split to use, spread over clusters; None for all."""
+
+    search: int | None = 10
+    select: int | None = None
+    holdout: int | None = None
+
+
+@dataclass
+class CompileResult:
+    """What a compile gave.
+
+    Attributes:
+        artifact: of the select winner, with its verdict.
+        ref: the registry reference it was stored under.
+        table: per candidate on select rows: quality with interval, cost, tokens, calls, failures.
+        holdout_table: winner and incumbent on the sealed holdout.
+        winner, incumbent: candidate names; `plans`: all candidates.
+        records: all rollouts by stage (``search``, ``select``, ``holdout``).
+        notes: what a reader should know (live reads, an inexact allow-list ...).
+    """
+
+    artifact: Artifact
+    ref: str
+    gate: GateResult
+    table: Mapping[str, Mapping[str, Any]]
+    holdout_table: Mapping[str, Mapping[str, Any]]
+    winner: str
+    incumbent: str
+    plans: Mapping[str, Plan]
+    lists: AllowLists
+    records: Mapping[str, Sequence[RolloutRecord]]
+    notes: Sequence[str] = ()
+    spent: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        return self.gate.verdict
+
+
+def compile(
+    task: Task, *, lm: Any, registry: Registry | str | Path = "artifacts", store: Store | str | Path | None = None,
+    budget: Budget | None = None, prices: PriceTable | None = None, rows: Rows | None = None, space: Space | None = None,
+    record: str | Path | None = None, concurrency: int = 8, seed: int = 0, success: float = 1.0,
+    progress: Progress | None = None, say: Callable[[str], None] | None = None, model_label: str | None = None,
+) -> CompileResult:  # fmt: skip
+    """Compile a task against its dataset.
+
+    Args:
+        lm: a dspy model string, ``replay:FILE``, a ``dspy.LM``, an engine or a ``LanguageModel``.
+        registry: where artifacts and aliases live; the incumbent is its ``champion``, or the baseline plan.
+        store: rollouts, scores and the ledger of holdout openings; default ``<registry>/dse.db``.
+        budget: hard bounds, checked before every request.
+        prices: a named price table; without it costs are what the model's engine reports.
+        rows: how many rows of each split.
+        space: what is tried.
+        record: a cassette file; hits are replayed, only misses are asked for.
+        success: score from which a search run counts as solved.
+        seed: of the gate's Monte Carlo test, where one is needed.
+        say: receives a line at the start of each stage.
+        model_label: what the completions are, e.g. "recorded from a large language model"; default from the model.
+
+    Raises:
+        DatasetError, EnvironmentRequired, BudgetExhausted, InfrastructureError, UserError
+    """
+    return run_sync(lambda: acompile(
+        task, lm=lm, registry=registry, store=store, budget=budget, prices=prices, rows=rows, space=space, record=record,
+        concurrency=concurrency, seed=seed, success=success, progress=progress, say=say, model_label=model_label))  # fmt: skip
+
+
+async def acompile(task: Task, **options: Any) -> CompileResult:
+    """`compile` for async code; same arguments."""
+    return await _Compile(task, **options).run()
+
+
+class _Compile:
+    def __init__(
+        self, task: Task, *, lm: Any, registry: Registry | str | Path = "artifacts", store: Any = None,
+        budget: Budget | None = None, prices: PriceTable | None = None, rows: Rows | None = None, space: Space | None = None,
+        record: str | Path | None = None, concurrency: int = 8, seed: int = 0, success: float = 1.0,
+        progress: Progress | None = None, say: Callable[[str], None] | None = None, model_label: str | None = None,
+    ) -> None:  # fmt: skip
+        from dse.store.journal import Store
+
+        self.task = task
+        self.spec = task.spec
+        self.registry = registry if isinstance(registry, Registry) else Registry(registry)
+        self.store = store if isinstance(store, Store) else Store(store or Path(self.registry.root) / "dse.db")
+        self.prices = prices
+        self.rows = rows or Rows()
+        self.space = space or Space()
+        self.seed = seed
+        self.success = success
+        self.say = say or (lambda _: None)
+        self.notes: list[str] = []
+        self.started = time.monotonic()
+        self.model = self._model(lm, record, budget)
+        self.label = model_label or getattr(self.model, "label", None) or self._label(lm)
+        self.evaluator = Evaluator(task, self.model, self.store, concurrency=concurrency, progress=progress)
+        self.data: Dataset = task.load_dataset()
+        self.modes = fitting_modes(self.spec, task.modes)
+        assert task.toolbox is not None
+        self.effects = {name: task.toolbox[name].contract.effect for name in self.spec.tool_names}
+
+    def _model(self, lm: Any, record: Any, budget: Budget | None) -> LanguageModel:
+        from dse.models.lm import resolve_model
+
+        model = resolve_model(lm, record=record, prices=self.prices)
+        self.budgeted = BudgetedModel(model, budget or Budget(), self.prices)
+        return self.budgeted
+
+    @staticmethod
+    def _label(lm: Any) -> str:
+        return str(lm) if isinstance(lm, str) else getattr(lm, "source", None) or getattr(lm, "name", type(lm).__name__)
+
+    async def run(self) -> CompileResult:
+        holdout = self.data.holdout_summary()
+        if holdout["clusters"] < MIN_HOLDOUT_CLUSTERS:
+            raise MissingHoldout(f"The holdout has fewer than {MIN_HOLDOUT_CLUSTERS} clusters", value=holdout["clusters"],
+                                 remedy="Add rows of more clusters; a gate could not decide anything.")  # fmt: skip
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", LiveReads)
+            search, lists = await self._search()
+            plans, sources = candidates(self.spec, self.modes, lists, search[1], search[0], space=self.space,
+                                        limits=self.task.limits, success=self.success)  # fmt: skip
+            incumbent, incumbent_plan, parent = self._incumbent(plans)
+            plans.setdefault(incumbent, incumbent_plan)
+            selected = await self._select(plans)
+            winner = self._winner(plans, selected)
+            opened = await self._holdout(winner, plans[winner], incumbent, incumbent_plan)
+        self.notes += sorted({str(w.message) for w in caught if issubclass(w.category, LiveReads)})
+        if not lists.exact:
+            self.notes.append("the smallest allow-list was searched greedily: a smaller one may exist")
+        return await self._emit(plans, sources, lists, search, selected, opened, winner, incumbent, parent)
+
+    # --- stages
+
+    async def _search(self) -> tuple[tuple[list[Example], list[RolloutRecord]], AllowLists]:
+        rows = spread(self.data.split("search"), self.rows.search)
+        seeds = {f"{mode}/{'none' if mode == 'direct' else 'all'}/seed": seed_plan(self.spec, mode, limits=self.task.limits)
+                 for mode in self.modes}  # fmt: skip
+        self.say(f"search: {len(seeds)} seed programs on {len(rows)} rows")
+        records = await self.evaluator.evaluate(seeds, rows, what="search")
+        lists = allow_lists(records, self.spec.tool_names, self.task.required, success=self.success)
+        return (rows, records), lists
+
+    async def _select(self, plans: Mapping[str, Plan]) -> list[RolloutRecord]:
+        rows = spread(self.data.split("select"), self.rows.select)
+        self.say(f"select: {len(plans)} candidates on {len(rows)} rows")
+        return await self.evaluator.evaluate(plans, rows, what="select")
+
+    def _incumbent(self, plans: Mapping[str, Plan]) -> tuple[str, Plan, Artifact | None]:
+        """The champion if it runs this signature with this model, else the baseline plan."""
+        try:
+            champion = self.registry.get(f"{self.spec.name}@champion")
+        except ArtifactNotFound:
+            champion = None
+        if champion is not None:
+            same = champion.program.signature.get("signature_id") == self.spec.signature_id
+            model = champion.program.model
+            if same and (model.name, dict(model.params)) == (self.model.name, dict(self.model.params)):
+                plan = champion.program.plan
+                name = next((n for n, p in plans.items() if p.plan_id == plan.plan_id), "champion")
+                return name, plan, champion
+            self.notes.append("the champion is of another signature or model: compared with the baseline instead")
+        plan = baseline_plan(self.spec, self.task.limits)
+        name = next((n for n, p in plans.items() if p.plan_id == plan.plan_id), "baseline")
+        return name, plan, None
+
+    def _utility(self, record: RolloutRecord, plan: Plan) -> float:
+        removed = exposure(self.spec.tool_names, self.effects) - exposure(plan.allow, self.effects)
+        return self.task.objective.utility(record.score, record.cost_usd, record.latency_s, removed)
+
+    def _winner(self, plans: Mapping[str, Plan], records: Sequence[RolloutRecord]) -> str:
+        """Highest mean utility on select; among equals fewer effects, then fewer tokens, then by name."""
+        objective = self.task.objective
+
+        def rank(name: str) -> tuple[Any, ...]:
+            mine = [r for r in records if r.candidate == name]
+            plan = plans[name]
+            mean = sum(self._utility(r, plan) for r in mine) / len(mine)
+            quality = sum(r.score for r in mine) / len(mine)
+            costs = [r.cost_usd for r in mine]
+            too_dear = objective.max_cost is not None and None not in costs and sum(costs) / len(costs) > objective.max_cost  # type: ignore[arg-type]
+            too_poor = objective.min_quality is not None and quality < objective.min_quality
+            tokens = sum(r.input_tokens + r.output_tokens for r in mine)
+            return too_dear or too_poor, -round(mean, 9), exposure(plan.allow, self.effects), tokens, name
+
+        return min(plans, key=rank)
+
+    async def _holdout(self, winner: str, plan: Plan, incumbent: str, incumbent_plan: Plan) -> tuple[list[RolloutRecord], int]:
+        """Open the sealed holdout, once, for the winner and the incumbent."""
+        summary = self.data.holdout_summary()
+        self.compile_id = self._inputs_digest()
+        ledger = _Ledger(self.store, self.rows.holdout)
+        rows = self.data.open_holdout(ledger, compile_id=self.compile_id, purpose=f"gate {self.spec.name}", select=ledger.choose)
+        pair = {winner: plan, incumbent: incumbent_plan}
+        self.say(f"holdout: {' against '.join(pair)} on {len(rows)} of {summary['rows']} sealed rows")
+        return await self.evaluator.evaluate(pair, rows, what="holdout"), ledger.openings
+
+    def _inputs_digest(self) -> str:
+        task, toolbox = self.task, self.task.toolbox
+        assert toolbox is not None
+        metric, environment = task.metric, task.environment
+        return digest({
+            "signature": self.spec.signature_id, "semantics": SEMANTICS_VERSION,
+            "contracts": {n: [toolbox[n].contract.interface_id, toolbox[n].contract.policy_id] for n in self.spec.tool_names},
+            "dataset": self.data.revision, "metric": [metric.name, metric.revision],
+            "environment": [environment.name, environment.revision] if environment else None,
+            "toolbox": toolbox.revision(self.spec.tool_names), "objective": task.objective.to_dict(),
+            "limits": task.limits.model_dump(mode="json"), "required": list(task.required), "modes": list(self.modes),
+            "rows": [self.rows.search, self.rows.select, self.rows.holdout],
+            "space": [list(self.space.allow), self.space.demos, self.space.cross], "success": self.success, "seed": self.seed,
+            "model": [self.model.name, dict(self.model.params)], "prices": self.prices.name if self.prices else None,
+        })  # fmt: skip
+
+    # --- the artifact
+
+    async def _emit(self, plans: Mapping[str, Plan], sources: Mapping[str, list[str]], lists: AllowLists,
+                    search: tuple[list[Example], list[RolloutRecord]], selected: list[RolloutRecord],
+                    opened: tuple[list[RolloutRecord], int], winner: str, incumbent: str, parent: Artifact | None,
+                    ) -> CompileResult:  # fmt: skip
+        records, openings = opened
+        table = summarise(selected)
+        options = {"objective": self.task.objective, "seed": self.seed}
+
+        def build(candidate: str) -> tuple[Artifact, GateResult]:
+            rows = _paired(records, candidate, incumbent)
+            exposures = {"baseline_exposure": exposure(plans[incumbent].allow, self.effects),
+                         "candidate_exposure": exposure(plans[candidate].allow, self.effects)}  # fmt: skip
+            result = gate(rows, **options, **exposures)  # type: ignore[arg-type]
+            evidence = self._evidence(candidate, incumbent, plans, sources, lists, search, table, [*selected, *records], openings,
+                                      result, gate_evidence(rows, **options, **exposures), parent)  # type: ignore[arg-type]  # fmt: skip
+            return self._artifact(plans[candidate], evidence, parent), result
+
+        if parent is None:  # the baseline is the first champion, so that there always is a way back
+            base, _ = build(incumbent)
+            self.registry.put(base)
+            self.registry.set_alias(self.spec.name, "champion", base.artifact_id, reason="baseline", by="dse compile")
+            parent_id = base.artifact_id
+        else:
+            parent_id = parent.artifact_id
+        artifact, result = build(winner)
+        self.registry.put(artifact)
+        self.registry.set_alias(self.spec.name, "candidate", artifact.artifact_id, reason=f"verdict {result.verdict}", by="dse compile")
+        if result.verdict == "PROMOTE" and artifact.artifact_id != parent_id:
+            self.registry.promote(f"{self.spec.name}@candidate", reason="verdict PROMOTE", by="dse compile")
+        compiled = CompileResult(
+            artifact=artifact, ref=f"{self.spec.name}@{artifact.artifact_id[:19]}", gate=result, table=table,
+            holdout_table=summarise(records), winner=winner, incumbent=incumbent, plans=plans, lists=lists,
+            records={"search": search[1], "select": selected, "holdout": records}, notes=self.notes,
+            spent=self.budgeted.spent(),
+        )  # fmt: skip
+        await self.store.threaded(self.store.save_compile, self.compile_id, self.spec.name, artifact.artifact_id,
+                                  self._report(compiled))  # fmt: skip
+        return compiled
+
+    def _evidence(self, candidate: str, incumbent: str, plans: Mapping[str, Plan], sources: Mapping[str, list[str]],
+                  lists: AllowLists, search: tuple[list[Example], list[RolloutRecord]], table: Mapping[str, Mapping[str, Any]],
+                  later: Sequence[RolloutRecord], openings: int, result: GateResult, paired: dict[str, Any],
+                  parent: Artifact | None) -> dict[str, Any]:  # fmt: skip
+        task, toolbox = self.task, self.task.toolbox
+        assert toolbox is not None
+        every = {r.rollout_id: r for r in (*search[1], *later)}.values()
+        costs = [r.cost_usd for r in every]
+        environment = task.environment
+        return {
+            "inputs_digest": self.compile_id,
+            "dataset": {"name": self.data.name, "revision": self.data.revision, "split": self._splits(search[0])},
+            "metric": {"name": task.metric.name, "revision": task.metric.revision, "kind": task.metric.kind},
+            "environment": {"name": environment.name, "revision": environment.revision} if environment else None,
+            "toolbox_revision": toolbox.revision(self.spec.tool_names),
+            "objective": task.objective.to_dict(), "seed": self.seed,
+            "modes": [{"candidate": name, "mode": plans[name].mode, "program_id": self._program_id(plans[name]),
+                       "allow": list(plans[name].allow), **row} for name, row in table.items()],
+            "gate": result.to_dict(), "paired": paired,
+            "incumbent": {"program_id": self._program_id(plans[incumbent]), "kind": "champion" if parent else "baseline",
+                          "artifact_id": parent.artifact_id if parent else None, "mode": plans[incumbent].mode},
+            "candidates_tried": len(table), "holdout_openings": openings,
+            "spend": {"model_calls": sum(r.model_calls for r in every), "input_tokens": sum(r.input_tokens for r in every),
+                      "output_tokens": sum(r.output_tokens for r in every),
+                      "usage_source": _worst(r.usage_source for r in every),
+                      "cost_usd": None if None in costs else sum(c for c in costs if c is not None),
+                      "cost_source": _worst(r.cost_source for r in every)},
+            "allow_lists": {name: list(tools) for name, tools in lists.named().items()}
+                           | {"solved_rows": lists.solved_rows, "exact": lists.exact},
+            "removed_tools": [{"name": n, "effect": self.effects[n]} for n in self.spec.tool_names if n not in plans[candidate].allow],
+            "demos": {"rows": sources.get(candidate, [])},
+            "model_label": self.label, "price_table": self.prices.name if self.prices else None, "notes": list(self.notes),
+        }  # fmt: skip
+
+    def _splits(self, search: Sequence[Example]) -> dict[str, Any]:
+        select = spread(self.data.split("select"), self.rows.select)
+        described = {name: {"rows": len(rows), "clusters": len({r.cluster for r in rows}),
+                            "hash": digest(sorted(r.row_hash for r in rows))}
+                     for name, rows in (("search", search), ("select", select))}  # fmt: skip
+        return {**described, "holdout": dict(self.data.holdout_summary())}
+
+    def _program_id(self, plan: Plan) -> str:
+        assert self.task.toolbox is not None
+        return program_id(self.spec, plan, self.task.toolbox, self.model.name, self.model.params)
+
+    def _artifact(self, plan: Plan, evidence: dict[str, Any], parent: Artifact | None) -> Artifact:
+        toolbox = self.task.toolbox
+        assert toolbox is not None
+        return Artifact.build(
+            signature=self.spec.to_dict() | {"signature_id": self.spec.signature_id}, plan=plan,
+            contracts={name: toolbox[name].contract for name in plan.allow},
+            model={"name": self.model.name, "params": dict(self.model.params)}, program_id=self._program_id(plan),
+            evidence=evidence, parent=parent.artifact_id if parent else None, duration_s=time.monotonic() - self.started,
+            cwd=os.getcwd(),
+        )  # fmt: skip
+
+    def _report(self, compiled: CompileResult) -> dict[str, Any]:
+        return {"winner": compiled.winner, "incumbent": compiled.incumbent, "gate": compiled.gate.to_dict(),
+                "table": {k: dict(v) for k, v in compiled.table.items()},
+                "holdout_table": {k: dict(v) for k, v in compiled.holdout_table.items()}, "model_label": self.label,
+                "rollouts": {stage: [[r.candidate, r.rollout_id] for r in records]
+                             for stage, records in compiled.records.items()}}  # fmt: skip
+
+
+class _Ledger:
+    """What a dataset needs to open its holdout: the store's ledger, and which rows are wanted."""
+
+    def __init__(self, store: Store, wanted: int | None) -> None:
+        self.store = store
+        self.wanted = wanted
+        self.openings = 0
+
+    def choose(self, rows: Sequence[Example]) -> list[Example]:
+        return spread(rows, self.wanted)
+
+    def record(self, entry: Mapping[str, Any]) -> int:
+        self.openings = self.store.record(entry)
+        return self.openings
+
+
+def _paired(records: Sequence[RolloutRecord], candidate: str, incumbent: str) -> list[PairedRow]:
+    mine = {r.row_hash: r for r in records if r.candidate == candidate}
+    theirs = {r.row_hash: r for r in records if r.candidate == incumbent}
+    return [PairedRow(h, a.cluster, a.score, b.score, a.cost_usd, b.cost_usd, a.latency_s, b.latency_s)
+            for h, a in mine.items() for b in (theirs[h],)]  # fmt: skip
+
+
+def _worst(sources: Any) -> str:
+    found = set(sources)
+    return next((s for s in ("unknown", "estimated") if s in found), "exact")

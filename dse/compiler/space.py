@@ -1,0 +1,80 @@
+"""The candidates of a compile: modes x allow-lists x prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dse.compiler.allowlist import AllowLists
+from dse.compiler.prompts import bootstrap
+from dse.contracts.signature import SignatureSpec
+from dse.errors import PlanError
+from dse.evaluation.dataset import Example
+from dse.evaluation.evaluator import RolloutRecord
+from dse.limits import Limits
+from dse.plan import Plan
+from dse.strategies.base import modes as known_modes
+from dse.strategies.base import seed_plan, strategy
+
+__all__ = ["Space", "candidates", "fitting_modes"]
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is tried.
+
+    Attributes:
+        allow: names among ``all``, ``union``, ``minimal``.
+        demos: demonstrations per prompt; 0 for none.
+        cross: every prompt with every allow-list. By default one factor varies at a time: seed prompts with every
+            allow-list, demonstrations with the smallest.
+    """
+
+    allow: tuple[str, ...] = ("all", "union", "minimal")
+    demos: int = 2
+    cross: bool = False
+
+
+def fitting_modes(spec: SignatureSpec, asked: Iterable[str] | None) -> tuple[str, ...]:
+    """The modes to consider: those asked for, or all that fit the signature.
+
+    Raises:
+        PlanError: an asked mode does not fit.
+    """
+    if asked is None:
+        return tuple(mode for mode in known_modes() if strategy(mode).fits(spec))
+    chosen = tuple(dict.fromkeys(asked))
+    for mode in chosen:
+        if not strategy(mode).fits(spec):
+            raise PlanError(f"Mode {mode!r} does not fit {spec.name}", value=mode, remedy="Leave it out.")
+    return chosen
+
+
+def candidates(
+    spec: SignatureSpec, modes: Sequence[str], lists: AllowLists, records: Sequence[RolloutRecord], search: Sequence[Example], *,
+    space: Space, limits: Limits, success: float = 1.0,
+) -> tuple[dict[str, Plan], dict[str, list[str]]]:  # fmt: skip
+    """Plans by name (``mode/allow-list/prompt``), without duplicates; and per name the rows its demos come from."""
+    plans: dict[str, Plan] = {}
+    sources: dict[str, list[str]] = {}
+    seen: set[str] = set()
+    named: Mapping[str, tuple[str, ...]] = {n: a for n, a in lists.named().items() if n in space.allow}
+
+    def add(name: str, plan: Plan, rows: list[str]) -> None:
+        if plan.plan_id not in seen:
+            seen.add(plan.plan_id)
+            plans[name] = plan
+            sources[name] = rows
+
+    for mode in modes:
+        mine = {"none": ()} if mode == "direct" else named
+        of_mode = [r for r in records if r.candidate.split("/")[0] == mode]
+        for label, allow in mine.items():
+            add(f"{mode}/{label}/seed", seed_plan(spec, mode, allow, limits), [])
+        shown = mine if space.cross else {list(mine)[-1]: list(mine.values())[-1]}
+        for label, allow in shown.items() if space.demos else ():
+            made = bootstrap(spec, mode, of_mode, search, allow, k=space.demos, success=success)
+            if made is not None:
+                prompts, rows = made
+                add(f"{mode}/{label}/demos", Plan(mode=mode, prompts=prompts, allow=tuple(allow), limits=limits), rows)
+    return plans, sources
