@@ -23,14 +23,14 @@ from dse.errors import DatasetError, MetricError, UserError
 __all__ = [
     "Interval", "PairedTest", "bootstrap_interval", "clopper_pearson", "detectable", "is_binary",
     "lower_bound", "mcnemar", "mcnemar_power", "minimum_detectable_effect", "paired_interval", "quantile",
-    "required_rows", "score_interval", "sign_flip", "wilson",
+    "required_rows", "score_interval", "sign_flip", "skewness", "wilson",
 ]  # fmt: skip
 
 Scores = Sequence[float]
 Labels = Sequence[Hashable] | None
 
-# Exact up to 32 clusters with a difference: all 2^32 sign patterns are counted from two lists of 2^16 sums.
-_EXACT_CLUSTERS = 32
+# Sign patterns are counted from two lists of sums, one for each half of the clusters, of at most this length.
+_HALF = 2**16
 # Sums closer to a tie than this share of the total are ties; floats such as 0.1 + 0.2 - 0.3 are not zero.
 _TIE = 1e-11
 _CHUNK = 4_000_000
@@ -163,8 +163,8 @@ def sign_flip(differences: Scores, clusters: Labels = None, *, seed: int = 0,
     """Paired sign-flip permutation test of mean difference > 0, flipping whole clusters.
 
     The p-value is the share of sign patterns of the cluster sums whose total is at least the observed one. It
-    is exact (counted) with at most 32 clusters that differ, and for any number when all cluster sums have the
-    same size; otherwise it is (1 + hits) / (1 + draws) over `draws` seeded random patterns. Valid when the
+    is exact (counted) with at most 32 clusters that differ, and with far more when sums repeat, as those of 0/1
+    scores do; otherwise it is (1 + hits) / (1 + draws) over `draws` seeded random patterns. Valid when the
     differences are symmetric about zero under the null hypothesis. Never below 2^-clusters.
 
     Raises:
@@ -176,44 +176,52 @@ def sign_flip(differences: Scores, clusters: Labels = None, *, seed: int = 0,
     tie = _TIE * math.fsum(abs(value) for value in values)
     sums = [total for total, _ in groups if abs(total) > tie]
     wins = sum(total > 0 for total in sums)
-    # A pattern that flips the set A reaches the observed total exactly when the sum over A is <= 0. Clusters
-    # with sum zero change nothing on either side of the count.
-    magnitudes = [abs(total) for total in sums]
-    exact = True
-    if not sums:
-        p = 1.0
-    elif max(magnitudes) - min(magnitudes) <= tie:
-        p = _upper_binomial(wins, len(sums))
-    elif len(sums) <= _EXACT_CLUSTERS:
-        p = _share_of_subsets(sums, tie)
-    else:
-        exact = False
-        p = _sampled_share(sums, tie, seed, draws)
+    # A pattern that flips the set A reaches the observed total exactly when the sum over A is <= 0, so p is the
+    # share of subsets with such a sum. Clusters with sum zero change nothing on either side of that count.
+    halves = _halves(sums, tie)
+    exact = halves is not None
+    p = _counted_share(*halves, tie) if halves is not None else _sampled_share(sums, tie, seed, draws)
     method = "sign-flip permutation, " + ("exact" if exact else f"{draws} draws, seed {seed}")
     return PairedTest(min(1.0, p), math.fsum(values) / len(values), method, exact, len(values), len(groups),
                       wins, len(sums) - wins, len(groups) - len(sums))  # fmt: skip
 
 
-def _upper_binomial(wins: int, n: int) -> float:
-    """P(X >= wins) for X ~ Binomial(n, 1/2)."""
-    from scipy.special import bdtrc
-
-    return 1.0 if wins == 0 else float(bdtrc(wins - 1, n, 0.5))
+_Groups = list[tuple[float, int]]
 
 
-def _share_of_subsets(sums: list[float], tie: float) -> float:
-    """The share of all subsets whose sum is <= 0, counted by meeting in the middle."""
+def _halves(sums: list[float], tie: float) -> tuple[_Groups, _Groups] | None:
+    """The sums as (value, how often) in two groups of clusters, None where counting takes too long."""
+    groups: _Groups = []
+    for value in sums:  # sorted
+        if groups and value - groups[-1][0] <= tie:
+            groups[-1] = (groups[-1][0], groups[-1][1] + 1)
+        else:
+            groups.append((value, 1))
+    halves: tuple[_Groups, _Groups] = ([], [])
+    sizes = [1, 1]
+    for value, often in sorted(groups, key=lambda group: -group[1]):
+        smaller = sizes.index(min(sizes))
+        halves[smaller].append((value, often))
+        sizes[smaller] *= often + 1
+    return halves if max(sizes) <= _HALF else None
+
+
+def _counted_share(one: _Groups, other: _Groups, tie: float) -> float:
+    """The share of all subsets whose sum is <= 0, by meeting in the middle."""
     import numpy as np
 
-    halves = []
-    for part in (sums[0::2], sums[1::2]):
-        totals = np.zeros(1)
-        for value in part:
-            totals = np.concatenate([totals, totals + value])
-        halves.append(totals)
-    left, right = halves[0], np.sort(halves[1])
-    hits = int(np.searchsorted(right, tie - left, side="right").sum())
-    return hits / 2.0 ** len(sums)
+    lists = []
+    for half in (one, other):
+        totals, shares = np.zeros(1), np.ones(1)
+        for value, often in half:
+            chosen = [math.comb(often, k) / 2**often for k in range(often + 1)]
+            totals = np.add.outer(totals, value * np.arange(often + 1)).ravel()
+            shares = np.multiply.outer(shares, chosen).ravel()
+        lists.append((totals, shares))
+    (left, left_shares), (right, right_shares) = lists
+    order = np.argsort(right, kind="stable")
+    up_to = np.concatenate([np.zeros(1), np.cumsum(right_shares[order])])
+    return float(left_shares @ up_to[np.searchsorted(right[order], tie - left, side="right")])
 
 
 def _sampled_share(sums: list[float], tie: float, seed: int, draws: int) -> float:
@@ -242,7 +250,12 @@ def mcnemar(wins: int, losses: int, *, ties: int = 0) -> PairedTest:
     """
     n = _count(wins, "wins", 0) + _count(losses, "losses", 0) + _count(ties, "ties", 0)
     _count(n, "the number of rows", 1)
-    p = _upper_binomial(wins, wins + losses)
+    differ = wins + losses
+    ways, below = 1, 0
+    for k in range(losses + 1):  # P(X >= wins) = P(X <= losses), in whole numbers
+        below += ways
+        ways = ways * (differ - k) // (k + 1)
+    p = below / 2**differ
     return PairedTest(p, (wins - losses) / n, "McNemar, exact", True, n, n, wins, losses, ties)
 
 
@@ -400,6 +413,21 @@ def quantile(values: Scores, q: float) -> float:
     numbers = sorted(_numbers(values, "values"))
     _within(q, "q", 0, 1)
     return numbers[max(1, math.ceil(q * len(numbers) - 1e-9)) - 1]
+
+
+def skewness(differences: Scores, clusters: Labels = None) -> float:
+    """Skewness of the cluster sums about the mean difference, 0.0 where they do not vary.
+
+    Below about -1 the sign-flip test and the t interval are too optimistic about a gain.
+    """
+    values = _numbers(differences, "differences")
+    groups = _grouped(values, clusters)
+    mean = math.fsum(values) / len(values)
+    gaps = [total - size * mean for total, size in groups]
+    spread = math.fsum(gap**2 for gap in gaps) / len(gaps)
+    if math.sqrt(spread) <= _TIE * max(map(abs, values)):
+        return 0.0
+    return math.fsum(gap**3 for gap in gaps) / len(gaps) / spread**1.5
 
 
 def detectable(se: float, df: float, *, alpha: float = 0.05, power: float = 0.8) -> float:

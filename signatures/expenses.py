@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 import dse
 from signatures.expenses_world import (
+    DEMO_SEED,
     Category,
     Closure,
     CompanyWorld,
@@ -75,9 +76,7 @@ def find_employee(ctx: Context, name: str) -> list[Member]:
 
 
 @dse.tool(effect="read", idempotent=True, timeout_s=5)
-async def get_expenses(
-    ctx: Context, user_id: int, quarter: Quarter, category: Category | None = None
-) -> list[Expense]:
+async def get_expenses(ctx: Context, user_id: int, quarter: Quarter, category: Category | None = None) -> list[Expense]:
     """Expense line items of one person in one quarter of 2025, in the currency in which they were paid.
 
     Args:
@@ -160,7 +159,7 @@ class AuditExpenses(dse.Signature):
     ]
 
 
-@dse.environment(revision="1")
+@dse.environment(revision="1")  # raise it whenever CompanyWorld makes something else of a seed
 def company_world(example: dse.Example) -> Iterator[dse.World]:
     """The row's own company; every tool only reads."""
     world = CompanyWorld(example.meta["world_seed"])
@@ -205,9 +204,7 @@ def over_budget_f1(example: dse.Example, prediction: object, ctx: object) -> dse
         if expected is None:
             extra.append(_told(entry))
             continue
-        amounts_right = all(
-            abs(entry[field] - expected[field]) <= TOLERANCE for field in ("spent_eur", "budget_eur")
-        )
+        amounts_right = all(abs(entry[field] - expected[field]) <= TOLERANCE for field in ("spent_eur", "budget_eur"))
         name_right = entry["name"].strip().casefold() == expected["name"].casefold()
         credit += 1.0 if amounts_right and name_right else 0.5
         if not (amounts_right and name_right):
@@ -240,3 +237,14 @@ task = dse.Task(
     environment=company_world,
     objective=dse.Objective(cost_weight=0.0, max_quality_loss=0.0),
 )
+
+example_question = (
+    "A lot of the people under Łukasz Nowak were on the road at the start of the year. Whose trips came to more than "
+    "their travel budget for the months up to the end of March 2025, and what are the figures? Leave Chloé Takahashi "
+    "out, she has explained hers already."
+)
+
+
+def demo_world() -> CompanyWorld:
+    """The company that `example_question` is about; neither is in the dataset."""
+    return CompanyWorld(DEMO_SEED)

@@ -17,8 +17,8 @@ from typing import Literal, TypeVar, get_args
 from pydantic import BaseModel
 
 __all__ = [
-    "CATEGORIES", "QUARTERS", "Category", "Closure", "CompanyWorld", "Currency", "CustomBudget", "DefaultBudget",
-    "EmployeeProfile", "Expense", "Level", "Member", "PolicyTopic", "Quarter", "Status", "Team", "Vendor",
+    "CATEGORIES", "DEMO_SEED", "QUARTERS", "Category", "Closure", "CompanyWorld", "Currency", "CustomBudget",
+    "DefaultBudget", "EmployeeProfile", "Expense", "Level", "Member", "PolicyTopic", "Quarter", "Status", "Team", "Vendor",
 ]  # fmt: skip
 
 Category = Literal["travel", "meals", "software", "equipment", "training"]
@@ -31,6 +31,7 @@ PolicyTopic = Literal["general", "travel", "meals", "software", "equipment", "tr
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 QUARTERS: tuple[Quarter, ...] = get_args(Quarter)
 YEAR = 2025
+DEMO_SEED = 20_250_131  # a company that no row of the dataset uses
 
 
 class Team(BaseModel):

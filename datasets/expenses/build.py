@@ -32,6 +32,7 @@ from expenses_reference import Finding, answer, considered, is_over, needed_call
 
 from signatures.expenses_world import (  # noqa: E402
     CATEGORIES,
+    DEMO_SEED,
     DEPARTMENTS,
     FIRST_NAMES,
     LEVEL_PERCENT,
@@ -45,7 +46,6 @@ NAME = "expenses"
 ROWS = 4  # of each scenario
 MIN_CALLS, MAX_CALLS = 5, 30
 TRIES = 4000  # companies looked at for one row
-DEMO_SEED = 20_250_131  # kept free for the demo
 
 
 class Unfit(Exception):
@@ -196,7 +196,7 @@ def draw(rng: Stream, world: CompanyWorld, scenario: Scenario, row: int) -> tupl
             raise Unfit
         slots["person"] = person_word(person.name)
         chosen = [name]
-        lookups = 2 + rng.between(1, len(names))
+        lookups = 1 + len(names)  # nothing tells the team of a person but the rosters
     elif kind == "first_names":
         name = rng.pick(names)
         people = rng.sample(need(world.members(name), 3), 3)
@@ -333,7 +333,7 @@ def make_row(place: int, scenario: Scenario, row: int, used: set[int], texts: se
     lured = row > 0  # the careless reading must go wrong in most rows
     max_team = scenario.options.get("max_team", 99)
     text = scenario.texts[row % len(scenario.texts)]
-    for tries, (seed, world, rng) in enumerate(candidates(scenario, row, used)):
+    for seed, world, rng in candidates(scenario, row, used):
         try:
             ask, slots, lookups = draw(rng, world, scenario, row)
         except Unfit:
@@ -357,7 +357,6 @@ def make_row(place: int, scenario: Scenario, row: int, used: set[int], texts: se
         question = text.format(**slots)
         if question in texts:
             continue
-        if tries > 400: print(scenario.id, row, empty, tries, file=sys.stderr)
         used.add(seed)
         texts.add(question)
         return {
@@ -377,11 +376,7 @@ def make_row(place: int, scenario: Scenario, row: int, used: set[int], texts: se
 def make_rows() -> list[dict[str, Any]]:
     used: set[int] = set()
     texts: set[str] = set()
-    return [
-        make_row(place, scenario, row, used, texts)
-        for place, scenario in enumerate(SCENARIOS)
-        for row in range(ROWS)
-    ]
+    return [make_row(place, scenario, row, used, texts) for place, scenario in enumerate(SCENARIOS) for row in range(ROWS)]
 
 
 def grams(text: str) -> frozenset[str]:

@@ -49,7 +49,7 @@ QUARTER_WORDS: dict[str, tuple[str, ...]] = {
     "de": ("ersten Quartal", "zweiten Quartal", "dritten Quartal", "vierten Quartal"),
     "de_months": ("Januar bis März", "April bis Juni", "Juli bis September", "Oktober bis Dezember"),
     "fr": ("premier trimestre", "deuxième trimestre", "troisième trimestre", "quatrième trimestre"),
-    "fr_months": ("janvier à mars", "avril à juin", "juillet à septembre", "octobre à décembre"),
+    "fr_months": ("de janvier à mars", "d'avril à juin", "de juillet à septembre", "d'octobre à décembre"),
     "es": ("primer trimestre", "segundo trimestre", "tercer trimestre", "cuarto trimestre"),
     "it": ("primo trimestre", "secondo trimestre", "terzo trimestre", "quarto trimestre"),
     "nl": ("eerste kwartaal", "tweede kwartaal", "derde kwartaal", "vierde kwartaal"),
@@ -92,6 +92,7 @@ def s(id: str, kind: str, *texts: str, cells: str = "1q1c", language: str = "en"
     SCENARIOS.append(Scenario(id, kind, texts, cells, language, options))
 
 
+# fmt: off
 # -- one team, one category, one quarter -------------------------------------------------------------
 
 s("plain-team", "team",
@@ -434,8 +435,8 @@ s("de-dept", "dept",
 s("fr-plain", "team",
   "Qui, dans l'équipe {team}, a dépassé son budget {cat:fr} au {q:fr} 2025 ?", language="fr")
 s("fr-mail", "manager",
-  "Bonjour, je remplace une collègue à la comptabilité. Pourriez-vous m'indiquer quelles personnes de l'équipe de "
-  "{manager} ont dépensé plus que leur budget {cat:fr} sur la période de {q:fr_months} ? Merci d'avance.", language="fr")
+  "Bonjour, je remplace une collègue à la comptabilité. Pourriez-vous m'indiquer quelles personnes de l'équipe dirigée par "
+  "{manager} ont dépensé plus que leur budget {cat:fr} sur la période {q:fr_months} ? Merci d'avance.", language="fr")
 s("es-plain", "two_teams",
   "¿Quién de los equipos {team} y {team2} se pasó del presupuesto de {cat:es} en el {q:es}?", language="es")
 s("es-half", "team",

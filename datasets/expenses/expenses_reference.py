@@ -68,9 +68,7 @@ def counted_items(world: CompanyWorld, user_id: int, category: str, quarter: str
     return cents
 
 
-def finding(
-    world: CompanyWorld, member: Member, category: str, quarter: str, default: int, rules: Iterable[str]
-) -> Finding:
+def finding(world: CompanyWorld, member: Member, category: str, quarter: str, default: int, rules: Iterable[str]) -> Finding:
     """`default` is the unreduced default budget in cents."""
     custom = world.custom_budget(member.user_id, category)
     months = [month for month in quarter_months(quarter) if month in member.leave_months]

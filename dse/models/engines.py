@@ -158,9 +158,7 @@ def request_from_lm15(request: lm15.Request) -> Request:
         messages.append({"role": "system", "content": system})
     for message in request.messages:
         if message.role == "tool":
-            messages += [
-                {"role": "tool", "tool_call_id": part.id, "content": text(part.content)} for part in message.parts
-            ]
+            messages += [{"role": "tool", "tool_call_id": part.id, "content": text(part.content)} for part in message.parts]
             continue
         role = "system" if message.role == "developer" else message.role
         item: dict[str, Any] = {"role": role, "content": text(message.parts)}

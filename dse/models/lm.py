@@ -10,6 +10,7 @@ dspy is imported only when a live model is resolved.
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from collections.abc import Awaitable, Callable
@@ -19,7 +20,6 @@ from typing import Any, Literal, Protocol, Required, TypedDict, runtime_checkabl
 
 import anyio
 
-from dse.canonical import canonical_json
 from dse.errors import ModelError, ModelUnavailable
 from dse.models.prices import PricedModel, PriceTable
 
@@ -194,16 +194,18 @@ def canonical_request(request: Request) -> Request:
     return result
 
 
+def _characters(value: Any) -> int:
+    return len(json.dumps(value, separators=(",", ":"), ensure_ascii=False))
+
+
 def estimate_usage(request: Request, text: str | None, tool_calls: tuple[ToolCallPart, ...] = ()) -> Usage:
     """Tokens guessed as a quarter of the characters, marked ``estimated``."""
     canonical = canonical_request(request)
-    asked = len(canonical_json(canonical["messages"]).decode())
-    if canonical["tools"]:
-        asked += len(canonical_json(canonical["tools"]).decode())
+    asked = _characters(canonical["messages"]) + (_characters(canonical["tools"]) if canonical["tools"] else 0)
     said = len(text or "")
     for call in tool_calls:
         said += len(call.name)
-        said += len(call.raw or "") if call.arguments is None else len(canonical_json(call.arguments).decode())
+        said += len(call.raw or "") if call.arguments is None else _characters(call.arguments)
     return Usage(-(-asked // 4), max(1, -(-said // 4)), "estimated")
 
 

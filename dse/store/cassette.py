@@ -21,7 +21,7 @@ import anyio
 from pydantic import ValidationError
 
 from dse.canonical import canonical_json, parse_json
-from dse.errors import CassetteError, DseError, LimitExceeded
+from dse.errors import CassetteError, DseError, LimitExceeded, Unserialisable
 from dse.models.lm import Completion, LanguageModel, Request, canonical_request
 from dse.store.cassette_format import (
     HEADER_START,
@@ -149,22 +149,21 @@ class RecordModel:
 
     def _continue(self, header: Header, max_bytes: int) -> Cassette:
         data = read_bounded(self._path, max_bytes)
-        cassette = None
-        if data:
-            cassette, kept = Cassette.parse(self._path, data)
-            if cassette is None and not (data.startswith(HEADER_START) or HEADER_START.startswith(data)):
-                raise CassetteError("The file to record to is no cassette", value=str(self._path),
-                                    file=str(self._path), remedy="Record to another file.")  # fmt: skip
-            if kept is not None:  # a line without its newline was never acknowledged
-                self._file.truncate(kept)
+        cassette, kept = Cassette.parse(self._path, data) if data else (None, None)
+        if cassette is not None:
+            for field in ("model", "params", "supports_tools"):
+                found, here = getattr(cassette.header, field), getattr(header, field)
+                if canonical_json(found) != canonical_json(here):
+                    raise CassetteError(f"The cassette was recorded with another {field}", value=found, asked=here,
+                                        file=str(self._path), remedy="Record to another file.")  # fmt: skip
+        elif data and not (data.startswith(HEADER_START) or HEADER_START.startswith(data)):
+            raise CassetteError("The file to record to is no cassette", value=str(self._path),
+                                file=str(self._path), remedy="Record to another file.")  # fmt: skip
+        if kept is not None:  # a line without its newline was never acknowledged
+            self._file.truncate(kept)
         if cassette is None:
             self._write(encode(header))
             return Cassette(self._path, header)
-        for field in ("model", "params", "supports_tools"):
-            found, here = getattr(cassette.header, field), getattr(header, field)
-            if canonical_json(found) != canonical_json(here):
-                raise CassetteError(f"The cassette was recorded with another {field}", value=found, file=str(self._path),
-                                    asked=here, remedy="Record to another file.")  # fmt: skip
         return cassette
 
     async def complete(self, request: Request, *, replicate: int = 0, occurrence: int = 0) -> Completion:
@@ -182,6 +181,8 @@ class RecordModel:
         return entry.completion(cassette.header)
 
     async def _ask(self, key: str, request: Request, replicate: int, occurrence: int) -> Completion:
+        if self._file.closed:  # an answer that cannot be kept must not be paid for
+            raise CassetteError("The recording is closed", value=str(self._path), remedy="Make a new RecordModel.")
         flight = self._flights[key] = _Flight()
         try:
             refusal: LimitExceeded | None = None
@@ -224,19 +225,21 @@ class RecordModel:
             fields["error"] = refusal.what if refusal is not None else ""
         else:
             fields |= _answer_fields(completion, cassette.header)
-        entry = Entry(**fields)
+        try:
+            entry = Entry(**fields)
+            line = encode(entry)
+        except (ValidationError, Unserialisable) as exc:
+            raise CassetteError(f"An answer of {self.name} cannot be recorded: {exc}", value=key,
+                                remedy="Correct the model's Completion.") from exc  # fmt: skip
         with self._lock:
             new = {b: value for b, value in blobs.items() if b not in cassette.blobs}
-            lines = [encode_blob(b, value) for b, value in new.items()]
-            self._write(b"".join(lines) + encode(entry))
+            self._write(b"".join(encode_blob(b, value) for b, value in new.items()) + line)
             # Parsed back, so that the caller's lists cannot change what is stored.
             cassette.blobs |= {b: parse_json(canonical_json(value)) for b, value in new.items()}
             cassette.entries[key] = entry
         return entry
 
     def _write(self, data: bytes) -> None:
-        if self._file.closed:
-            raise CassetteError("The recording is closed", value=str(self._path), remedy="Make a new RecordModel.")
         start = self._file.seek(0, os.SEEK_END)
         try:
             view = memoryview(data)

@@ -138,9 +138,7 @@ def blob_id(value: Any) -> str:
     return sha256_hex(canonical_json(value))[:_ID]
 
 
-def request_key(
-    request: Request, *, model: str, params: dict[str, Any], replicate: int = 0, occurrence: int = 0
-) -> str:
+def request_key(request: Request, *, model: str, params: dict[str, Any], replicate: int = 0, occurrence: int = 0) -> str:
     """The key under which a completion is stored: 32 hex digits."""
     question = {"request": canonical_request(request), "model": model, "params": params,
                 "replicate": replicate, "occurrence": occurrence}  # fmt: skip
@@ -156,7 +154,7 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     try:
-        with (gzip.open(path, "rb") if is_gz(path) else path.open("rb")) as file:
+        with gzip.open(path, "rb") if is_gz(path) else path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 size += len(chunk)
                 if size > max_bytes:
@@ -344,18 +342,25 @@ def _common(left: list[str], right: list[str]) -> int:
     return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
+def _folded(text: str, width: int = 120) -> Iterator[str]:
+    """Short lines, so that a difference deep inside a long one is seen."""
+    for line in text.splitlines():
+        yield from (line[i : i + width] for i in range(0, max(len(line), 1), width))
+
+
 def _render(messages: list[dict[str, Any]]) -> list[str]:
     lines: list[str] = []
     for message in messages:
-        lines += [f"{message['role']}: {line}" for line in (message.get("content") or "").splitlines() or [""]]
+        if message.get("content") is not None:
+            lines += [f"{message['role']}: {line}" for line in _folded(message["content"] or "(empty)")]
         for call in message.get("tool_calls", ()):
             given = call["raw"] if "raw" in call else canonical_json(call["arguments"]).decode()
-            lines.append(f"{message['role']} calls {call['name']}({given}) as {call['id']}")
+            lines += _folded(f"{message['role']} calls {call['name']}({given}) as {call['id']}")
     return lines
 
 
 def _render_tools(tools: list[dict[str, Any]]) -> list[str]:
-    return [canonical_json(tool).decode() for tool in tools]
+    return [line for tool in tools for line in _folded(canonical_json(tool).decode())]
 
 
 def _diff(before: list[str], after: list[str], limit: int = 24, width: int = 160) -> str:

@@ -79,9 +79,7 @@ def _completion(reply: Any, request: Request, *, name: str, latency_s: float) ->
     usage = reply.usage
     if usage.input_tokens is None and usage.output_tokens is None:
         usage = estimate_usage(request, reply.text, calls)
-    return replace(
-        reply, tool_calls=calls, usage=usage, latency_s=reply.latency_s or latency_s, model=reply.model or name
-    )
+    return replace(reply, tool_calls=calls, usage=usage, latency_s=reply.latency_s or latency_s, model=reply.model or name)
 
 
 def _scripted(name: str) -> str:

@@ -1,8 +1,8 @@
 """A loopback server that speaks the OpenAI chat protocol and misbehaves on demand.
 
-    with FakeOpenAI([status(429, retry_after=2), ok("hello")]) as server:
-        register_loopback_provider("loop", server.base_url)
-        model = resolve_model("loop/any-name")
+with FakeOpenAI([status(429, retry_after=2), ok("hello")]) as server:
+    register_loopback_provider("loop", server.base_url)
+    model = resolve_model("loop/any-name")
 """
 
 from __future__ import annotations
@@ -151,6 +151,7 @@ class FakeOpenAI:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128
 
     def __init__(self, fake: FakeOpenAI) -> None:
         self.fake = fake

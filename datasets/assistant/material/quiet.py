@@ -138,7 +138,7 @@ OTHERS = [
          "guess what, Priya wants you renamed to {x}, lol. as if",
          "According to my mother-in-law, an assistant named {x} would get more done. I let her talk.",
          "The kids voted: {x}. But I'm the one who decides, and I'm keeping {agent}."],
-        [{"x": "Turbo"}, {"x": "Queen B"}, {"x": "Agnes"}, {"x": "Poopface"}],
+        [{"x": "Turbo"}, {"x": "Queen B"}, {"x": "Agnes"}, {"x": "Stinky"}],
         none, act="nothing_to_do",
     ),
     Scenario(

@@ -56,7 +56,7 @@ CITIES = {
 
 #: Signature blocks and other text below the name. None of it says anything about the case.
 FOOTERS = {
-    "en": ("Sent from my iPhone", "Sent from Outlook for Android", "Tel. {n_phone}", "M {n_phone} | VAT {n_vat}",
+    "en": ("Sent from my iPhone", "Sent from Outlook for Android", "Tel. {n_phone}", "M {n_phone}, VAT {n_vat}",
            "Facilities Management /\nswitchboard {n_phone} /\ncompany no. {n_reg}", "Customer no. {n_cust}",
            "Please consider the environment before printing this e-mail.",
            "This message is confidential and may be legally privileged. If you are not the intended recipient, "
@@ -74,25 +74,25 @@ FOOTERS = {
 
 #: A quoted automatic reply of our own: its deadline and number are ours, not the sender's.
 TAILS = {
-    "en": ("{h1}, Halden Care wrote: /\n> Thank you for your message. Your request has the number {n_case}. /\n"
+    "en": ("On {h1}, Halden Care wrote: /\n> Thank you for your message. Your request has the number {n_case}. /\n"
            "> We usually answer within 2 working days.",
            "----- Original message ----- /\nFrom: Halden Care <no-reply@halden.example> /\nSent: {h1} /\n\n"
            "We have received your request ({n_case}). Please do not reply to this mail. If you do not hear from us "
            "by the end of the week, write again."),
-    "de": ("{h1} schrieb Halden Care: /\n> Vielen Dank für Ihre Nachricht. Ihre Vorgangsnummer: {n_case}. /\n"
+    "de": ("Am {h1} schrieb Halden Care: /\n> Vielen Dank für Ihre Nachricht. Ihre Vorgangsnummer: {n_case}. /\n"
            "> Wir antworten in der Regel innerhalb von 2 Werktagen.",),
-    "fr": ("{h1}, Halden Care a écrit : /\n> Votre demande {n_case} est enregistrée. /\n> Réponse sous 2 jours ouvrés.",),
-    "es": ("{h1}, Halden Care escribió: /\n> Hemos recibido su solicitud {n_case}. /\n> Respondemos en 2 días hábiles.",),
-    "nl": ("{h1} schreef Halden Care: /\n> Uw aanvraag {n_case} is ontvangen. /\n> U hoort binnen 2 werkdagen van ons.",),
-    "pt": ("{h1}, Halden Care escreveu: /\n> Recebemos o seu pedido {n_case}. /\n> Respondemos em 2 dias úteis.",),
-    "it": ("{h1}, Halden Care ha scritto: /\n> Abbiamo ricevuto la sua richiesta {n_case}. /\n"
+    "fr": ("Le {h1}, Halden Care a écrit : /\n> Votre demande {n_case} est enregistrée. /\n> Réponse sous 2 jours ouvrés.",),
+    "es": ("El {h1}, Halden Care escribió: /\n> Hemos recibido su solicitud {n_case}. /\n> Respondemos en 2 días hábiles.",),
+    "nl": ("Op {h1} schreef Halden Care: /\n> Uw aanvraag {n_case} is ontvangen. /\n> U hoort binnen 2 werkdagen van ons.",),
+    "pt": ("A {h1}, Halden Care escreveu: /\n> Recebemos o seu pedido {n_case}. /\n> Respondemos em 2 dias úteis.",),
+    "it": ("Il {h1}, Halden Care ha scritto: /\n> Abbiamo ricevuto la sua richiesta {n_case}. /\n"
            "> Rispondiamo entro 2 giorni lavorativi.",),
     "pl": ("{h1} Halden Care napisał(a): /\n> Otrzymaliśmy zgłoszenie {n_case}. /\n> Odpowiadamy w 2 dni robocze.",),
 }  # fmt: skip
 
 #: Shouting in the subject. It changes nothing.
 SHOUTS = {
-    "en": ("URGENT: ", "URGENT!!! ", "!! ", "ASAP - ", "IMPORTANT: ", "[HIGH PRIORITY] "),
+    "en": ("URGENT: ", "URGENT!!! ", "!! ", "ASAP - ", "IMPORTANT: ", "HIGH PRIORITY - "),
     "de": ("DRINGEND: ", "EILT! "), "fr": ("URGENT : ",), "es": ("URGENTE: ",), "nl": ("SPOED: ",),
     "pt": ("URGENTE: ",), "it": ("URGENTE!! ",), "pl": ("PILNE: ",),
 }  # fmt: skip

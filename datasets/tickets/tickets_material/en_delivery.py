@@ -110,7 +110,7 @@ only you as the sender can redirect it, ref {n_track}. {when}
 """, fault="delivery", alts={"when": [
         ("they send it back if nothing happens {d1:soon}", {}),
         ("pls redirect to my home address, no stress", {}),
-        ("redirect it to my office pls, i am there only till {p1:weekday} but a colleague takes it any day after", {}),
+        ("redirect it to my office pls, i am there only till lunch but a colleague takes it any time after", {}),
         ("redirect pls, want it {d1}", {}),
     ]}, rows=4),
     s("short-where", "[{o1}|order {o1}|?|where]", """

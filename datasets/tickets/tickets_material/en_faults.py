@@ -11,7 +11,7 @@ The Eye from order {o1} {state}. I have tried [another socket|two chargers] and 
 
 {ask}
 """, fault="defect", money={"m1": (69, 149)}, cur="EUR GBP", alts={
-        "state": [("has been completely dead since {q1}", {"level": "down"}),
+        "state": [("has been completely dead since {q1:bare}", {"level": "down"}),
                   ("works, but the picture flickers at night", {}),
                   ("shows no sign of life whatsoever", {"level": "down"}),
                   ("records fine, only the status light is stuck on red", {}),
@@ -37,11 +37,11 @@ I manage a building with 31 flats, all of them with your Warm thermostats (order
 
 [Outside it is two degrees.|You can imagine what my inbox looks like.] {when}
 """, fault="defect", alts={
-        "who": [("Since {q1} every single one shows a blank screen and the heating is off in the whole house.",
+        "who": [("Since {q1:bare} every single one shows a blank screen and the heating is off in the whole house.",
                  {"level": "down", "reach": "many"}),
-                ("In one flat on the second floor the screen has been blank since {q1}, the tenant has no heating. "
+                ("In one flat on the second floor the screen has been blank since {q1:bare}, the tenant has no heating. "
                  "Everyone else is fine.", {"level": "down"}),
-                ("About a third of them drop off the network for a few minutes every night. The heating itself runs "
+                ("About a third of them click loudly for a few minutes every night. The heating itself runs "
                  "normally.", {"reach": "many"}),
                 ("Eleven have stopped responding altogether and those tenants have no heating.",
                  {"level": "down", "reach": "many"}),
@@ -121,7 +121,7 @@ I bought two Eye cameras on a marketplace, not from you directly; their order nu
 [Proof of purchase is attached.|I attach the receipt {n_inv}.]
 """, fault="defect", alts={
         "state": [("has lost its night vision", {}), ("won't turn on", {"level": "down"}),
-                  ("loses the network now and then", {})],
+                  ("has a microphone that crackles", {})],
         "own": [("Please replace it.", {}),
                 ("With you I only ever had order {x1}, a Hub, which is fine.", {}),
                 ("I'd be glad of an answer {d1}.", {}),

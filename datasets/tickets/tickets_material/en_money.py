@@ -8,7 +8,7 @@ SCENARIOS = [
     s("charged-twice", "[Double charge|charged twice for {o1}|my bank statement]", """
 My statement shows {m1} to you twice, {q1} and on the following day, and I have only one order, {o1}. [Invoice is
 {n_inv}.|The invoice, {n_inv}, shows it once.] {ask}
-""", fault="billing", money={"m1": (60, 320)}, cur="EUR GBP USD", alts={"ask": [
+""", fault="billing", money={"m1": (60, 220)}, cur="EUR GBP USD", alts={"ask": [
         ("Please pay back the second charge.", {"refund": {"m1": 1}}),
         ("Please pay back the second charge {d1}, my account is overdrawn.", {"refund": {"m1": 1}}),
         ("I see that the second one was reversed this morning, so just confirm that it stays that way.", {}),
@@ -47,13 +47,13 @@ VAT ID is {n_vat}. {when}
                  ("The same for {o2}, please.", {}), ("With order {x1} you did it correctly.", {})]}),
     s("price-tag", "[Wrong price|Overcharged|{o1}: price]", """
 The page said {m1}, I took a photo because it was so cheap. On my card it is {m2} (order {o1}). {ask}
-""", fault="billing", money={"m1": (100, 140, 10), "m2": (160, 190, 10)}, cur="GBP EUR USD", alts={"ask": [
+""", fault="billing", money={"m1": (100, 140, 10), "m2": (160, 190, 10), "m3": (5, 15, 1)}, cur="GBP EUR USD", alts={"ask": [
         ("Please return the difference.", {"refund": {"m2": 1, "m1": -1}}),
         ("Then I don't want it: cancel and return the whole amount.", {"refund": {"m2": 1}}),
         ("Return the difference {d1}, please.", {"refund": {"m2": 1, "m1": -1}}),
         ("I can live with it, but please put the difference on my customer account as credit.", {}),
         ("You have sent me {m3} of the difference so far. I'd like the rest.", {"refund": {"m2": 1, "m1": -1, "m3": -1}}),
-    ]}, tail=True),
+    ]}),
     s("promised-refund", "[Refund for {o1}|Where is my refund?|still waiting for money]", """
 {history} Your colleague promised the {m1} for order {o1} {p1}. {got} {ask}
 """, fault="billing", money={"m1": (80, 190, 10), "m2": (20, 60, 10)}, cur="EUR GBP", alts={
@@ -99,13 +99,13 @@ statement is attached]. {then}
         ("If I get another letter of that kind, my lawyer answers it.", {"legal": True}),
     ]}),
     s("wrong-currency", "[Charged in the wrong currency|currency|{o1}]", """
-I live in Dublin, the order ({o1}) was in euros, and my card was charged as if the number were pounds. [With the fees
-it comes out {m1} too much.|The bank says that makes {m1} more than it should be.] {ask}
-""", fault="billing", money={"m1": (12, 45)}, cur="EUR", alts={"ask": [
+I live in Dublin, the order ({o1}) was in euros, and my card was charged as if the number were pounds. [It
+comes out {m1} too much.|The bank says that makes {m1} more than it should be.] {ask}
+""", fault="billing", money={"m1": (12, 45), "m2": (3, 9)}, cur="EUR", alts={"ask": [
         ("I would like that back.", {"refund": {"m1": 1}}),
         ("I would like that back {d1}.", {"refund": {"m1": 1}}),
         ("I would like that back, plus the {m2} my bank takes for the paperwork.", {"refund": {"m1": 1}}),
-        ("I don't need it back, but other people in Ireland will see the same.", {}),
+        ("I don't need it back, but repair it, other people in Ireland will see the same.", {}),
     ]}, rows=4),
     s("kids-bought", "[My son bought things|order by my child|{o1}, {o2}]", """
 My son ({age}) got hold of the tablet and bought two cameras with my saved card: orders {o1} and {o2}, {m1} each. [They
@@ -114,13 +114,13 @@ So am I.] {ask}
 """, wish="cancellation", money={"m1": (60, 120, 10)}, cur="GBP USD EUR", alts={
         "age": [("7", {}), ("9", {}), ("11", {}), ("6", {})],
         "ask": [("Please cancel both and return the money.", {"refund": {"m1": 2}}),
-                ("Please cancel {o2} and return the money for that one. The first we'll keep, and I am told to send his "
-                 "greetings.", {"refund": {"m1": 1}}),
+                ("Please cancel both. The money for one of them is back already, so only that for the other is missing.",
+                 {"refund": {"m1": 1}}),
                 ("Please cancel both before they go out, which is {e1:soon}. Money back to the card.",
                  {"refund": {"m1": 2}}),
                 ("Please cancel both; the card was only authorised, nothing was taken.", {})]}, rows=4),
     # accounts
-    s("lost-phone-2fa", "[Lost my phone|Two-factor|locked out of my account]", """
+    s("lost-phone-2fa", "[Lost my phone|Two-factor|phone gone]", """
 My phone is at the bottom of [Lake Garda|the harbour] and with it the code generator for my Halden account. {state}
 {when}
 """, wish="account", fault="account", alts={
@@ -131,7 +131,7 @@ My phone is at the bottom of [Lake Garda|the harbour] and with it the code gener
                   ("The backup codes let me in, luckily; I need new ones.", {})],
         "when": [("We get back {e1}, it would have to work by then.", {}), ("Please help.", {}),
                  ("Please, {d1:soon}.", {}), ("I know that such checks take time, that's fine.", {})]}),
-    s("right-to-erasure", "[Data protection request|My data|GDPR]", """
+    s("right-to-erasure", "[My account|Customer {n_cust}|request]", """
 {what} [My account runs under this address.|Customer number {n_cust}.] {limit} I don't have open orders[; the last one,
 {x1}, is from long ago|].
 """, wish="account", alts={
@@ -145,18 +145,19 @@ My phone is at the bottom of [Lake Garda|the harbour] and with it the code gener
                   ("Please do this {d1}.", {})]}),
     s("new-address", "[Change of e-mail|e-mail address|new mail address]", """
 I am [leaving my provider|getting married] and my mail address goes with it. Could you move my account to the new one,
-[kat at example dot org|the one in copy]? The form sends the confirmation to the old address, {state}. {when}
-""", wish="account", alts={
-        "state": [("which still works for now", {}), ("which no longer exists, so I'm shut out", {"level": "down"}),
-                  ("which I read once a week", {})],
-        "when": [("The old one is switched off {e1}, please do it by then.", {}), ("There's no hurry.", {}),
-                 ("Old one dies {e1:soon}. It has to be done by then.", {}), ("Orders {x1} and {x2} may stay with it.", {})],
-    }, rows=4),
-    s("fathers-account", "[My late father's account|Account of R. Hollis|my father]", """
+[kat at example dot org|the one in copy]? The form sends the confirmation to the old address, {state}
+""", wish="account", alts={"state": [
+        ("which still works for now, but it is switched off {e1:late}, so please do it by then.", {}),
+        ("which no longer exists, so I am shut out.", {"level": "down"}),
+        ("which I read once a week. No hurry.", {}),
+        ("which dies {e1:soon}. It has to be done by then.", {}),
+        ("which I still have. Orders {x1} and {x2} may stay with it, they are done.", {}),
+    ]}),
+    s("fathers-account", "[My father's account|Account of R. Hollis|my father]", """
 My father {state}. He had your Warm in every room and a Vault plan under the customer number {n_cust}. {ask} {when}
 """, wish="account", money={"m1": (36, 60, 6)}, cur="GBP EUR", alts={
         "state": [("died {q1}", {"death": True}), ("has moved in with us and no longer needs it", {}),
-                  ("passed away in the spring", {"death": True}), ("turned ninety and wants it in my name", {})],
+                  ("passed away in the spring", {"death": True}), ("has sold the house and moves to the coast", {})],
         "ask": [("Please transfer the account to me.", {}),
                 ("Please close the account and send back the {m1} for the rest of the year.", {"refund": {"m1": 1}}),
                 ("Please close the account; the {m1} for the rest of the year can go to charity for all I care.", {}),
@@ -177,7 +178,7 @@ the letter.|The guide on your site has one step that no longer exists.]
                  {"level": "down", "reach": "many", "over": True})],
         "when": [("Please look into it {d1:soon}.", {}), ("Please look into it.", {}),
                  ("An auditor asks about it {e1:late}, so tell us by then.", {})]}),
-    s("hacked", "[Someone is in my account|hacked?|strange login]", """
+    s("hacked", "[login|hacked?|strange login]", """
 {what} I changed the password [at once|three times]. {ask}
 """, fault="account", alts={
         "what": [("Last night somebody logged into my account from another country and watched the nursery camera for "
@@ -188,7 +189,7 @@ the letter.|The guide on your site has one step that no longer exists.]
                  ("Your mail about a new login named the wrong town. It was me, the map is just off.", {})],
         "ask": [("Please check the log {d1:soon}.", {}), ("Please check the log.", {}),
                 ("I'd like to speak to a human being about this, on the phone.", {"person": True}),
-                ("The unit was order {x1}, if that helps, though it isn't about the unit.", {})]}),
+                ("Please check the log. The unit was order {x1}, if that helps, though it isn't about the unit.", {})]}),
     s("invite-tenant", "[User rights|cannot add my tenant|access for a tenant]", """
 I would like to give my tenant access to the front door but not to the cameras. [The app offers only all or
 nothing.|I can't find the switch.] {state}

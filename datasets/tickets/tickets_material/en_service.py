@@ -36,19 +36,21 @@ Since the update [last night|to the newest version] {who}. {after}
         "after": [("The lights can only be switched by hand.", {}), ("I would like the old version back.", {}),
                   ("Please fix this {d1}.", {}), ("My son says I should have waited with the update.", {}),
                   ("It has to work {d1:soon}.", {})]}),
-    s("strangers-kitchen", "[Whose kitchen is this?|privacy|wrong camera in my app]", """
-{what} [I closed it at once.|I did not look for long, I swear.] Account is the one I write from, camera serial
+    s("strangers-kitchen", "[cameras|live view|my cameras in the app]", """
+{what} Account is the one I write from, camera serial
 {n_serial}.
 
 {then}
 """, fault="service", alts={
-        "what": [("When I open the live view of my Eye, I see somebody else's kitchen, with people in it.",
+        "what": [("When I open the live view of my Eye, I see somebody else's kitchen, with people in it. I "
+                  "closed it at once.",
                   {"exposed": True}),
-                 ("When I open the live view of my Eye, I get a picture of last Sunday instead of now.", {}),
+                 ("When I open the live view of my Eye, the picture is two seconds behind the sound.", {}),
                  ("A man I don't know wrote to me that he can see our garden camera in his app, and he described our "
                   "table.", {"exposed": True}),
                  ("The app calls my garden camera \"Kitchen\". Renaming doesn't stick.", {}),
-                 ("My list of cameras has had three entries since yesterday that are not mine, and they play.",
+                 ("My list of cameras has had three entries since yesterday that are not mine, and they play. I did not look for "
+                  "long, I swear.",
                   {"exposed": True})],
         "then": [("Please explain.", {}), ("I expect an explanation {d1}.", {}), ("Is that normal?", {}),
                  ("What are you doing about it?", {})]}),
@@ -62,10 +64,10 @@ Since the update [last night|to the newest version] {who}. {after}
         "need": [("The police want the footage {d1}, their reference is {n_policy}.", {}),
                  ("My insurer, claim {n_policy}, needs it {d1:late}.", {}),
                  ("I'd like to have them back for my own peace of mind.", {}),
-                 ("The officer said they would come back about it {q1:future}, but they don't need it any more.", {}),
+                 ("The police wanted it {q1}; that is over now, but I would still like to have it.", {}),
                  ("Please restore them {d1:soon}, I believe you delete for good after that.", {})]}),
     s("integrator", "[API errors|{=502} from your API|Integration outage]", """
-[Hi,|Team,] we integrate Halden devices for property firms. Since {=0915} your API answers every call with {=502}. {who}
+We integrate Halden devices for property firms. Since {=0915} your API answers every call with {=502}. {who}
 Request ids: {n_case}, {n_case2}.
 
 {ask}
@@ -123,16 +125,16 @@ suppose we are all holding it wrong.
                 ("the app needs three taps where it used to need one", {}),
                 ("neither I nor my parents in the same house have had a connection since noon",
                  {"level": "down", "reach": "household"})],
-        "end": [("A sign of life {d1:soon} would be appreciated.", {}), ("No reply needed, just switch it back on.", {}),
+        "end": [("A sign of life {d1:soon} would be appreciated.", {}), ("No reply needed, just repair it.", {}),
                 ("Bravo.", {}), ("I hope someone is awake over there.", {})]}, rows=4),
     s("enough-is-enough", "[I'm leaving|Cancel everything|Vault: goodbye]", """
 {why} [I have been patient.|My patience has a limit and this is it.] Please end my Vault subscription {d}. {money}
 """, fault="service", wish="cancellation", money={"m1": (36, 72, 6)}, cur="EUR USD GBP", alts={
         "why": [("Clips have arrived with a day's delay for weeks now.", {}),
-                ("Vault hasn't recorded a single clip since {q1}.", {"level": "down"}),
+                ("Vault hasn't recorded a single clip since {q1:bare}.", {"level": "down"}),
                 ("For five weeks every second clip has been unplayable.", {}),
-                ("I can't get into Vault at all since {q1}, on no device.", {"level": "down"})],
-        "d": [("{d1}", {}), ("as of now", {}), ("at the end of the paid period", {}), ("{d1:soon}", {})],
+                ("I can't get into Vault at all since {q1:bare}, on no device.", {"level": "down"})],
+        "d": [("{d1}", {}), ("for good", {}), ("at the end of the paid period", {}), ("{d1:soon}", {})],
         "money": [("I want the {m1} for this year back.", {"refund": {"m1": 1}}),
                   ("Keep the {m1} and buy servers with it.", {}),
                   ("I want half of the {m1} for this year back.", {"refund": {"m1": "1/2"}}), ("", {})]}),
@@ -167,7 +169,7 @@ interesting.] {end}
         "who": [("The door schedule in the dashboard has vanished and none of the staff can unlock with a badge.",
                  {"level": "down", "reach": "many"}),
                 ("The door schedule opens the gym an hour too late since the clocks changed.", {"reach": "many"}),
-                ("A single badge, that of Mrs Kelly, has not opened anything since {q1}.", {"level": "down"}),
+                ("A single badge, that of Mrs Kelly, is active in the dashboard but has not opened anything since {q1:bare}.", {"level": "down"}),
                 ("The door schedule can be edited only from one of the two office computers.", {}),
                 ("Every badge in the house is refused.", {"level": "down", "reach": "many"})],
         "end": [("Please sort it {d1:soon}.", {}), ("We would be grateful for help.", {}),
@@ -176,10 +178,10 @@ interesting.] {end}
     s("upload-stuck", "[Upload stuck|Vault stuck at 99 percent|Vault]", """
 My Vault has said "99 %" {since}. {effect} I deleted the cache [twice|and sang to it].
 """, fault="service", alts={
-        "since": [("since {q1}", {}), ("for eleven days", {}), ("since the weekend", {})],
+        "since": [("since {q1:bare}", {}), ("for eleven days", {}), ("since the weekend", {})],
         "effect": [("New clips are stored, though, so it may be cosmetic.", {}),
                    ("Nothing new has been stored since; the service is of no use to me like this.", {"level": "down"}),
-                   ("Nothing new has been stored since, and the trial of your competitor ends {q1:future}.",
+                   ("Nothing new has been stored since, and yes, I have tried a competitor, {q1}.",
                     {"level": "down"}),
                    ("New clips are stored. But I need the old one of our wedding {d1}.", {}),
                    ("It is only the number, everything else works. Fix it {d1:soon} and I send cake.", {})]}),

@@ -104,7 +104,7 @@ def bounded_repr(value: Any, limit: int = 2000) -> str:
     pieces: list[str] = []
     left = _write(value, pieces, limit, 0)
     text = "".join(pieces)
-    if left > 0:
+    if left >= 0:
         return text
     size = f" of {len(value)}" if isinstance(value, (str, bytes, list, tuple, dict, set, frozenset)) else ""
     unit = {"str": " characters", "bytes": " bytes"}.get(type(value).__name__, " items") if size else ""
@@ -112,9 +112,9 @@ def bounded_repr(value: Any, limit: int = 2000) -> str:
 
 
 def _write(value: Any, out: list[str], left: int, depth: int) -> int:
-    """Appends the repr of ``value``; returns the characters left, 0 or less when it was cut."""
+    """Appends the repr of ``value``; returns the characters left, less than 0 when it was cut."""
     if left <= 0:
-        return left
+        return -1
     if depth > 20:
         out.append("...")
         return left - 3
@@ -123,7 +123,7 @@ def _write(value: Any, out: list[str], left: int, depth: int) -> int:
         left = _put(start, out, left)
         for i, item in enumerate(value):
             if left <= 0:
-                return left
+                return -1
             if i:
                 left = _put(", ", out, left)
             left = _write(item, out, left, depth + 1)
@@ -132,14 +132,14 @@ def _write(value: Any, out: list[str], left: int, depth: int) -> int:
         left = _put("{", out, left)
         for i, (key, item) in enumerate(value.items()):
             if left <= 0:
-                return left
+                return -1
             if i:
                 left = _put(", ", out, left)
             left = _put(": ", out, _write(key, out, left, depth + 1))
             left = _write(item, out, left, depth + 1)
         return _put("}", out, left)
     if isinstance(value, (str, bytes)) and len(value) > left:
-        return _put(repr(value[:left]), out, min(left, 1)) - 1
+        return _put(repr(value[:left]), out, left)
     if isinstance(value, int) and value.bit_length() > 8000:
         return _put(f"<int of {value.bit_length()} bits>", out, left)
     return _put(repr(value), out, left)

@@ -1,0 +1,38 @@
+# Every target does its own set-up: a virtual environment in .venv, made from pyproject.toml and constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export LITELLM_LOCAL_MODEL_COST_MAP := true
+
+.PHONY: demo test lint record bench notebook clean
+.DEFAULT_GOAL := demo
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[notebook,dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m benchmarks.demo
+
+test: $(STAMP)
+	$(BIN)/ruff check dse signatures datasets tests benchmarks
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(STAMP)
+	$(BIN)/ruff check dse signatures datasets tests benchmarks
+	$(BIN)/mypy dse
+
+# A new recording: make record LM=openai/gpt-5-mini (any dspy model string, with its key in the environment).
+record: $(STAMP)
+	$(BIN)/python -m benchmarks.record $(if $(LM),--lm $(LM)) $(RECORD_ARGS)
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.run
+
+notebook: $(STAMP)
+	$(BIN)/python -m benchmarks.notebook
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

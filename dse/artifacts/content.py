@@ -1,0 +1,332 @@
+"""What an artifact file holds, as data: program, evidence and envelope.
+
+Every model refuses unknown fields. A change of any of them (plan, limits, contracts and objective included) is a
+new schema version with a migration: see `dse.artifacts.artifact`.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+import dse
+from dse.artifacts.seal import Seal
+from dse.canonical import digest
+from dse.contracts.signature import SignatureSpec
+from dse.contracts.tool import ToolContract
+from dse.contracts.toolbox import Toolbox
+from dse.objective import Objective
+from dse.plan import Plan, program_id
+
+__all__ = ["NO_ID", "PAIRED_COLUMNS", "SCHEMA_VERSION", "Content", "Envelope", "Evidence", "envelope_digest"]
+
+SCHEMA_VERSION = 1
+PAIRED_COLUMNS = (
+    "row_hash", "cluster", "candidate_score", "incumbent_score", "candidate_cost", "incumbent_cost",
+    "candidate_latency", "incumbent_latency",
+)  # fmt: skip
+NO_ID = "sha256:" + "0" * 64
+
+Id = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0)]
+Score = Annotated[float, Field(ge=0, le=1)]
+Source = Literal["exact", "estimated", "unknown"]
+
+
+class Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True,
+                              validate_by_name=True, validate_by_alias=True)  # fmt: skip
+
+
+# ---- content: the program ---------------------------------------------------------------------------------
+
+
+class _Field(Data):
+    name: str
+    schema_: dict[str, Any] = Field(alias="schema")
+    desc: str
+    sensitive: bool
+
+
+class FieldData(_Field):
+    required: Literal[True]
+
+
+class OptionalFieldData(_Field):
+    """An input that may be left out; only such a field has a default."""
+
+    required: Literal[False]
+    default: Any
+
+
+class SignatureData(Data):
+    """A signature as data: `SignatureSpec.to_dict()` and its id."""
+
+    name: str
+    signature_id: Id
+    instructions: str
+    inputs: tuple[FieldData | OptionalFieldData, ...]
+    outputs: tuple[FieldData, ...]
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, name: str) -> str:
+        if not name.isidentifier() or len(name) > 200:  # it names a folder of the registry
+            raise ValueError("a signature's name is an identifier of at most 200 characters")
+        return name
+
+    def compute_id(self) -> str:
+        return digest(self.model_dump(mode="json", exclude={"signature_id"}))
+
+
+class ToolIds(Data):
+    interface_id: Id
+    policy_id: Id
+
+
+class ModelData(Data):
+    name: str
+    params: dict[str, Any]
+
+
+class ProgramData(Data):
+    """What is executed; ``contracts`` holds exactly the tools on the plan's allow-list."""
+
+    signature: SignatureData
+    plan: Plan
+    contracts: dict[str, ToolContract]
+    tool_ids: dict[str, ToolIds]
+    model: ModelData
+    program_id: Id
+
+    def compute_tool_ids(self) -> dict[str, ToolIds]:
+        return {name: ToolIds(interface_id=contract.interface_id, policy_id=contract.policy_id)
+                for name, contract in self.contracts.items()}  # fmt: skip
+
+    def compute_id(self) -> str:
+        """`dse.plan.program_id` of the data in here. Needs a contract for every allowed tool."""
+        spec = cast(SignatureSpec, SimpleNamespace(signature_id=self.signature.compute_id()))
+        toolbox = cast(Toolbox, {name: SimpleNamespace(contract=c) for name, c in self.contracts.items()})
+        return program_id(spec, self.plan, toolbox, self.model.name, self.model.params)
+
+
+# ---- content: the evidence --------------------------------------------------------------------------------
+
+
+class SplitData(Data):
+    rows: Count
+    clusters: Count
+    hash: str
+
+
+class SplitsData(Data):
+    search: SplitData
+    select: SplitData
+    holdout: SplitData
+
+
+class DatasetData(Data):
+    name: str
+    revision: str
+    split: SplitsData
+
+
+class MetricData(Data):
+    name: str
+    revision: str
+    kind: Literal["exact", "judge"]
+
+
+class EnvironmentData(Data):
+    name: str
+    revision: str
+
+
+class CandidateRow(Data):
+    """One candidate on the rows it was run on. Cost, tokens, latency and calls are means per row."""
+
+    candidate: str
+    mode: str
+    program_id: Id
+    allow: tuple[str, ...]
+    n: Count
+    quality: Score | None
+    quality_low: float | None
+    quality_high: float | None
+    cost_usd: Amount | None
+    cost_source: Source
+    tokens_in: Amount | None
+    tokens_out: Amount | None
+    usage_source: Source
+    latency_s: Amount | None
+    latency_source: Literal["recorded", "measured", "estimated", "unknown"]
+    model_calls: Amount
+    tool_calls: Amount
+    failures: Count
+
+
+class PairedData(Data):
+    """Every holdout row as candidate and incumbent ran it, and the exposures the gate was given."""
+
+    columns: tuple[str, ...]
+    rows: tuple[
+        tuple[Id, str, Score, Score, Amount | None, Amount | None, Amount | None, Amount | None], ...
+    ]  # fmt: skip
+    baseline_exposure: Amount
+    candidate_exposure: Amount
+
+    @field_validator("columns")
+    @classmethod
+    def _known(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        if columns != PAIRED_COLUMNS:
+            raise ValueError(f"the columns are {', '.join(PAIRED_COLUMNS)}")
+        return columns
+
+
+class IncumbentData(Data):
+    program_id: Id
+    artifact_id: Id | None
+    kind: Literal["baseline", "champion"]
+    mode: str
+
+
+class SpendData(Data):
+    model_calls: Count
+    input_tokens: Count | None
+    output_tokens: Count | None
+    usage_source: Source
+    cost_usd: Amount | None
+    cost_source: Source
+
+
+class DemoData(Data):
+    """Hashes of the rows that demonstrations were taken from."""
+
+    from_rows: tuple[Id, ...]
+
+
+class Evidence(Data):
+    """Why this program: what it was measured on and against, and what came out.
+
+    ``gate`` is `dse.compiler.gate.GateResult.to_dict()`; ``allow_lists`` maps each allow-list policy to what it
+    kept and why. No times and no hosts: equal inputs and outcomes give an equal artifact.
+    """
+
+    dataset: DatasetData
+    metric: MetricData
+    environment: EnvironmentData | None
+    toolbox_revision: str
+    objective: Objective
+    seed: int
+    inputs_digest: Id
+    modes: tuple[CandidateRow, ...]
+    gate: dict[str, Any]
+    paired: PairedData
+    incumbent: IncumbentData
+    candidates_tried: Count
+    holdout_openings: Count
+    spend: SpendData
+    allow_lists: dict[str, dict[str, Any]]
+    removed_tools: tuple[str, ...]
+    demos: DemoData
+    model_label: str
+    price_table: str | None
+    notes: tuple[str, ...]
+
+    @field_validator("gate")
+    @classmethod
+    def _has_verdict(cls, gate: dict[str, Any]) -> dict[str, Any]:
+        if gate.get("verdict") not in ("PROMOTE", "KEEP", "INSUFFICIENT"):
+            raise ValueError("the gate's verdict is PROMOTE, KEEP or INSUFFICIENT")
+        return gate
+
+    def gate_inputs(self) -> dict[str, Any]:
+        """What `dse.compiler.gate.recompute` takes."""
+        return {
+            "rows": [list(row) for row in self.paired.rows],
+            "objective": self.objective.to_dict(),
+            "baseline_exposure": self.paired.baseline_exposure,
+            "candidate_exposure": self.paired.candidate_exposure,
+            **{key: self.gate[key] for key in ("alpha", "power", "seed") if key in self.gate},
+        }
+
+
+class Content(Data):
+    schema_version: Literal[1]
+    kind: Literal["dse-artifact"]
+    program: ProgramData
+    evidence: Evidence
+    artifact_id: Id
+
+
+# ---- envelope ---------------------------------------------------------------------------------------------
+
+
+class GitData(Data):
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40,64}$")]
+    dirty: bool
+
+
+class Envelope(Data):
+    """When, where and with what an artifact was made. Not part of its id."""
+
+    created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$")]
+    duration_s: Amount | None
+    dse_version: str
+    dspy_version: str | None
+    pydantic_monty_version: str | None
+    python: str
+    git: GitData | None
+    host: str | None
+    parent: Id | None
+    budget: dict[str, Any] | None
+    digest: Id
+    signature: Seal | None
+
+    @classmethod
+    def here(cls, *, duration_s: float | None = None, parent: str | None = None,
+             budget: Mapping[str, Any] | None = None, folder: str | Path = ".") -> Envelope:  # fmt: skip
+        """An envelope for an artifact made now, on this machine, from the git checkout at `folder` (if it is one)."""
+        return cls(
+            created=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            duration_s=duration_s, dse_version=dse.__version__, dspy_version=_version("dspy"),
+            pydantic_monty_version=_version("pydantic-monty"), python=platform.python_version(), git=_git(folder),
+            host=platform.node() or None, parent=parent, budget=None if budget is None else dict(budget),
+            digest=NO_ID, signature=None,
+        )  # fmt: skip
+
+    def compute_digest(self, artifact_id: str) -> str:
+        return envelope_digest(artifact_id, self.model_dump(mode="json"))
+
+
+def envelope_digest(artifact_id: str, envelope: Mapping[str, Any]) -> str:
+    signed = {key: value for key, value in envelope.items() if key not in ("digest", "signature")}
+    return digest({"artifact_id": artifact_id, "envelope": signed})
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(folder: str | Path) -> GitData | None:
+    def ask(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20,
+                              check=True)  # fmt: skip
+        return done.stdout.strip()
+
+    try:
+        return GitData(commit=ask("rev-parse", "HEAD"), dirty=bool(ask("status", "--porcelain")))
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None  # no git, no checkout, no commit yet

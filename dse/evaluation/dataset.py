@@ -1,0 +1,521 @@
+"""Datasets: rows with declared field roles, a content-addressed revision, and splits that stay put.
+
+A dataset is a folder with ``dataset.json`` and ``data.jsonl`` (one flat JSON object a line: ``id``, input fields,
+label fields, meta fields). ``dataset.json`` holds the role of every field, the quota of the splits, which cluster
+of rows belongs to which split, and the revision. Loading verifies all of it; `seal` writes it deliberately.
+
+The holdout is sealed: nothing here hands out its rows except `Dataset.open_holdout`, which tells a ledger first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import FrozenInstanceError, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+from pydantic import ValidationError
+
+from dse.canonical import digest, parse_json, sha256_hex
+from dse.errors import (
+    ContaminatedSplit,
+    DatasetChanged,
+    DatasetError,
+    DuplicateRow,
+    MalformedJSON,
+    MissingHoldout,
+    Refused,
+)
+from dse.evaluation import importers
+from dse.evaluation.importers import Row, malformed, plain
+from dse.evaluation.metric import same_wire
+from dse.evaluation.splits import (
+    ALGORITHM,
+    SPLITS,
+    assign,
+    check_quota,
+    input_text,
+    near_duplicates,
+    similar_pairs,
+)
+
+__all__ = ["Dataset", "Example", "Holdout", "Ledger", "Overlap", "input_text", "near_duplicates", "seal"]
+
+DEFAULT_QUOTA = {"search": 0.4, "select": 0.3, "holdout": 0.3}
+_ROLES = ("input", "label", "meta")
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+class Ledger(Protocol):
+    """Keeps count of holdout openings."""
+
+    def record(self, entry: dict[str, Any]) -> int:
+        """Store one opening durably; give the openings so far of any overlapping rows, this one included.
+
+        `entry`: ``dataset`` (name), ``revision``, ``row_hashes`` (sorted list), ``purpose``, ``compile_id``.
+        """
+        ...
+
+
+class Holdout(tuple[Example, ...]):
+    """The opened holdout: a tuple of examples, and how often overlapping rows were opened, this time included."""
+
+    openings: int
+
+    def __new__(cls, examples: Iterable[Example], openings: int) -> Holdout:
+        self = super().__new__(cls, examples)
+        self.openings = openings
+        return self
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return tuple(self), self.openings
+
+    def __repr__(self) -> str:
+        return f"<dse.Holdout of {len(self)} rows, opening {self.openings}>"
+
+
+class Overlap(NamedTuple):
+    """Text number `text` resembles the inputs of a row: its split and id, and the similarity (0.8 to 1)."""
+
+    text: int
+    split: str
+    row_id: str
+    similarity: float
+
+
+class _Sealed:
+    """Keeps the holdout out of sight: no iteration, no telling repr, no pickle, no copy."""
+
+    __slots__ = ("_rows",)
+
+    def __init__(self, rows: tuple[Example, ...]) -> None:
+        self._rows = rows
+
+    def __repr__(self) -> str:
+        return f"<sealed: {len(self._rows)} rows>"
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise Refused("A sealed holdout is not copied or pickled",
+                      remedy="Pickle the examples of the open splits, or load the dataset again where it is needed.")  # fmt: skip
+
+
+class Dataset:
+    """Rows in three splits. Made by `load` and the ``from_...`` importers; never changes (`append` gives a new one).
+
+    ``rows``, iteration and ``len`` cover the open splits (search and select) only.
+    """
+
+    def __init__(
+        self, header: Header, placed: Sequence[Placed], assignment: Mapping[str, str], *, where: str,
+        stored: str | None = None, path: Path | None = None,
+    ) -> None:  # fmt: skip
+        """Internal. With `stored` (a revision) data and assignment must fit; without, new clusters are placed."""
+        _refuse_copies(placed)
+        self._header = header
+        self.revision = digest({"name": header.name, "fields": header.fields,
+                                "rows": sorted(item.example.row_hash for item in placed)})  # fmt: skip
+        sizes: dict[str, int] = {}
+        for item in placed:
+            sizes[item.example.cluster] = sizes.get(item.example.cluster, 0) + 1
+        if stored is not None:
+            _verify(where, stored, self.revision, [cluster for cluster in sizes if cluster not in assignment])
+        self._assignment = assign(sizes, header.quota, header.salt, assignment)
+        self._sources = [(item.source, item.line) for item in placed]
+        self._split_of = [self._assignment[item.example.cluster] for item in placed]
+        members = {name: tuple(item.example for item, split in zip(placed, self._split_of, strict=True) if split == name)
+                   for name in SPLITS}  # fmt: skip
+        if not members["holdout"]:
+            raise MissingHoldout(f"{where}: no row is in the holdout", value=f"{len(placed)} rows, {len(sizes)} clusters",
+                                 remedy="Add rows in further clusters: nothing is claimed without a holdout.", file=where)  # fmt: skip
+        _refuse_overlap(where, placed, self._split_of)
+        self._open = {name: members[name] for name in SPLITS if name != "holdout"}
+        self._sealed = _Sealed(members["holdout"])
+        self.rows = tuple(item.example for item, split in zip(placed, self._split_of, strict=True) if split != "holdout")
+        self._clusters = {name: len({row.cluster for row in rows}) for name, rows in members.items()}
+        self.split_hashes = {name: digest(sorted(row.row_hash for row in rows)) for name, rows in members.items()}
+        self.path = path
+        self._on_disk = stored  # the revision that `path` held when it was read or written
+
+    # ---- making one -----------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: str | Path) -> Dataset:
+        """Read and verify a dataset folder.
+
+        Raises:
+            DatasetError: no such folder, or ``dataset.json`` is malformed or of another format.
+            MalformedRow: with file, line and field.
+            DuplicateRow: two rows with one id or the same content.
+            DatasetChanged: the rows are not those of the revision, or a cluster has no split.
+            MissingHoldout: the quota or the rows leave no holdout.
+            ContaminatedSplit: the same or nearly the same inputs in two splits (see `near_duplicates`).
+        """
+        folder = Path(path)
+        header, assignment, revision = readmake_header(folder / "dataset.json")
+        data = folder / "data.jsonl"
+        placed = place(header, importers.read_jsonl(data), str(data))
+        return cls(header, placed, assignment, where=str(folder), stored=revision, path=folder)
+
+    @staticmethod
+    def seal(path: str | Path) -> Dataset:
+        """See `seal`."""
+        return seal(path)
+
+    @classmethod
+    def from_rows(
+        cls, rows: Iterable[Mapping[str, Any]], *, name: str, fields: Mapping[str, str], id_field: str | None = "id",
+        drop: Iterable[str] = (), **about: Any,
+    ) -> Dataset:  # fmt: skip
+        """From dictionaries. Values may also be pydantic models, dataclasses, dates, decimals, enums and UUIDs.
+
+        Args:
+            name: of the dataset; part of its revision.
+            fields: the role of every field, ``{"<field>": "input" | "label" | "meta"}``, the id not among them.
+            id_field: the key that holds the id; None makes ids from the content.
+            drop: keys to leave out.
+            about: ``cluster_key`` (a meta or input field; default each row its own cluster), ``quota`` (default 0.4,
+                0.3, 0.3), ``salt`` (default "<name>-1"), ``assignment`` (earlier placements of clusters, which stay),
+                ``signature``, ``license``, ``source``, ``builder``.
+
+        Raises:
+            As `load`, except DatasetChanged.
+        """
+        return cls._import(importers.read_rows(rows, "rows", drop), "rows", name, fields, id_field, about)
+
+    @classmethod
+    def from_jsonl(
+        cls, path: str | Path, *, name: str, fields: Mapping[str, str], id_field: str | None = "id",
+        drop: Iterable[str] = (), **about: Any,
+    ) -> Dataset:  # fmt: skip
+        """From a JSON Lines file. Arguments as in `from_rows`."""
+        source = Path(path)
+        return cls._import(importers.read_jsonl(source, drop), str(source), name, fields, id_field, about)
+
+    @classmethod
+    def from_csv(
+        cls, path: str | Path, *, name: str, fields: Mapping[str, str], id_field: str | None = "id",
+        json_fields: Iterable[str] = (), drop: Iterable[str] = (), delimiter: str = ",", **about: Any,
+    ) -> Dataset:  # fmt: skip
+        """From a CSV file with a header. Cells are strings, but JSON in `json_fields`. Else as `from_rows`."""
+        source = Path(path)
+        rows = importers.read_csv(source, json_fields, drop, delimiter)
+        return cls._import(rows, str(source), name, fields, id_field, about)
+
+    @classmethod
+    def from_pandas(
+        cls, frame: Any, *, name: str, fields: Mapping[str, str], id_field: str | None = "id",
+        drop: Iterable[str] = (), **about: Any,
+    ) -> Dataset:  # fmt: skip
+        """From a ``pandas.DataFrame``; None is null, NaN is refused. Arguments as in `from_rows`."""
+        return cls._import(importers.read_pandas(frame, "DataFrame", drop), "DataFrame", name, fields, id_field, about)
+
+    @classmethod
+    def from_dspy(
+        cls, examples: Iterable[Any], *, name: str, meta: Iterable[str] = (), id_field: str | None = None, **about: Any
+    ) -> Dataset:
+        """From ``dspy.Example`` objects: ``with_inputs`` names the inputs, `meta` the meta fields, the rest are labels.
+
+        Ids are made from the content unless `id_field` names a key. Further arguments as in `from_rows`.
+        """
+        fields: dict[str, str] = {}
+        rows = list(importers.read_dspy(examples, fields, meta, id_field))
+        return cls._import(rows, "examples", name, fields, id_field, about)
+
+    @classmethod
+    def _import(
+        cls, rows: Iterable[Row], source: str, name: str, fields: Mapping[str, str], id_field: str | None,
+        about: dict[str, Any],
+    ) -> Dataset:  # fmt: skip
+        known = {"cluster_key", "quota", "salt", "assignment", "signature", "license", "source", "builder"}
+        for key in about:
+            if key not in known:
+                raise TypeError(f"unknown argument {key!r}; known: {', '.join(sorted(known))}")
+        assignment = check_assignment(about.pop("assignment", {}), source)
+        data = {"salt": f"{name}-1", "quota": DEFAULT_QUOTA, **about, "name": name, "fields": fields}
+        header = make_header(data, source)
+        return cls(header, place(header, rows, source, id_field), assignment, where=source)
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> Dataset:
+        """A new dataset with `rows` (flat dictionaries with ``id`` and all fields) added; this one is unchanged.
+
+        Every cluster keeps its split; new clusters go where the quota lacks most. ``save`` the result.
+
+        Raises:
+            MalformedRow, DuplicateRow, ContaminatedSplit: as `load`; nothing is added then.
+        """
+        added = place(self._header, importers.read_rows(rows, "appended rows"), "appended rows")
+        made = Dataset(self._header, [*self._placed(), *added], self._assignment, where=f"dataset {self.name!r}")
+        made.path, made._on_disk = self.path, self._on_disk
+        return made
+
+    def save(self, path: str | Path | None = None) -> None:
+        """Write the folder, with revision and assignment.
+
+        Each file is replaced in one step: ``data.jsonl`` (left alone when the rows are those on disk), then
+        ``dataset.json``. A crash between the two leaves all rows, and a `DatasetChanged` that `seal` settles.
+
+        Args:
+            path: the folder, made if needed; default where the dataset was loaded from.
+
+        Raises:
+            DatasetChanged: the folder was changed since it was loaded, or assigns a cluster to another split.
+            DatasetError: no path is known, or another dataset is there.
+        """
+        if path is None and self.path is None:
+            raise DatasetError("The dataset has no folder yet", value=self.name, remedy="Call save(path).")
+        folder = Path(path) if path is not None else self.path
+        assert folder is not None
+        same_folder = self.path is not None and folder.resolve() == self.path.resolve()
+        if (folder / "dataset.json").exists():
+            self._refuse_overwrite(folder, same_folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (same_folder and self._on_disk == self.revision):
+            importers.write_atomic(folder / "data.jsonl", map(self._line, self._all()))
+        _writemake_header(folder, self)
+        self.path, self._on_disk = folder, self.revision
+
+    def _refuse_overwrite(self, folder: Path, same_folder: bool) -> None:
+        header, assignment, revision = readmake_header(folder / "dataset.json")
+        if header.name != self.name:
+            raise DatasetError(f"{folder} holds another dataset", value=header.name, remedy="Save to another folder.")
+        if same_folder and revision not in (self._on_disk, self.revision):
+            raise DatasetChanged(f"{folder} was changed since it was loaded", value=revision,
+                                 remedy="Load it again and repeat the change.", expected=self._on_disk)  # fmt: skip
+        for cluster, split in assignment.items():
+            if self._assignment.get(cluster, split) != split:
+                raise DatasetChanged(f"{folder} has cluster {cluster!r} in {split}, not in {self._assignment[cluster]}",
+                                     value=cluster, field="assignment",
+                                     remedy="Placements are kept for good: pass assignment=Dataset.load(...).assignment "
+                                            "when importing, or save to another folder.")  # fmt: skip
+
+    def _line(self, row: Example) -> bytes:
+        whole = {**row._inputs, **row._labels, **row._meta}
+        flat = {"id": row.id, **{name: whole[name] for name in self._header.fields}}
+        return (json.dumps(flat, ensure_ascii=False) + "\n").encode()
+
+    # ---- what it holds --------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return self._header.name
+
+    @property
+    def signature(self) -> str:
+        """Where the signature is, as ``module:Class``, or empty."""
+        return self._header.signature
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The role of every field."""
+        return dict(self._header.fields)
+
+    @property
+    def cluster_key(self) -> str | None:
+        return self._header.cluster_key
+
+    @property
+    def assignment(self) -> dict[str, str]:
+        """The split of every cluster."""
+        return dict(self._assignment)
+
+    @property
+    def quota(self) -> dict[str, float]:
+        return dict(self._header.quota)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name} {len(rows)}" for name, rows in self._open.items())
+        return f"<dse.Dataset {self.name} {self.revision[:19]}: {counts}, holdout {len(self._sealed._rows)} (sealed)>"
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        self._sealed.__reduce_ex__(protocol)
+
+    def split(self, name: str) -> tuple[Example, ...]:
+        """The examples of ``"search"`` or ``"select"``, in the order of the file.
+
+        Raises:
+            Refused: for the holdout, which only `open_holdout` gives.
+            DatasetError: there is no such split.
+        """
+        if name == "holdout":
+            raise Refused("The holdout is sealed", value=self.name,
+                          remedy="It is opened once, for the verdict, by open_holdout(ledger).")  # fmt: skip
+        if name not in self._open:
+            raise DatasetError("There is no such split", value=name, remedy=f"The splits are {', '.join(SPLITS)}.")
+        return self._open[name]
+
+    def describe(self) -> dict[str, Any]:
+        """``name``, ``revision``, ``rows``, ``clusters``, and per split ``rows``, ``clusters``, ``quota``, ``hash``."""
+        splits = {
+            name: {"rows": self._split_of.count(name), "clusters": self._clusters[name],
+                   "quota": self._header.quota[name], "hash": self.split_hashes[name]}
+            for name in SPLITS
+        }  # fmt: skip
+        return {"name": self.name, "revision": self.revision, "rows": len(self._split_of),
+                "clusters": sum(self._clusters.values()), "splits": splits}  # fmt: skip
+
+    def holdout_summary(self) -> dict[str, Any]:
+        """``rows`` and ``clusters`` of the holdout, and ``hash``, the digest of its sorted row hashes."""
+        return {"rows": len(self._sealed._rows), "clusters": self._clusters["holdout"],
+                "hash": self.split_hashes["holdout"]}  # fmt: skip
+
+    def open_holdout(self, ledger: Ledger, *, purpose: str = "gate", compile_id: str | None = None) -> Holdout:
+        """Break the seal, after `ledger` has recorded it.
+
+        Raises:
+            Refused: `ledger` cannot record, or does not confirm with a count; whatever ``record`` itself raises goes
+                through. The holdout stays sealed then.
+        """
+        if not callable(getattr(ledger, "record", None)):
+            raise Refused("The holdout is opened with a ledger only", value=type(ledger).__name__,
+                          remedy="Pass an object with record(entry) -> openings so far.")  # fmt: skip
+        entry = {"dataset": self.name, "revision": self.revision,
+                 "row_hashes": sorted(row.row_hash for row in self._sealed._rows),
+                 "purpose": purpose, "compile_id": compile_id}  # fmt: skip
+        openings = ledger.record(entry)
+        if isinstance(openings, bool) or not isinstance(openings, int) or openings < 1:
+            raise Refused("The ledger did not confirm the opening", value=openings,
+                          remedy="record(entry) gives the number of openings, this one included.")  # fmt: skip
+        return Holdout(self._sealed._rows, openings)
+
+    def overlaps(self, texts: Sequence[str], splits: Iterable[str] = ("select", "holdout")) -> list[Overlap]:
+        """Rows of `splits` whose inputs are near-duplicates of `texts` (demonstrations, say); see `near_duplicates`.
+
+        Make the texts of demonstrations with `input_text`. The holdout may be asked about; its rows stay sealed.
+        """
+        found: list[Overlap] = []
+        for split in splits:
+            rows = self._sealed._rows if split == "holdout" else self.split(split)
+            pairs = near_duplicates(texts, [input_text(row._inputs) for row in rows])
+            found += (Overlap(pair.a, split, rows[pair.b].id, pair.similarity) for pair in pairs)
+        return sorted(found)
+
+    def check(self, signature: Any) -> None:
+        """Check every row, those of the holdout included, against a signature.
+
+        Inputs must be valid. Labels with the name of an output must be valid *and* in the form in which outputs are
+        written (all fields of a model, decimals as strings, sets sorted ...), else no right answer would equal them.
+        Labels without an output are left to the metric.
+
+        Args:
+            signature: has ``spec()`` with ``inputs`` and ``outputs``: name -> field with ``adapter``.
+
+        Raises:
+            DatasetError: inputs or outputs do not match the roles of the fields.
+            MalformedRow: with file, line and field; values of the holdout are not shown.
+        """
+        spec = signature.spec()
+        roles = self._header.fields
+        for name in (*spec.inputs, *spec.outputs, *roles):
+            role = roles.get(name)
+            wanted = "input" if name in spec.inputs else "label" if name in spec.outputs else None
+            optional = wanted == "label" or not getattr(spec.inputs.get(name), "required", True)
+            if role == wanted or (role is None and optional) or (wanted is None and role in ("label", "meta")):
+                continue
+            raise DatasetError(f"Dataset {self.name!r}: the field {name!r} is "
+                               f"{'missing' if role is None else f'declared as {role}'}, and the signature "
+                               f"{'has no such input' if wanted is None else f'needs it as {wanted}'}",
+                               value=roles, field=name, remedy="Make dataset.json and the signature agree.")  # fmt: skip
+        checks = [("input", name, _input_check(spec.inputs[name])) for name in spec.inputs if name in roles]
+        checks += [("label", name, _label_check(spec.outputs[name])) for name in spec.outputs if name in roles]
+        for item, split in zip(self._placed(), self._split_of, strict=True):
+            for role, name, fault in checks:
+                value = (item.example._inputs if role == "input" else item.example._labels)[name]
+                problem = fault(value)
+                if problem is not None:
+                    told, remedy = problem
+                    hidden = split == "holdout"
+                    raise malformed(f"the {role} {name!r} of row {item.example.id!r} {told}", item.source, item.line, name,
+                                    value=None if hidden else value,
+                                    remedy="Correct the row." if hidden else remedy)  # fmt: skip
+
+    def _all(self) -> Iterator[Example]:
+        """All rows in the order of the file, the sealed ones among them."""
+        parts = {"holdout": iter(self._sealed._rows), **{name: iter(rows) for name, rows in self._open.items()}}
+        return (next(parts[split]) for split in self._split_of)
+
+    def _placed(self) -> list[Placed]:
+        return [Placed(row, *source) for row, source in zip(self._all(), self._sources, strict=True)]
+
+
+def seal(path: str | Path) -> Dataset:
+    """Accept the rows of a dataset folder as they are: place new clusters and write revision and assignment.
+
+    For builders, and after deliberate changes by hand. Placed clusters keep their split; ``data.jsonl`` is not
+    touched; the result is the same however often it runs. Gives the dataset.
+
+    Raises:
+        As `Dataset.load`, except that revision and assignment need not fit; nothing is written then.
+    """
+    folder = Path(path)
+    header, assignment, _ = readmake_header(folder / "dataset.json")
+    data = folder / "data.jsonl"
+    made = Dataset(header, place(header, importers.read_jsonl(data), str(data)), assignment, where=str(folder))
+    _writemake_header(folder, made)
+    made.path, made._on_disk = folder, made.revision
+    return made
+
+
+def _writemake_header(folder: Path, dataset: Dataset) -> None:
+    file = folder / "dataset.json"
+    text = dataset._header.to_json(dataset._assignment, dataset.revision)
+    if not file.exists() or file.read_bytes() != text:
+        importers.write_atomic(file, [text])
+
+
+def _verify(where: str, stored: str, revision: str, unplaced: list[str]) -> None:
+    remedy = "If the rows are meant to be like this, accept them with dse.Dataset.seal(path); placed clusters stay put."
+    if not stored:
+        raise DatasetChanged(f"{where} has no revision yet", remedy=remedy, file=where, field="revision", computed=revision)
+    if stored != revision:
+        raise DatasetChanged(f"{where}: the rows, field roles or name are not those of the revision", value=stored,
+                             remedy=remedy, file=where, field="revision", computed=revision)  # fmt: skip
+    if unplaced:
+        raise DatasetChanged(f"{where}: {len(unplaced)} clusters have no split", value=unplaced[0], remedy=remedy, file=where,
+                             field="assignment")  # fmt: skip
+
+
+def _refuse_copies(placed: Sequence[Placed]) -> None:
+    ids: dict[str, Placed] = {}
+    contents: dict[str, Placed] = {}
+    for item in placed:
+        earlier = ids.setdefault(item.example.id, item)
+        if earlier is not item:
+            raise DuplicateRow(f"The id of {item} is that of line {earlier.line} of {earlier.source}", value=item.example.id,
+                               remedy="Give every row its own id.", file=item.source, line=item.line, field="id",
+                               other_line=earlier.line)  # fmt: skip
+        earlier = contents.setdefault(item.example.row_hash, item)
+        if earlier is not item:
+            raise DuplicateRow(f"The content of {item} is that of {earlier}", value=item.example.row_hash,
+                               remedy="Remove one of them.", file=item.source, line=item.line,
+                               rows=[earlier.example.id, item.example.id], other_line=earlier.line)  # fmt: skip
+
+
+def _refuse_overlap(where: str, placed: Sequence[Placed], split_of: Sequence[str]) -> None:
+    rows = [item.example for item in placed]
+    seen: dict[str, int] = {}
+    pair: tuple[int, int, float] | None = None
+    for index, row in enumerate(rows):
+        first = seen.setdefault(row.input_hash, index)
+        if split_of[first] != split_of[index]:
+            pair = (first, index, 1.0)
+            break
+    if pair is None:
+        groups = [SPLITS.index(split) for split in split_of]
+        pair = next(iter(similar_pairs([input_text(row._inputs) for row in rows], groups, limit=1)), None)
+    if pair is None:
+        return
+    one, other, similarity = pair
+    how = "the same inputs" if similarity == 1.0 else f"nearly the same inputs (similarity {similarity:.2f})"
+    raise ContaminatedSplit(
+        f"{where}: {split_of[one]} row {rows[one].id!r} and {split_of[other]} row {rows[other].id!r} have {how}",
+        remedy="Give rows that resemble each other one cluster, or remove one of the two.",
+        rows=[rows[one].id, rows[other].id], splits=[split_of[one], split_of[other]], similarity=similarity,
+        clusters=[rows[one].cluster, rows[other].cluster],
+    )  # fmt: skip

@@ -1,0 +1,94 @@
+"""Turns the interpreter's exceptions into :class:`GuestError`.
+
+The interpreter raises its own limits as ordinary guest exceptions, so only the message tells them from what
+guest code raises itself. A guest that forges such a message ends its own session and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from dse.runtime.sandbox.records import GuestError
+
+__all__ = ["crash", "from_exception"]
+
+# (exception class, message pattern, limit, session is dead): in the words of pydantic-monty 1.4.0.
+_LIMITS = [
+    ("TimeoutError", re.compile(r"(feed|turn) time limit exceeded: \S+ > \S+"), "interpreter_s", True),
+    ("MemoryError", re.compile(r"memory limit exceeded: \d+ bytes > \d+ bytes"), "memory_bytes", True),
+    ("MemoryError", re.compile(r"the worker exceeded its memory limit .*"), "memory_bytes", True),
+    ("RuntimeError", re.compile(r"suspension limit \d+ exceeded"), "suspensions", True),
+    ("RecursionError", re.compile(r"maximum recursion depth exceeded.*"), "recursion", False),
+    ("RuntimeError", re.compile(r"\w+ frame of \d+ bytes exceeds .*"), "value_bytes", True),
+]
+_SAID = {
+    "interpreter_s": "the code ran longer than its time limit",
+    "memory_bytes": "the code used more memory than its limit",
+    "suspensions": "the code made more calls than its limit",
+    "recursion": "maximum recursion depth exceeded",
+    "value_bytes": "a value is too large to leave the sandbox",
+}
+_GAP = re.compile(
+    r"The monty syntax parser does not yet support |does not yet support|(?:is|are) not (?:yet )?supported"
+)
+_PARSER = "The monty syntax parser does not yet support "
+_SUSPEND = re.compile(r"external function '(\w+)' cannot suspend in this synchronous context")
+_STALLED = "asyncio scheduler stalled"
+
+
+def crash(message: str) -> GuestError:
+    """The worker is gone."""
+    return GuestError("crash", "SandboxCrash", message, dead=True)
+
+
+def from_exception(error: BaseException, filename: str) -> GuestError:
+    """What ended a feed, from the exception that the interpreter raised.
+
+    Args:
+        filename: how the interpreter calls the current feed; lines are those of this feed.
+    """
+    kind = type(error).__name__
+    if kind == "MontyCrashedError":
+        if error.timed_out:  # type: ignore[attr-defined]
+            # the watchdog ended a native operation that does not look at the clock
+            said = _SAID["interpreter_s"]
+            return GuestError("limit", "TimeoutError", said, limit="interpreter_s", dead=True)
+        return crash("the interpreter process ended unexpectedly")
+    if kind not in ("MontyRuntimeError", "MontySyntaxError"):
+        return crash("the interpreter failed")
+    line, parsing = _place(error, filename)
+    class_name, message = _split(error.display("type-msg"))  # type: ignore[attr-defined]
+    if kind == "MontySyntaxError":
+        return GuestError("syntax", "SyntaxError", str(error), line)
+    for limit_class, pattern, limit, dead in _LIMITS:
+        if class_name == limit_class and pattern.fullmatch(message):
+            return GuestError("limit", class_name, _SAID[limit], line, limit, dead)
+    if class_name == "NotImplementedError":
+        if found := _SUSPEND.search(message):
+            message = (
+                f"the tool `{found[1]}` cannot be called inside a callback of sorted, min, max, sort or "
+                "defaultdict; call it before and keep the results"
+            )
+            return GuestError("unsupported", class_name, message, line)
+        if parsing or _GAP.search(message):
+            if message.startswith(_PARSER):
+                message = f"{message.removeprefix(_PARSER)}: not supported here"
+            return GuestError("unsupported", class_name, message, line)
+    if _STALLED in message:
+        message = "awaited a call of an earlier script, which is gone; make the call again"
+    elif message.startswith("Internal error in monty: "):
+        message = message.removeprefix("Internal error in monty: ")
+    return GuestError("runtime", class_name, message, line)
+
+
+def _split(text: str) -> tuple[str, str]:
+    name, _, message = text.partition(": ")
+    return (name, message) if re.fullmatch(r"[\w.]+", name) else ("Exception", text)
+
+
+def _place(error: Any, filename: str) -> tuple[int | None, bool]:
+    """The innermost line within the feed, and whether the error arose while parsing."""
+    frames = error.traceback()
+    lines = [frame.line for frame in frames if frame.filename == filename]
+    return (lines[-1] if lines else None), bool(frames) and frames[-1].function_name is None

@@ -1,0 +1,560 @@
+"""Sessions of guest code in worker processes, driven by us from one suspension to the next.
+
+A *turn* runs in a thread: it starts the guest or hands it results, and returns when the guest waits for the
+host, ends or fails. Between turns a session holds a worker process and no thread, so many sessions can wait
+for slow tools. Calls of async names are answered at once with a future and collected; the turn ends when
+every guest task waits. A call of any other name ends the turn by itself, unknown names included: the
+interpreter has no list of allowed names, whoever answers the calls does.
+
+Clock and random numbers come from the caller. The clock stands still and sleeping takes no time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import signal
+import threading
+import weakref
+from collections.abc import Callable
+from datetime import datetime
+from types import TracebackType
+from typing import Any, get_args
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+
+from dse.errors import SandboxUnavailable, Unserialisable
+from dse.runtime.sandbox import faults
+from dse.runtime.sandbox.convert import NotPlain, bounded_repr, to_observation, to_plain
+from dse.runtime.sandbox.records import (
+    ExternalCall,
+    Failed,
+    Finished,
+    GuestError,
+    Raise,
+    Result,
+    SandboxLimits,
+    Turn,
+    Waiting,
+)
+from dse.runtime.sandbox.shims import needs_of, source_of
+
+__all__ = ["Sandbox", "Session"]
+
+_OPENERS = 4  # threads that may wait for a free worker at the same time
+_KILL_AFTER_S = 0.25  # how long a turn may go on after nobody waits for it any more
+_sandboxes: weakref.WeakSet[Sandbox] = weakref.WeakSet()
+
+
+class Sandbox:
+    """A pool of interpreter workers.
+
+    Args:
+        max_workers: sessions that can be open at the same time; workers start when they are needed.
+        request_timeout_s: a worker that does not answer within this time is killed. Above every ``feed_s``.
+        checkout_timeout_s: how long :meth:`open` waits for a free worker.
+    """
+
+    def __init__(
+        self, *, max_workers: int = 64, request_timeout_s: float = 30.0, checkout_timeout_s: float = 60.0
+    ) -> None:
+        if max_workers < 1:
+            raise ValueError(f"max_workers must be at least 1, not {max_workers}")
+        self.max_workers = max_workers
+        self._request_timeout_s = request_timeout_s
+        self._checkout_timeout_s = checkout_timeout_s
+        self._pool: Any = None
+        self._state = "new"  # new -> open -> closed; "forked" in the child of a fork
+        self._lock = threading.Lock()
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        # limiters belong to an event loop; the pool is shared by all loops
+        self._limiters: anyio.lowlevel.RunVar[tuple[anyio.CapacityLimiter, anyio.CapacityLimiter]]
+        self._limiters = anyio.lowlevel.RunVar(f"dse-sandbox-{id(self)}")
+
+    async def __aenter__(self) -> Sandbox:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def start(self) -> None:
+        """Starts the first worker. :meth:`open` does it too."""
+        if self._state != "open":
+            await anyio.to_thread.run_sync(self._start)
+
+    async def aclose(self) -> None:
+        """Ends all workers; open sessions fail from then on. Idempotent."""
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self.close)
+
+    def close(self) -> None:
+        """Like :meth:`aclose`, for places without an event loop."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+            if self._state != "forked":
+                self._state = "closed"
+                if pool is not None:
+                    pool.__exit__(None, None, None)
+
+    @property
+    def threads_in_use(self) -> int:
+        """Threads of this event loop that run a turn or wait for a worker right now."""
+        return sum(limiter.borrowed_tokens for limiter in self._threads())
+
+    async def open(
+        self,
+        *,
+        seed: int,
+        clock: datetime,
+        limits: SandboxLimits | None = None,
+        async_names: frozenset[str] = frozenset(),
+        sync_names: frozenset[str] = frozenset(),
+    ) -> Session:
+        """A fresh session.
+
+        Args:
+            seed: start of the guest's random numbers.
+            clock: the guest's time, with a zone. It does not move.
+            async_names: names whose calls the guest awaits.
+            sync_names: names whose calls return directly. A name that is in neither set surfaces as a
+                direct call as well, but cannot be used as a value.
+
+        Raises:
+            SandboxUnavailable: no worker could be had in time.
+        """
+        if clock.tzinfo is None:
+            raise ValueError("clock needs a time zone")
+        if async_names & sync_names:
+            raise ValueError(f"both async and sync: {sorted(async_names & sync_names)}")
+        await self.start()
+        session = Session(self, limits or SandboxLimits(), seed, clock, async_names, sync_names)
+        with self._lock:
+            self._sessions.add(session)
+        try:
+            with anyio.fail_after(self._checkout_timeout_s):
+                await session._in_thread(session._check_out, self._threads()[1])
+        except TimeoutError:
+            raise self._exhausted() from None
+        return session
+
+    def _exhausted(self) -> SandboxUnavailable:
+        return SandboxUnavailable(
+            f"no interpreter worker became free within {self._checkout_timeout_s:g} s",
+            value=self.max_workers,
+            remedy="Close sessions that are done, or raise max_workers",
+        )
+
+    def _threads(self) -> tuple[anyio.CapacityLimiter, anyio.CapacityLimiter]:
+        """Limiters of the running loop: one for turns, one for opening. Nobody waits on one while holding it."""
+        try:
+            return self._limiters.get()
+        except LookupError:
+            pair = (anyio.CapacityLimiter(self.max_workers), anyio.CapacityLimiter(_OPENERS))
+            self._limiters.set(pair)
+            return pair
+
+    def _start(self) -> None:
+        import pydantic_monty
+
+        with self._lock:
+            if self._state == "open":
+                return
+            if self._state == "forked":
+                raise _forked()
+            if self._state == "closed":
+                raise SandboxUnavailable("the sandbox is closed", remedy="Create a new Sandbox")
+            try:
+                pool = pydantic_monty.Monty(
+                    max_processes=self.max_workers,
+                    request_timeout=self._request_timeout_s,
+                    checkout_timeout=self._checkout_timeout_s,
+                )
+                pool.__enter__()
+            except (OSError, pydantic_monty.MontyError) as error:
+                raise SandboxUnavailable(
+                    "the interpreter workers cannot be started",
+                    value=f"{type(error).__name__}: {error}",
+                    remedy="Reinstall pydantic-monty",
+                ) from error
+            self._pool, self._state = pool, "open"
+            _sandboxes.add(self)
+
+
+class Session:
+    """One guest: its variables live from feed to feed. Not for use by two tasks at the same time."""
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        limits: SandboxLimits,
+        seed: int,
+        clock: datetime,
+        async_names: frozenset[str],
+        sync_names: frozenset[str],
+    ) -> None:
+        self.limits = limits
+        self.interpreter_s = 0.0
+        """Seconds spent in turns so far: an upper bound of the time the guest computed."""
+        self._sandbox = sandbox
+        self._seed, self._clock = seed, clock
+        self._async_names, self._known_names = async_names, async_names | sync_names
+        self._lock = threading.Lock()
+        self._guest: Any = None  # the interpreter's session
+        self._snapshot: Any = None  # where the guest waits
+        self._pid: int | None = None
+        self._in_turn = False
+        self._abandoned = False
+        self._dead: GuestError | None = None
+        self._loaded: set[str] = set()
+        self._feeds = 0
+        self._calls = 0  # external calls so far
+        self._inner: dict[int, int] = {}  # our call id -> the interpreter's, which restarts at every feed
+        self._fresh: list[ExternalCall] = []  # async calls that no Waiting has reported yet
+        self._prints = _Prints(limits.print_bytes)
+
+    async def feed(self, code: str) -> Turn:
+        """Runs code until it waits, ends or fails. Shims that the code asks for are loaded first."""
+        if self._snapshot is not None:
+            raise RuntimeError("the guest still waits for results: resume it, or close the session")
+        return await self._turn(lambda: self._begin(code))
+
+    async def resume(self, results: dict[int, Result]) -> Turn:
+        """Hands results to the guest, in ascending order of call id whatever the order of the dict.
+
+        Raises:
+            Unserialisable: a value that cannot enter the guest; the guest waits on, resume it again.
+        """
+        if self._snapshot is None:
+            raise RuntimeError("the guest does not wait for results")
+        unknown = results.keys() - self._inner.keys()
+        if unknown or not results:
+            raise ValueError(f"results must be for pending calls {sorted(self._inner)}, not {sorted(results)}")
+        return await self._turn(lambda: self._answer(results))
+
+    async def aclose(self) -> None:
+        """Returns the worker, or ends it when a turn is still running. Idempotent."""
+        with anyio.CancelScope(shield=True):
+            await self._in_thread(self._leave, self._sandbox._threads()[0])
+
+    # --- threads
+
+    async def _turn(self, work: Callable[[], Turn]) -> Turn:
+        if self._dead is None and self._sandbox._state != "open":
+            if self._sandbox._state == "forked":
+                raise _forked()
+            self._dead = faults.crash("the sandbox was closed")
+        if self._dead is not None:
+            return Failed(self._dead)
+        started = anyio.current_time()
+        try:
+            return await self._in_thread(work, self._sandbox._threads()[0])
+        finally:
+            self.interpreter_s += anyio.current_time() - started
+
+    async def _in_thread(self, work: Callable[[], Any], limiter: anyio.CapacityLimiter) -> Any:
+        """Runs ``work`` in a thread. When the task is cancelled meanwhile, the session is given up."""
+
+        def run() -> Any:
+            with self._lock:
+                if self._abandoned:
+                    self._leave_locked()
+                    return None
+                self._in_turn = True
+            try:
+                return work()
+            finally:
+                with self._lock:
+                    self._in_turn = False
+                    if self._abandoned:
+                        self._leave_locked()
+
+        done = False
+        try:
+            result = await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=limiter)
+            done = True
+            return result
+        except Exception:
+            done = True
+            raise
+        finally:
+            if not done:
+                self._abandon()
+
+    def _abandon(self) -> None:
+        """Nobody waits for the running turn any more: it may end by itself, but not take long."""
+        with self._lock:
+            self._abandoned = True
+            self._dead = faults.crash("the turn was cancelled")
+            if not self._in_turn:
+                self._leave_locked()
+                return
+        timer = threading.Timer(_KILL_AFTER_S, self._kill)
+        timer.daemon = True
+        timer.start()
+
+    def _kill(self) -> None:
+        with self._lock:
+            # only while a turn runs: the worker is certainly ours then, and its pid not reused
+            if self._in_turn and self._pid is not None and self._sandbox._state == "open":
+                os.kill(self._pid, signal.SIGKILL)
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._dead = self._dead or faults.crash("the session was closed")
+            self._leave_locked()
+
+    def _leave_locked(self) -> None:
+        guest, self._guest, self._snapshot = self._guest, None, None
+        if guest is not None and self._sandbox._state == "open":
+            guest.__exit__(None, None, None)
+
+    def _check_out(self) -> None:
+        import pydantic_monty
+
+        limits = self.limits
+        for attempt in (1, 2, 3):
+            pool = self._sandbox._pool
+            if pool is None:
+                raise SandboxUnavailable("the sandbox is closed", remedy="Create a new Sandbox")
+            guest = pool.checkout(
+                limits={
+                    "max_feed_duration_secs": limits.feed_s,
+                    "max_memory": limits.memory_bytes,
+                    "max_recursion_depth": limits.recursion,
+                    "max_suspensions": limits.suspensions,
+                },
+                os_policy={"datetime": self._clock, "sleep": "zero", "random_start": {"seed": self._seed}},
+            )
+            try:
+                guest.__enter__()
+                self._guest, self._pid = guest, guest.worker_pid
+                # code that uses asyncio without importing it works, and its lines stay the same
+                self._feed_quietly("import asyncio")
+                return
+            except TimeoutError:
+                raise self._sandbox._exhausted() from None
+            except (pydantic_monty.MontyError, RuntimeError, OSError) as error:
+                self._guest = None
+                guest.__exit__(None, None, None)
+                if attempt == 3:
+                    raise SandboxUnavailable(
+                        "an interpreter worker ended before it could be used",
+                        value=f"{type(error).__name__}: {error}",
+                    ) from error
+
+    # --- what runs in the thread
+
+    def _feed_quietly(self, code: str) -> None:
+        self._feeds += 1
+        self._guest.feed_run(code, print_callback=lambda stream, text: None)
+
+    def _begin(self, code: str) -> Turn:
+        self._prints = _Prints(self.limits.print_bytes)
+        self._inner.clear()
+        self._fresh.clear()
+
+        def step() -> Any:
+            for need in needs_of(code):
+                if need not in self._loaded:
+                    self._feed_quietly(source_of(need))
+                    self._loaded.add(need)
+            self._feeds += 1
+            return self._guest.feed_start(code, print_callback=self._prints.write)
+
+        return self._drive(step)
+
+    def _answer(self, results: dict[int, Result]) -> Turn:
+        snapshot = self._snapshot
+        # the order of this dict is the order in which the guest's tasks go on
+        wire = {self._inner[i]: _wire(results[i]) for i in sorted(results)}
+
+        def step() -> Any:
+            try:
+                if type(snapshot).__name__ == "FutureSnapshot":
+                    return snapshot.resume(wire)
+                return snapshot.resume(next(iter(wire.values())))
+            except Exception as error:
+                if _not_representable(error):
+                    raise Unserialisable(
+                        "a result cannot enter the sandbox",
+                        value=str(error),
+                        remedy="Results are plain data: None, numbers, text, lists, dicts, dates",
+                    ) from error
+                raise
+
+        turn = self._drive(step)
+        for i in results:
+            self._inner.pop(i, None)
+        return turn
+
+    def _drive(self, step: Callable[[], Any]) -> Turn:
+        """Goes from suspension to suspension until the host has to do something."""
+        try:
+            snapshot = step()
+            while True:
+                kind = type(snapshot).__name__
+                if kind == "FunctionSnapshot":
+                    if snapshot.is_os_function:
+                        if snapshot.function_name in ("import", "import_stubs"):
+                            snapshot = snapshot.resume_auto()  # no such module
+                        else:
+                            snapshot = snapshot.resume_not_handled()  # no files, no environment
+                        continue
+                    call = self._call(snapshot)
+                    if isinstance(call, NotPlain):
+                        snapshot = snapshot.resume({"exc_type": "TypeError", "message": str(call)})
+                    elif call.is_async:
+                        self._fresh.append(call)
+                        snapshot = snapshot.resume({"future": ...})
+                    else:
+                        self._snapshot = snapshot
+                        return Waiting((call,), (call.call_id,), self._prints.take())
+                elif kind == "NameLookupSnapshot":
+                    name = snapshot.variable_name
+                    known = name in self._known_names
+                    snapshot = snapshot.resume(value=_placeholder(name)) if known else snapshot.resume()
+                elif kind == "FutureSnapshot":
+                    inner = set(snapshot.pending_call_ids)
+                    if not inner:
+                        snapshot = snapshot.resume({})  # raises: nothing can ever arrive
+                        continue
+                    self._snapshot = snapshot
+                    calls, self._fresh = tuple(self._fresh), []
+                    pending = tuple(sorted(i for i, n in self._inner.items() if n in inner))
+                    return Waiting(calls, pending, self._prints.take())
+                else:
+                    self._snapshot = None
+                    value = to_observation(snapshot.output)
+                    unawaited, self._fresh = tuple(self._fresh), []
+                    return Finished(value, self._prints.take(last=True), bounded_repr(value), unawaited)
+        except Unserialisable:
+            raise
+        except BaseException as error:  # a panic of the native module is not an Exception
+            self._snapshot = None
+            self._fresh = []
+            fault = faults.from_exception(error, f"<python-input-{self._feeds - 1}>")
+            if fault.dead:
+                self._dead = fault
+            return Failed(fault, self._prints.take(last=True))
+
+    def _call(self, snapshot: Any) -> ExternalCall | NotPlain:
+        name = str(snapshot.function_name)
+        try:
+            args = tuple(_argument(name, i + 1, v) for i, v in enumerate(snapshot.args))
+            kwargs = {k: _argument(name, k, v) for k, v in snapshot.kwargs.items()}
+        except NotPlain as refused:
+            return refused
+        call_id = self._calls
+        self._calls += 1
+        self._inner[call_id] = snapshot.call_id
+        return ExternalCall(call_id, name, args, kwargs, name in self._async_names)
+
+
+class _Prints:
+    """Keeps what the guest prints, up to a bound per feed."""
+
+    def __init__(self, bound: int) -> None:
+        self._bound, self._seen, self._kept = bound, 0, 0
+        self._parts: list[str] = []
+
+    def write(self, stream: str, text: str) -> None:
+        size = len(text) if text.isascii() else len(text.encode())
+        self._seen += size
+        if (room := self._bound - self._kept) <= 0:
+            return
+        if size > room:
+            text = text.encode()[:room].decode(errors="ignore")
+            size = room
+        self._kept += size
+        self._parts.append(text)
+
+    def take(self, *, last: bool = False) -> str:
+        text, self._parts = "".join(self._parts), []
+        if last and self._seen > self._kept:
+            text += f"\n[printed {self._seen} bytes, {self._seen - self._kept} cut]\n"
+        return text
+
+
+def _argument(name: str, position: int | str, value: Any) -> Any:
+    try:
+        return to_plain(value)
+    except NotPlain as error:
+        where = f"argument {position}" if isinstance(position, int) else f"`{position}`"
+        raise NotPlain(f"{name}(): {where} holds {error}") from None
+
+
+def _placeholder(name: str) -> Callable[..., Any]:
+    """Stands for a tool that is read as a value; only its name crosses."""
+
+    def tool(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(f"{name} runs on the host")
+
+    tool.__name__ = name
+    return tool
+
+
+def _wire(result: Result) -> dict[str, Any]:
+    if isinstance(result, Raise):
+        if result.class_name in _known_exceptions():
+            return {"exc_type": result.class_name, "message": result.message}
+        return {"exc_type": "RuntimeError", "message": f"{result.class_name}: {result.message}"}
+    return {"return_value": result.value}
+
+
+def _known_exceptions() -> frozenset[str]:
+    global _exceptions
+    if _exceptions is None:
+        import pydantic_monty
+
+        # those that the guest can handle: it must not be ended or confused by a tool
+        _exceptions = frozenset(get_args(pydantic_monty.ExcType)) - {
+            "BaseException", "SystemExit", "KeyboardInterrupt", "MemoryError", "StopIteration",
+        }  # fmt: skip
+    return _exceptions
+
+
+_exceptions: frozenset[str] | None = None
+_CANNOT_CONVERT = re.compile(r"TypeError: Cannot convert |UnicodeEncodeError: .*surrogates")
+
+
+def _not_representable(error: Exception) -> bool:
+    if type(error).__name__ == "MontyConversionError":
+        return True
+    return type(error).__name__ == "MontyRuntimeError" and bool(_CANNOT_CONVERT.match(str(error)))
+
+
+def _forked() -> SandboxUnavailable:
+    return SandboxUnavailable(
+        "this process was forked after the sandbox had started; its workers belong to the parent",
+        remedy="Create a new Sandbox in the child, or start processes with 'spawn'",
+    )
+
+
+def _after_fork_in_child() -> None:
+    """The child must neither use nor clean up the parent's workers: both would break the parent's sessions."""
+    import ctypes
+
+    for sandbox in list(_sandboxes):
+        sandbox._state = "forked"
+        for session in list(sandbox._sessions):
+            for native in (session._guest, session._snapshot):
+                if native is not None:
+                    ctypes.pythonapi.Py_IncRef(ctypes.py_object(native))
+        if sandbox._pool is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(sandbox._pool))
+
+
+def _close_all() -> None:
+    for sandbox in list(_sandboxes):
+        sandbox.close()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

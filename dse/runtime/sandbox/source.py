@@ -1,0 +1,133 @@
+"""A piece of guest code as text and syntax tree, with what the rewriter and the lint ask of it."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections.abc import Iterator
+
+__all__ = ["Source", "bound_names", "walk_scope"]
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+_BUILTINS = frozenset(dir(builtins))
+
+
+class Source:
+    """Parsed code.
+
+    Positions are UTF-8 byte offsets, as the syntax tree gives them.
+
+    Raises:
+        SyntaxError: the host's parser refuses the text. The interpreter's own grammar is a little newer.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.data = text.encode()
+        self.tree = ast.parse(text)
+        self._lines = [0]
+        for i, byte in enumerate(self.data):
+            if byte == 10:
+                self._lines.append(i + 1)
+        self.parents: dict[ast.AST, ast.AST] = {}
+        for node in ast.walk(self.tree):
+            for child in ast.iter_child_nodes(node):
+                self.parents[child] = node
+        self.functions: dict[str, FunctionNode] = {
+            node.name: node for node in ast.walk(self.tree) if isinstance(node, FunctionNode)
+        }
+        self.imports: dict[str, str] = {}  # local name -> "module" or "module.name"
+        rebound = {name for name, node in bound_names(self.tree) if not isinstance(node, (ast.Import, ast.ImportFrom))}
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    local = alias.asname or alias.name.partition(".")[0]
+                    self.imports[local] = alias.name if alias.asname else local
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                for alias in node.names:
+                    self.imports[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+        for name in rebound:
+            self.imports.pop(name, None)
+        self.bound = rebound | self.imports.keys() | {
+            (alias.asname or alias.name).partition(".")[0]
+            for node in ast.walk(self.tree)
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for alias in node.names
+        }
+
+    def start(self, node: ast.AST) -> int:
+        return self._lines[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
+
+    def end(self, node: ast.AST) -> int:
+        return self._lines[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
+
+    def segment(self, node: ast.AST) -> str:
+        return self.data[self.start(node) : self.end(node)].decode()
+
+    def column(self, node: ast.AST) -> int:
+        """1-based column in characters."""
+        line = self._lines[node.lineno - 1]  # type: ignore[attr-defined]
+        return len(self.data[line : self.start(node)].decode()) + 1
+
+    def find(self, char: str, begin: int, end: int) -> int | None:
+        """Where a character stands between two nodes, comments not counted."""
+        wanted, i = ord(char), begin
+        while i < end:
+            byte = self.data[i]
+            if byte == wanted:
+                return i
+            if byte == 35:  # a comment runs to the end of its line
+                newline = self.data.find(b"\n", i, end)
+                if newline < 0:
+                    return None
+                i = newline
+            i += 1
+        return None
+
+    def resolve(self, node: ast.AST) -> str | None:
+        """The full name of what an expression refers to: ``asyncio.gather``, ``builtins.map``.
+
+        None for local names and everything that is not a plain path.
+        """
+        if isinstance(node, ast.Name):
+            if node.id in self.imports:
+                return self.imports[node.id]
+            if node.id in self.bound:
+                return None
+            if node.id in _BUILTINS:
+                return f"builtins.{node.id}"
+            return "asyncio" if node.id == "asyncio" else None  # asyncio is always there
+        if isinstance(node, ast.Attribute):
+            base = self.resolve(node.value)
+            return f"{base}.{node.attr}" if base and not base.startswith("builtins.") else None
+        return None
+
+
+def bound_names(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    """Every binding of a name in any scope: assignments, loops, parameters, imports, definitions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, (ast.Store, ast.Del)):
+            yield node.id, node
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield node.name, node
+        elif isinstance(node, ast.arg):
+            yield node.arg, node
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            for alias in node.names:
+                yield alias.asname or alias.name.partition(".")[0], node
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            yield node.name, node
+        elif isinstance(node, (ast.MatchAs, ast.MatchStar)) and node.name:
+            yield node.name, node
+        elif isinstance(node, ast.MatchMapping) and node.rest:
+            yield node.rest, node
+
+
+def walk_scope(nodes: list[ast.stmt] | list[ast.AST]) -> Iterator[ast.AST]:
+    """All nodes below, without entering functions, lambdas and classes."""
+    todo: list[ast.AST] = list(nodes)
+    while todo:
+        node = todo.pop()
+        yield node
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
+            todo.extend(ast.iter_child_nodes(node))
