@@ -123,7 +123,8 @@ class ProfileWorld:
 
     def snapshot(self) -> dict[str, Any]:
         """Profile, memory, exports and the number of writes that changed something, as plain data."""
-        return copy.deepcopy({"profile": self.profile, "memory": self.memory, "exports": self.exports, "writes": self.writes})
+        state = {"profile": self.profile, "memory": self.memory, "exports": self.exports, "writes": self.writes}
+        return copy.deepcopy(state)
 
     def apply(self, name: str, arguments: dict[str, Any]) -> Any:
         """Run one write tool by name."""
@@ -422,7 +423,7 @@ def _same(wanted: Change, made: Change, keys: dict[str, list[str]]) -> bool:
     if (wanted.verb, wanted.where) != (made.verb, made.where):
         return False
     if wanted.verb == "export":
-        pairs, missing, extra = match(list(wanted.value), list(made.value), keys)
+        _, missing, extra = match(list(wanted.value), list(made.value), keys)
         return not missing and not extra
     if wanted.verb in ("note", "memory"):
         parts = keys.get(wanted.value, [wanted.value])

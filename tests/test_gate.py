@@ -227,6 +227,12 @@ def test_min_quality_as_measured_and_as_shown() -> None:
     assert verdicts == ["PROMOTE", "INSUFFICIENT", "KEEP", "KEEP"]
     unproven = gate(pairs, objective=Objective(min_quality=0.8))
     assert "min_quality 0.8 is not shown" in unproven.reasons[0] and unproven.rows_needed > 100
+    # Rows that come in clusters of four that agree carry less: more of them are needed.
+    together = [pair for pair in outcomes(10, 7, 0, 3) for _ in range(4)]
+    labels = [f"c{index // 4}" for index in range(80)]
+    alone = gate(rows(together), objective=Objective(min_quality=0.8), alpha=0.01)
+    agreeing = gate(rows(together, clusters=labels), objective=Objective(min_quality=0.8), alpha=0.01)
+    assert agreeing.rows_needed + 80 > 3 * (alone.rows_needed + 80)
 
 
 # --- hard limits and unknown amounts
@@ -329,6 +335,11 @@ def test_an_alpha_beyond_the_clusters_asks_for_more() -> None:
     result = gate(rows(outcomes(0, 8, 0)), objective=QUALITY, alpha=0.001)
     assert result.verdict == "INSUFFICIENT" and result.mde is None
     assert result.rows_needed >= 2  # 2^-10 is the first below 0.001
+    pairs = rows(outcomes(0, 16, 0), clusters=[f"c{index // 2}" for index in range(16)])
+    assert gate(pairs, objective=QUALITY, alpha=0.001).rows_needed >= 4  # two clusters of two
+    # Below a worthwhile gain, but all of the interval is above zero: more rows would promote it.
+    small = gate(rows([(0.51, 0.5)] * 8), objective=QUALITY, alpha=0.001)
+    assert small.mean_difference.high < 0.05 and small.verdict == "INSUFFICIENT"
 
 
 # --- properties

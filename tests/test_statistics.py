@@ -275,7 +275,11 @@ def test_score_interval_special_cases() -> None:
     assert score_interval([1.0] * 40) == wilson(40, 40)
     assert score_interval([1.0] * 40, ["a"] * 40).low == 0.0  # one cluster says nothing about others
     by_cluster = score_interval([1.0] * 40, [index // 4 for index in range(40)])
-    assert by_cluster.low < wilson(40, 40).low  # ten observations, not forty
+    assert by_cluster.low == pytest.approx(10 / (10 + stats.t.ppf(0.975, 9) ** 2))  # ten observations, not forty
+    # Clusters that balance themselves (one right, one wrong) are not worth more than independent rows.
+    balanced = score_interval([1.0, 0.0] * 10 + [1.0, 1.0], [index // 2 for index in range(22)])
+    free = wilson(12, 22)
+    assert balanced.high - balanced.low >= free.high - free.low
     assert score_interval([0.5] * 40).low < 0.4  # a constant score is no proof of a constant
 
 
@@ -288,7 +292,7 @@ def test_quantile_is_nearest_rank() -> None:
     assert quantile(range(1, 101), 0.95) == 95
     assert quantile([3.0, 1.0, 2.0], 0.95) == 3.0
     assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
-    assert quantile([float(value) for value in range(1, 21)], 0.95) == 19.0  # 0.95 * 20 is 19, not 19.000000001
+    assert quantile(range(1, 101), 0.07) == 7  # 0.07 * 100 is 7.000000000000001 in floats
 
 
 def test_skewness() -> None:

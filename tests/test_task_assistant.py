@@ -15,10 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dse
+from dse.errors import MetricError
 from signatures import assistant
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,8 +44,8 @@ SCENARIOS = {scenario.name: scenario for scenario in BUILD.scenarios()}
 def plain(text: str) -> str:
     """A comparison form of our own: letters, digits and symbols only."""
     text = unicodedata.normalize("NFKC", text).casefold()
-    kept = "".join(c if unicodedata.category(c)[0] in "LNS" else " " for c in text if unicodedata.category(c) not in ("Mn", "Cf"))
-    return " ".join(kept.split())
+    text = "".join(c for c in text if unicodedata.category(c) not in ("Mn", "Cf"))
+    return " ".join("".join(c if unicodedata.category(c)[0] in "LNS" else " " for c in text).split())
 
 
 # --- the end state a second time, from the intent and by other code -------------------------------------
@@ -107,31 +108,36 @@ def reached(row: dict[str, Any], calls: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["id"])
-def test_gold_calls_lead_to_what_the_intent_says(row: dict[str, Any]) -> None:
-    wanted = imagine(row["profile"], row["intent"])
-    assert reached(row, row["gold_calls"]) == wanted
-    unchanged = wanted == imagine(row["profile"], [])
-    expected = "refused" if row["rule"] else "nothing_to_do" if unchanged else "applied"
-    assert row["action"] == expected
-    assert bool(row["gold_calls"]) == (row["action"] == "applied")
+def test_gold_calls_lead_to_what_the_intent_says() -> None:
+    for row in ROWS:
+        wanted = imagine(row["profile"], row["intent"])
+        assert reached(row, row["gold_calls"]) == wanted, row["id"]
+        unchanged = wanted == imagine(row["profile"], [])
+        expected = "refused" if row["rule"] else "nothing_to_do" if unchanged else "applied"
+        assert row["action"] == expected, row["id"]
+        assert bool(row["gold_calls"]) == (row["action"] == "applied"), row["id"]
 
 
 IN_WORDS = {"🦔": "hedgehog", "🐧": "penguin", "🥦": "broccoli"}
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["id"])
-def test_stored_values_stand_in_the_message(row: dict[str, Any]) -> None:
-    message = plain(row["message"])
-    for verb, *rest in row["intent"]:
-        values = [] if verb == "export" else [rest[1]] if verb == "memory" else rest[1] if verb == "replace" else [rest[1]]
-        for value in values:
-            if SCENARIOS[row["scenario"]].derived:
-                continue
-            parts = row["keys"].get(value, [value])
-            found = all(plain(part) in message or IN_WORDS.get(part, "\0") in message for part in parts)
-            in_profile = plain(value) in plain(json.dumps(row["profile"], ensure_ascii=False))
-            assert found or (verb == "remove" and in_profile), value
+def _values(op: list[Any]) -> list[str]:
+    return {"export": lambda: [], "memory": lambda: [op[2]], "replace": lambda: op[2]}.get(op[0], lambda: [op[2]])()
+
+
+def test_stored_values_stand_in_the_message() -> None:
+    checked = 0
+    for row in ROWS:
+        if SCENARIOS[row["scenario"]].derived:  # computed from the profile: see below
+            continue
+        message, held = plain(row["message"]), plain(json.dumps(row["profile"], ensure_ascii=False))
+        for op in row["intent"]:
+            for value in _values(op):
+                parts = row["keys"].get(value, [value])
+                found = all(plain(part) in message or IN_WORDS.get(part, "\0") in message for part in parts)
+                assert found or (op[0] == "remove" and plain(value) in held), (row["id"], value)
+                checked += 1
+    assert checked > 500
 
 
 def _one(pattern: str, text: str) -> str:
@@ -189,12 +195,6 @@ def _more(row: dict[str, Any]) -> list[str]:
     return row["profile"]["heartbeat_checklist"] + listed
 
 
-def _truth_or_bound(row: dict[str, Any]) -> tuple[str, str]:
-    character = row["profile"]["character"]
-    more = len(character["core_truths"]) > len(character["boundaries"])
-    return ("boundaries" if more else "core_truths", _quoted(row["message"])[0])
-
-
 def _mapped(row: dict[str, Any]) -> str:
     a, b, c, d = _emoji(row["message"])
     old = row["profile"]["identity"]["emoji"]
@@ -215,10 +215,35 @@ def _no_topic(row: dict[str, Any]) -> list[str]:
     return [b for b in row["profile"]["character"]["boundaries"] if b.startswith("Safety:") or word not in b]
 
 
+def _balanced(row: dict[str, Any]) -> tuple[str, Any]:
+    character = row["profile"]["character"]
+    kind = "boundaries" if len(character["core_truths"]) > len(character["boundaries"]) else "core_truths"
+    return f"character.{kind}", [*character[kind], _quoted(row["message"])[0]]
+
+
+def _counted(row: dict[str, Any]) -> list[str]:
+    return [*row["profile"]["user"]["notes"].split("\n"), f"checklist: {len(row['profile']['heartbeat_checklist'])} items"]
+
+
+def _first(row: dict[str, Any]) -> list[str]:
+    return row["profile"]["heartbeat_checklist"][: NUMBERS[_one(r"(two|three)", row["message"])]]
+
+
+def _prefixed(row: dict[str, Any]) -> list[str]:
+    prefix = _one(r"(.home.|2025:|.old.)", row["message"].replace("'", ""))
+    return [f"{prefix} {line}" for line in row["profile"]["tools_notes"].split("\n")]
+
+
+def _other_name(row: dict[str, Any]) -> str:
+    pair = set(re.findall(r"\b(?:Castor|Pollux|Dawn|Dusk|Salt|Pepe)\b", row["message"]))
+    (other,) = pair - {row["profile"]["identity"]["name"]}
+    return other
+
+
 # Scenario -> (where in the end state, value computed from the message and the profile)
 AGAIN: dict[str, Callable[[dict[str, Any]], tuple[str, Any]]] = {
     "remove-mentioning": lambda r: ("heartbeat_checklist", _without_word(r)),
-    "keep-first": lambda r: ("heartbeat_checklist", r["profile"]["heartbeat_checklist"][: NUMBERS[_one(r"(two|three)", r["message"])]]),
+    "keep-first": lambda r: ("heartbeat_checklist", _first(r)),
     "replace-word": lambda r: ("heartbeat_checklist", _replaced(r)),
     "append-missing": lambda r: ("heartbeat_checklist", _more(r)),
     "swap-two-items": lambda r: ("heartbeat_checklist", _swapped(r)),
@@ -227,16 +252,16 @@ AGAIN: dict[str, Callable[[dict[str, Any]], tuple[str, Any]]] = {
     "checklist-to-memory": lambda r: ("heartbeat_checklist", []),
     "only-safety-left": lambda r: ("character.boundaries", _no_style(r)),
     "drop-style-keep-safety": lambda r: ("character.boundaries", _no_topic(r)),
-    "balance-truths": lambda r: (f"character.{_truth_or_bound(r)[0]}", [*r["profile"]["character"][_truth_or_bound(r)[0]], _truth_or_bound(r)[1]]),
-    "count-into-note": lambda r: ("user.notes", [*r["profile"]["user"]["notes"].split("\n"), f"checklist: {len(r['profile']['heartbeat_checklist'])} items"]),
-    "prefix-all": lambda r: ("tools_notes", [f"{_one(r' .(.home.|2025:|.old.). ', r['message'])} {line}" for line in r["profile"]["tools_notes"].split("\n")]),
+    "balance-truths": _balanced,
+    "count-into-note": lambda r: ("user.notes", _counted(r)),
+    "prefix-all": lambda r: ("tools_notes", _prefixed(r)),
     "mood-becomes-tone": lambda r: ("character.vibe", r["profile"]["identity"]["vibe"]),
-    "name-suffix": lambda r: ("identity.name", r["profile"]["identity"]["name"] + _one(r"' ([^']+)'", r["message"]).join([" ", ""])),
-    "either-name": lambda r: ("identity.name", ({*re.findall(r"\b(?:Castor|Pollux|Dawn|Dusk|Salt|Pepe)\b", r["message"])} - {r["profile"]["identity"]["name"]}).pop()),
+    "name-suffix": lambda r: ("identity.name", r["profile"]["identity"]["name"] + _one(r"'( [^']+)'", r["message"])),
+    "either-name": lambda r: ("identity.name", _other_name(r)),
     "if-no-emoji": lambda r: ("identity.emoji", r["profile"]["identity"]["emoji"] or _emoji(r["message"])[0]),
     "emoji-case": lambda r: ("identity.emoji", _mapped(r)),
     "handle-fallback": lambda r: ("user.handle", _handle(r)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row["scenario"] in AGAIN], ids=lambda row: row["id"])
@@ -253,7 +278,8 @@ def test_values_that_depend_on_the_profile(row: dict[str, Any]) -> None:
 
 def _new_memories(row: dict[str, Any]) -> Counter[tuple[str, str, str]]:
     before = len(row["profile"]["memory"])
-    return Counter((m["kind"], m["body"], m["visibility"]) for m in assistant.end_state(row["profile"], row["gold_calls"])["memory"][before:])
+    after = assistant.end_state(row["profile"], row["gold_calls"])["memory"]
+    return Counter((entry["kind"], entry["body"], entry["visibility"]) for entry in after[before:])
 
 
 def test_memories_that_depend_on_the_profile() -> None:
@@ -265,7 +291,8 @@ def test_memories_that_depend_on_the_profile() -> None:
     seen = 0
     for row in ROWS:
         if row["scenario"] in sources:
-            assert _new_memories(row) == Counter((kind, body, "main_only") for kind, body in sources[row["scenario"]](row["profile"]))
+            pairs = sources[row["scenario"]](row["profile"])
+            assert _new_memories(row) == Counter((kind, body, "main_only") for kind, body in pairs)
             seen += 1
         if row["scenario"] == "visibility-by-memory":
             assert [vis for _, _, vis in _new_memories(row)] == [row["profile"]["memory"][-1]["visibility"]]
@@ -277,7 +304,8 @@ def test_memories_that_depend_on_the_profile() -> None:
 
 EVIDENCE = {
     "secrets": r"password|passwort|\bpin\b|card|key|token|account number",
-    "other_peoples_health": r"diabet|parkinson|cancer|allerg|burnout|antidepress|surgery|panic|dementia|blood pressure|epileps|depresi|operan",
+    "other_peoples_health": r"diabet|parkinson|cancer|allerg|burnout|antidepress|surgery|panic|dementia|blood pressure"
+    r"|epileps|depresi|operan",
     "private_facts": r"all\b|every|public|tous",
     "pasted_text": r"do what|follow the instructions|carry out|obey",
 }
@@ -292,7 +320,8 @@ def test_refused_requests_break_their_rule(row: dict[str, Any]) -> None:
         words = set(re.findall(r"\b\w{4}", message))
         held = [b.casefold() for b in row["profile"]["character"]["boundaries"] if b.startswith("Safety:")]
         assert held
-        assert any(words & set(re.findall(r"\b\w{4}", b)) - {"safe", "neve"} for b in held) or re.search(r"\ball your\b|empty list|whole list", message)
+        named = any(words & set(re.findall(r"\b\w{4}", b)) - {"safe", "neve"} for b in held)
+        assert named or re.search(r"\ball your\b|empty list|whole list", message)
     else:
         assert re.search(EVIDENCE[rule], message)
 
@@ -385,7 +414,7 @@ def score(row: dict[str, Any], calls: list[dict[str, Any]], action: str, *, stat
     example = SimpleNamespace(id=row["id"], inputs=inputs, labels={"action": row["action"]}, meta=meta)
     prediction = SimpleNamespace(action=action, outputs={"action": action})
     end = state or assistant.end_state(row["profile"], calls)
-    return asyncio.run(assistant.task.metric.score(example, prediction, SimpleNamespace(run={}, state=end, lm=None)))
+    return asyncio.run(assistant.task.metric.score(example, prediction, dse.MetricContext(state=end)))
 
 
 def call(tool: str, /, **arguments: Any) -> dict[str, Any]:
@@ -510,11 +539,11 @@ def test_every_bait_is_noticed() -> None:
 def test_the_metric_needs_the_end_state() -> None:
     row = ROWS[0]
     example = SimpleNamespace(labels={"action": row["action"]}, meta=row, inputs={})
-    with pytest.raises(dse.DseError) as raised:
-        asyncio.run(assistant.task.metric.score(example, SimpleNamespace(action="applied"), SimpleNamespace(state=None, run={}, lm=None)))
-    assert raised.value.code == "DSE160"
+    with pytest.raises(MetricError, match="end state"):
+        asyncio.run(assistant.task.metric.score(example, SimpleNamespace(action="applied"), dse.MetricContext()))
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_normal_form_is_stable(text: str) -> None:
     once = assistant.normal(text)
@@ -529,16 +558,19 @@ def run_tool(world: assistant.ProfileWorld, name: str, /, **arguments: Any) -> A
     """One call as a program sees it: plain JSON data back."""
     tool = TOOLS[name]
     checked = tool.params.model_validate(arguments).model_dump(exclude_unset=True, by_alias=True)
-    made = asyncio.run(tool(dse.ToolContext(deps=world, run_id="r", call_id=1, idempotency_key="k", deadline=0.0), **checked))
+    context = dse.ToolContext(deps=world, run_id="r", call_id=1, idempotency_key="k", deadline=0.0)
+    made = asyncio.run(tool(context, **checked))
     return tool.returns.dump_python(made, mode="json")
 
 
 def test_tools_do_what_their_descriptions_say() -> None:
     world = assistant.demo_world()
     assert run_tool(world, "get_profile")["identity"]["name"] == "Fitch"
-    assert run_tool(world, "identity_update", emoji="🦭") == {"name": "Fitch", "creature": "polecat", "vibe": "brisk", "emoji": "🦭"}
+    card = {"name": "Fitch", "creature": "polecat", "vibe": "brisk", "emoji": "🦭"}
+    assert run_tool(world, "identity_update", emoji="🦭") == card
     assert run_tool(world, "identity_update", creature="")["creature"] == ""
-    assert run_tool(world, "user_update", notes="i get seasick below deck.\nlikes fog")["notes"] == "I get seasick below deck\nlikes fog"
+    notes = run_tool(world, "user_update", notes="i get seasick below deck.\nlikes fog")["notes"]
+    assert notes == "I get seasick below deck\nlikes fog"
     assert run_tool(world, "user_update", context="home again", handle="@fitch_fan")["handle"] == "fitch_fan"
     assert run_tool(world, "character_update", boundaries=["a", "A.", "b"])["boundaries"] == ["a", "b"]
     assert run_tool(world, "get_profile")["character"]["core_truths"] == ["Weather first, plans second"]
@@ -547,7 +579,8 @@ def test_tools_do_what_their_descriptions_say() -> None:
     assert run_tool(world, "memory_append", kind="daily", title="t", body="b") == 2
     assert run_tool(world, "list_memory")[-1] == {"kind": "daily", "title": "t", "body": "b", "visibility": "main_only"}
     assert run_tool(world, "blueprint_export") == 1
-    assert [run_tool(world, "handle_status", handle=h)["status"] for h in ("@Islander", "fitch_fan", "nobody")] == ["taken", "yours", "free"]
+    statuses = [run_tool(world, "handle_status", handle=handle)["status"] for handle in ("@Islander", "fitch_fan", "nobody")]
+    assert statuses == ["taken", "yours", "free"]
 
 
 def test_writing_what_is_there_already_changes_nothing() -> None:

@@ -31,8 +31,10 @@ FIELDS = {
 
 TOOL_OF = {
     "identity.name": "identity_update", "identity.creature": "identity_update", "identity.vibe": "identity_update",
-    "identity.emoji": "identity_update", "user.handle": "user_update", "user.context": "user_update", "user.notes": "user_update",
-    "character.vibe": "character_update", "character.core_truths": "character_update", "character.boundaries": "character_update",
+    "identity.emoji": "identity_update",
+    "user.handle": "user_update", "user.context": "user_update", "user.notes": "user_update",
+    "character.vibe": "character_update", "character.core_truths": "character_update",
+    "character.boundaries": "character_update",
     "tools_notes": "tools_update_notes", "heartbeat_checklist": "heartbeat_set_checklist",
 }  # fmt: skip
 
@@ -61,7 +63,8 @@ def _task() -> Any:
 
 def scenarios() -> list[Any]:
     """All scenarios, in a fixed order."""
-    found = [s for part in ("single", "several", "conditional", "quiet", "refused", "careful") for s in _material(part).SCENARIOS]
+    parts = ("single", "several", "conditional", "quiet", "refused", "careful")
+    found = [scenario for part in parts for scenario in _material(part).SCENARIOS]
     names = [s.name for s in found]
     assert len(set(names)) == len(names), f"scenario names repeat: {sorted(n for n in names if names.count(n) > 1)}"
     return found
@@ -73,11 +76,12 @@ def random_profile(rng: random.Random) -> dict[str, Any]:
     boundaries = rng.sample(pools.STYLE, rng.randint(1, 3)) + rng.sample(pools.SAFETY, rng.randint(1, 2))
     rng.shuffle(boundaries)
     return {
-        "identity": {"name": rng.choice(pools.NAMES), "creature": rng.choice(pools.CREATURES), "vibe": rng.choice(pools.MOODS),
-                     "emoji": rng.choice(pools.EMOJIS)},
+        "identity": {"name": rng.choice(pools.NAMES), "creature": rng.choice(pools.CREATURES),
+                     "vibe": rng.choice(pools.MOODS), "emoji": rng.choice(pools.EMOJIS)},
         "user": {"handle": rng.choice(pools.HANDLES), "notes": "\n".join(rng.sample(pools.NOTES, rng.randint(0, 4))),
                  "context": rng.choice(pools.CONTEXTS)},
-        "character": {"core_truths": rng.sample(pools.TRUTHS, rng.randint(2, 4)), "boundaries": boundaries, "vibe": rng.choice(pools.TONES)},
+        "character": {"core_truths": rng.sample(pools.TRUTHS, rng.randint(2, 4)), "boundaries": boundaries,
+                      "vibe": rng.choice(pools.TONES)},
         "tools_notes": "\n".join(rng.sample(pools.TOOL_NOTES, rng.randint(1, 4))),
         "heartbeat_checklist": rng.sample(pools.CHECKS, rng.randint(2, 5)),
         "memory": [{"kind": kind, "title": title, "body": body, "visibility": "all" if rng.random() < 0.2 else "main_only"}
@@ -264,14 +268,15 @@ def build() -> list[dict[str, Any]]:
 
 
 def main(out: Path = HERE) -> None:
-    """Write data.jsonl and dataset.json into `out`."""
+    """Write data.jsonl and dataset.json into `out`. A split and revision that are there already are kept."""
     rows = build()
+    old = json.loads((out / "dataset.json").read_text("utf-8")) if (out / "dataset.json").exists() else {}
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (out / "data.jsonl").write_text(text, encoding="utf-8", newline="\n")
     head = {
         "format": 1,
         "name": "assistant",
-        "signature": "ApplyRequest",
+        "signature": "signatures.assistant:ApplyRequest",
         "fields": FIELDS,
         "cluster_key": "scenario",
         "license": "MIT",
@@ -281,9 +286,9 @@ def main(out: Path = HERE) -> None:
             "algorithm": "quota-hash-1",
             "quota": {"search": 0.4, "select": 0.3, "holdout": 0.3},
             "salt": "assistant-1",
-            "assignment": {},
+            "assignment": old.get("split", {}).get("assignment", {}),
         },
-        "revision": "",
+        "revision": old.get("revision", ""),
     }
     (out / "dataset.json").write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8", newline="\n")
 

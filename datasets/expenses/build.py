@@ -402,9 +402,9 @@ def check(rows: list[dict[str, Any]]) -> None:
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(row, ensure_ascii=False, separators=(", ", ": ")) for row in rows]
-    (out / "data.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    meta = {
+    data, header = out / "data.jsonl", out / "dataset.json"
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    meta: dict[str, Any] = {
         "format": 1,
         "name": NAME,
         "signature": "signatures.expenses:AuditExpenses",
@@ -424,7 +424,13 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
         },
         "revision": "",
     }  # fmt: skip
-    (out / "dataset.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if data.exists() and data.read_bytes() == text and header.exists():
+        stored = json.loads(header.read_text(encoding="utf-8"))
+        stored |= {"revision": "", "split": stored["split"] | {"assignment": {}}}
+        if stored == meta:  # the same rows: the split made for them stays
+            return
+    data.write_bytes(text)
+    header.write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:

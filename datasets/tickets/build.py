@@ -166,7 +166,8 @@ def check_all(made: list[dict[str, Any]]) -> None:
 def manifest() -> dict[str, Any]:
     fields = dict.fromkeys(INPUTS, "input") | dict.fromkeys(LABELS, "label") | dict.fromkeys(META, "meta")
     return {
-        "format": 1, "name": NAME, "signature": "TriageTicket", "fields": fields, "cluster_key": "scenario",
+        "format": 1, "name": NAME, "signature": "signatures.tickets:TriageTicket",
+        "fields": fields, "cluster_key": "scenario",
         "license": "MIT", "source": "Hand-written scenarios, filled in by code; all people and numbers are invented.",
         "builder": "datasets/tickets/build.py",
         "split": {"algorithm": "quota-hash-1", "quota": {"search": 0.4, "select": 0.3, "holdout": 0.3},
@@ -176,13 +177,17 @@ def manifest() -> dict[str, Any]:
 
 
 def write(out: Path, made: list[dict[str, Any]]) -> None:
-    """Writes data.jsonl; dataset.json only where there is none (it also stores the split)."""
+    """Writes data.jsonl and dataset.json; the stored split and revision stay where nothing else has changed."""
     out.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
-    (out / "data.jsonl").write_text(lines, encoding="utf-8", newline="\n")
-    if not (out / "dataset.json").exists():
-        text = json.dumps(manifest(), ensure_ascii=False, indent=2) + "\n"
-        (out / "dataset.json").write_text(text, encoding="utf-8", newline="\n")
+    data, header = out / "data.jsonl", out / "dataset.json"
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made).encode()
+    meta = manifest()
+    if data.exists() and data.read_bytes() == text and header.exists():
+        stored = json.loads(header.read_text(encoding="utf-8"))
+        if stored | {"revision": "", "split": stored["split"] | {"assignment": {}}} == meta:
+            return
+    data.write_bytes(text)
+    header.write_bytes((json.dumps(meta, ensure_ascii=False, indent=2) + "\n").encode())
 
 
 def main(argv: list[str] | None = None) -> None:

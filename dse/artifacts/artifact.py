@@ -175,7 +175,7 @@ class Artifact(Data):
             # Without this, a field left out would be filled with a default that nobody wrote.
             if dump != raw["content"]:
                 where, found, wanted = _first_difference(raw["content"], dump, "content")
-                raise ArtifactInvalid(f"{source}: {where} is not as dse writes it", value=found,
+                raise ArtifactInvalid(f"{source}: {where} is not as dse writes it", value=_short(found),
                                       remedy=f"It would be read as {_short(wanted)}. {_AGAIN}")  # fmt: skip
             made._text = made.content, _without_id(dump)
         else:
@@ -460,8 +460,13 @@ def _parse(data: bytes, source: str) -> dict[str, Any]:
 
 
 def published_schema() -> dict[str, Any]:
-    """The JSON Schema of artifact files (``schema.json`` next to this module is its copy)."""
+    """The JSON Schema of artifact files; ``schema.json`` next to this module is its text."""
     schema = Artifact.model_json_schema(mode="serialization", by_alias=True)
     for model in (schema, *schema["$defs"].values()):
         model.pop("description", None)  # docstrings are for readers of the code, and change without the format
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "dse artifact, version 1"}
+        model.pop("title", None)
+        model["required"] = sorted(model["properties"])  # a file states everything, also what has a default
+        for part in model["properties"].values():
+            part.pop("title", None)
+            part.pop("default", None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dse artifact, version 1", **schema}

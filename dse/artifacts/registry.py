@@ -186,7 +186,7 @@ class Registry:
             else:
                 after[alias] = artifact.artifact_id
             if after != journal.aliases:
-                journal.move("alias", alias, after, by=by, reason=reason, verdict=artifact and artifact.verdict)
+                journal.move("alias", alias, after, by=by, reason=reason, verdict=artifact.verdict if artifact else None)
 
     def promote(self, ref: str | Path, *, reason: str = "", by: str | None = None) -> Artifact:
         """Make a stored artifact the ``champion``; the old one becomes ``previous``. A no-op for the champion itself.

@@ -316,7 +316,7 @@ class _Facts:
             and row.candidate_latency == row.incumbent_latency
             for row in rows
         )
-        exact = not self.priced and self.count == self.n and statistics.is_binary(mine + theirs)
+        exact = self.count == self.n and statistics.is_binary(mine + theirs)
         quality_test = (
             statistics.mcnemar(self.quality.count(1), self.quality.count(-1), ties=self.quality.count(0))
             if exact

@@ -11,40 +11,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import FrozenInstanceError, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
 
-from pydantic import ValidationError
-
-from dse.canonical import digest, parse_json, sha256_hex
-from dse.errors import (
-    ContaminatedSplit,
-    DatasetChanged,
-    DatasetError,
-    DuplicateRow,
-    MalformedJSON,
-    MissingHoldout,
-    Refused,
-)
+from dse.canonical import digest
+from dse.errors import ContaminatedSplit, DatasetChanged, DatasetError, DuplicateRow, MissingHoldout, Refused
 from dse.evaluation import importers
-from dse.evaluation.importers import Row, malformed, plain
-from dse.evaluation.metric import same_wire
-from dse.evaluation.splits import (
-    ALGORITHM,
-    SPLITS,
-    assign,
-    check_quota,
-    input_text,
-    near_duplicates,
-    similar_pairs,
+from dse.evaluation.importers import Row, malformed
+from dse.evaluation.rows import (
+    DEFAULT_QUOTA,
+    Example,
+    Header,
+    Placed,
+    check_assignment,
+    checks,
+    make_header,
+    place,
+    read_header,
 )
+from dse.evaluation.splits import SPLITS, assign, input_text, near_duplicates, similar_pairs
 
-__all__ = ["Dataset", "Example", "Holdout", "Ledger", "Overlap", "input_text", "near_duplicates", "seal"]
-
-DEFAULT_QUOTA = {"search": 0.4, "select": 0.3, "holdout": 0.3}
-_ROLES = ("input", "label", "meta")
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+__all__ = ["Dataset", "Example", "Holdout", "Ledger", "Overlap", "SealedRow", "input_text", "near_duplicates", "seal"]
 
 
 class Ledger(Protocol):
@@ -84,6 +71,14 @@ class Overlap(NamedTuple):
     similarity: float
 
 
+class SealedRow(NamedTuple):
+    """What may be known of a sealed row."""
+
+    id: str
+    cluster: str
+    row_hash: str
+
+
 class _Sealed:
     """Keeps the holdout out of sight: no iteration, no telling repr, no pickle, no copy."""
 
@@ -97,7 +92,7 @@ class _Sealed:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise Refused("A sealed holdout is not copied or pickled",
-                      remedy="Pickle the examples of the open splits, or load the dataset again where it is needed.")  # fmt: skip
+                      remedy="Pickle the examples of the open splits, or load the dataset where it is needed.")  # fmt: skip
 
 
 class Dataset:
@@ -123,15 +118,16 @@ class Dataset:
         self._assignment = assign(sizes, header.quota, header.salt, assignment)
         self._sources = [(item.source, item.line) for item in placed]
         self._split_of = [self._assignment[item.example.cluster] for item in placed]
-        members = {name: tuple(item.example for item, split in zip(placed, self._split_of, strict=True) if split == name)
-                   for name in SPLITS}  # fmt: skip
+        pairs = list(zip((item.example for item in placed), self._split_of, strict=True))
+        members = {name: tuple(row for row, split in pairs if split == name) for name in SPLITS}
         if not members["holdout"]:
             raise MissingHoldout(f"{where}: no row is in the holdout", value=f"{len(placed)} rows, {len(sizes)} clusters",
-                                 remedy="Add rows in further clusters: nothing is claimed without a holdout.", file=where)  # fmt: skip
+                                 remedy="Add rows in further clusters: nothing is claimed without a holdout.",
+                                 file=where)  # fmt: skip
         _refuse_overlap(where, placed, self._split_of)
         self._open = {name: members[name] for name in SPLITS if name != "holdout"}
         self._sealed = _Sealed(members["holdout"])
-        self.rows = tuple(item.example for item, split in zip(placed, self._split_of, strict=True) if split != "holdout")
+        self.rows = tuple(row for row, split in pairs if split != "holdout")
         self._clusters = {name: len({row.cluster for row in rows}) for name, rows in members.items()}
         self.split_hashes = {name: digest(sorted(row.row_hash for row in rows)) for name, rows in members.items()}
         self.path = path
@@ -152,7 +148,7 @@ class Dataset:
             ContaminatedSplit: the same or nearly the same inputs in two splits (see `near_duplicates`).
         """
         folder = Path(path)
-        header, assignment, revision = readmake_header(folder / "dataset.json")
+        header, assignment, revision = read_header(folder / "dataset.json")
         data = folder / "data.jsonl"
         placed = place(header, importers.read_jsonl(data), str(data))
         return cls(header, placed, assignment, where=str(folder), stored=revision, path=folder)
@@ -272,11 +268,11 @@ class Dataset:
         folder.mkdir(parents=True, exist_ok=True)
         if not (same_folder and self._on_disk == self.revision):
             importers.write_atomic(folder / "data.jsonl", map(self._line, self._all()))
-        _writemake_header(folder, self)
+        _write_header(folder, self)
         self.path, self._on_disk = folder, self.revision
 
     def _refuse_overwrite(self, folder: Path, same_folder: bool) -> None:
-        header, assignment, revision = readmake_header(folder / "dataset.json")
+        header, assignment, revision = read_header(folder / "dataset.json")
         if header.name != self.name:
             raise DatasetError(f"{folder} holds another dataset", value=header.name, remedy="Save to another folder.")
         if same_folder and revision not in (self._on_disk, self.revision):
@@ -365,24 +361,37 @@ class Dataset:
         return {"rows": len(self._sealed._rows), "clusters": self._clusters["holdout"],
                 "hash": self.split_hashes["holdout"]}  # fmt: skip
 
-    def open_holdout(self, ledger: Ledger, *, purpose: str = "gate", compile_id: str | None = None) -> Holdout:
+    def open_holdout(
+        self, ledger: Ledger, *, purpose: str = "gate", compile_id: str | None = None,
+        select: Callable[[Sequence[SealedRow]], Iterable[SealedRow]] | None = None,
+    ) -> Holdout:  # fmt: skip
         """Break the seal, after `ledger` has recorded it.
 
+        Args:
+            select: chooses the rows to open, by id, cluster and hash; the others stay sealed and unrecorded.
+
         Raises:
-            Refused: `ledger` cannot record, or does not confirm with a count; whatever ``record`` itself raises goes
-                through. The holdout stays sealed then.
+            Refused: `ledger` cannot record, or does not confirm with a count; `select` chose no rows, or others.
+                Whatever ``record`` itself raises goes through. The holdout stays sealed then.
         """
         if not callable(getattr(ledger, "record", None)):
             raise Refused("The holdout is opened with a ledger only", value=type(ledger).__name__,
                           remedy="Pass an object with record(entry) -> openings so far.")  # fmt: skip
-        entry = {"dataset": self.name, "revision": self.revision,
-                 "row_hashes": sorted(row.row_hash for row in self._sealed._rows),
-                 "purpose": purpose, "compile_id": compile_id}  # fmt: skip
+        rows = {row.row_hash: row for row in self._sealed._rows}
+        chosen = list(rows)
+        if select is not None:
+            known = [SealedRow(row.id, row.cluster, row.row_hash) for row in rows.values()]
+            chosen = [row.row_hash for row in select(known)]
+            if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= rows.keys():
+                raise Refused("The chosen rows are none, repeated, or not of this holdout", value=len(chosen),
+                              remedy="select(rows) gives some of the rows that it is given.")  # fmt: skip
+        entry = {"dataset": self.name, "revision": self.revision, "row_hashes": sorted(chosen), "purpose": purpose,
+                 "compile_id": compile_id}  # fmt: skip
         openings = ledger.record(entry)
         if isinstance(openings, bool) or not isinstance(openings, int) or openings < 1:
             raise Refused("The ledger did not confirm the opening", value=openings,
                           remedy="record(entry) gives the number of openings, this one included.")  # fmt: skip
-        return Holdout(self._sealed._rows, openings)
+        return Holdout((rows[row_hash] for row_hash in chosen), openings)
 
     def overlaps(self, texts: Sequence[str], splits: Iterable[str] = ("select", "holdout")) -> list[Overlap]:
         """Rows of `splits` whose inputs are near-duplicates of `texts` (demonstrations, say); see `near_duplicates`.
@@ -410,30 +419,17 @@ class Dataset:
             DatasetError: inputs or outputs do not match the roles of the fields.
             MalformedRow: with file, line and field; values of the holdout are not shown.
         """
-        spec = signature.spec()
-        roles = self._header.fields
-        for name in (*spec.inputs, *spec.outputs, *roles):
-            role = roles.get(name)
-            wanted = "input" if name in spec.inputs else "label" if name in spec.outputs else None
-            optional = wanted == "label" or not getattr(spec.inputs.get(name), "required", True)
-            if role == wanted or (role is None and optional) or (wanted is None and role in ("label", "meta")):
-                continue
-            raise DatasetError(f"Dataset {self.name!r}: the field {name!r} is "
-                               f"{'missing' if role is None else f'declared as {role}'}, and the signature "
-                               f"{'has no such input' if wanted is None else f'needs it as {wanted}'}",
-                               value=roles, field=name, remedy="Make dataset.json and the signature agree.")  # fmt: skip
-        checks = [("input", name, _input_check(spec.inputs[name])) for name in spec.inputs if name in roles]
-        checks += [("label", name, _label_check(spec.outputs[name])) for name in spec.outputs if name in roles]
+        tests = checks(signature.spec(), self._header.fields, self.name)
         for item, split in zip(self._placed(), self._split_of, strict=True):
-            for role, name, fault in checks:
+            for role, name, test in tests:
                 value = (item.example._inputs if role == "input" else item.example._labels)[name]
-                problem = fault(value)
+                problem = test(value)
                 if problem is not None:
                     told, remedy = problem
-                    hidden = split == "holdout"
+                    if split == "holdout":
+                        value, remedy = None, "Correct the row."
                     raise malformed(f"the {role} {name!r} of row {item.example.id!r} {told}", item.source, item.line, name,
-                                    value=None if hidden else value,
-                                    remedy="Correct the row." if hidden else remedy)  # fmt: skip
+                                    value=value, remedy=remedy)  # fmt: skip
 
     def _all(self) -> Iterator[Example]:
         """All rows in the order of the file, the sealed ones among them."""
@@ -454,15 +450,15 @@ def seal(path: str | Path) -> Dataset:
         As `Dataset.load`, except that revision and assignment need not fit; nothing is written then.
     """
     folder = Path(path)
-    header, assignment, _ = readmake_header(folder / "dataset.json")
+    header, assignment, _ = read_header(folder / "dataset.json")
     data = folder / "data.jsonl"
     made = Dataset(header, place(header, importers.read_jsonl(data), str(data)), assignment, where=str(folder))
-    _writemake_header(folder, made)
+    _write_header(folder, made)
     made.path, made._on_disk = folder, made.revision
     return made
 
 
-def _writemake_header(folder: Path, dataset: Dataset) -> None:
+def _write_header(folder: Path, dataset: Dataset) -> None:
     file = folder / "dataset.json"
     text = dataset._header.to_json(dataset._assignment, dataset.revision)
     if not file.exists() or file.read_bytes() != text:
@@ -472,13 +468,14 @@ def _writemake_header(folder: Path, dataset: Dataset) -> None:
 def _verify(where: str, stored: str, revision: str, unplaced: list[str]) -> None:
     remedy = "If the rows are meant to be like this, accept them with dse.Dataset.seal(path); placed clusters stay put."
     if not stored:
-        raise DatasetChanged(f"{where} has no revision yet", remedy=remedy, file=where, field="revision", computed=revision)
+        raise DatasetChanged(f"{where} has no revision yet", remedy=remedy, file=where, field="revision",
+                             computed=revision)  # fmt: skip
     if stored != revision:
         raise DatasetChanged(f"{where}: the rows, field roles or name are not those of the revision", value=stored,
                              remedy=remedy, file=where, field="revision", computed=revision)  # fmt: skip
     if unplaced:
-        raise DatasetChanged(f"{where}: {len(unplaced)} clusters have no split", value=unplaced[0], remedy=remedy, file=where,
-                             field="assignment")  # fmt: skip
+        raise DatasetChanged(f"{where}: {len(unplaced)} clusters have no split", value=unplaced[0], remedy=remedy,
+                             file=where, field="assignment")  # fmt: skip
 
 
 def _refuse_copies(placed: Sequence[Placed]) -> None:

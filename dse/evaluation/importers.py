@@ -67,7 +67,8 @@ def _checked(row: Mapping[str, Any], source: str, line: int) -> dict[str, Any]:
     clean: dict[str, Any] = {}
     for key, value in row.items():
         if not isinstance(key, str):
-            raise malformed("a field name is not a string", source, line, value=repr(key), remedy="Name fields with strings.")
+            raise malformed("a field name is not a string", source, line, value=repr(key),
+                            remedy="Name fields with strings.")  # fmt: skip
         clean[key] = plain(value)
         try:
             canonical_json(clean[key])
@@ -171,7 +172,8 @@ def read_csv(
                                         remedy=f"{exc.remedy} Write null where there is no value.") from None  # fmt: skip
             yield line, _checked(row, file, line)
     except csv.Error as exc:
-        raise malformed(f"the line is not CSV: {exc}", file, reader.line_num, remedy="Correct the quoting, or use JSON Lines.") from None
+        raise malformed(f"the line is not CSV: {exc}", file, reader.line_num,
+                        remedy="Correct the quoting, or use JSON Lines.") from None  # fmt: skip
 
 
 def read_pandas(frame: Any, source: str = "DataFrame", drop: Iterable[str] = ()) -> Iterator[Row]:

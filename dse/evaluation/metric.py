@@ -179,7 +179,7 @@ def metric(
     except TypeError:
         raise MetricError("A metric takes (example, prediction, ctx)", value=str(inspect.signature(fn)),
                           remedy="Declare three positional parameters.") from None  # fmt: skip
-    return Metric(fn, name=name or getattr(fn, "__name__", type(fn).__name__),
+    return Metric(fn, name=name or str(getattr(fn, "__name__", type(fn).__name__)),
                   revision=_source_revision(fn) if revision is None else revision, kind=kind)  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import FrozenInstanceError, dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple, NoReturn
 
 from pydantic import ValidationError
@@ -16,7 +17,9 @@ from dse.evaluation.importers import Row, malformed, plain
 from dse.evaluation.metric import same_wire
 from dse.evaluation.splits import ALGORITHM, SPLITS, check_quota
 
-__all__ = ["DEFAULT_QUOTA", "Example", "Header", "Placed", "check_assignment", "checks", "make_header", "place", "read_header"]
+__all__ = [
+    "DEFAULT_QUOTA", "Example", "Header", "Placed", "check_assignment", "checks", "make_header", "place", "read_header",
+]  # fmt: skip
 
 DEFAULT_QUOTA = {"search": 0.4, "select": 0.3, "holdout": 0.3}
 _ROLES = ("input", "label", "meta")
@@ -54,6 +57,9 @@ class Example:
         meta: Mapping[str, Any] | None = None,
         cluster: str | None = None,
     ) -> None:
+        if not isinstance(id, str) or not id or not isinstance(cluster, (str, NoneType)):
+            raise DatasetError("An example's id or cluster is not a string", value=[id, cluster],
+                               remedy="Give it a string of its own.")  # fmt: skip
         parts = plain(dict(inputs)), plain(dict(labels or {})), plain(dict(meta or {}))
         digest(parts)  # refuses what JSON cannot hold
         self._fill(id, *parts, cluster)
@@ -79,15 +85,18 @@ class Example:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        return _copy(self._inputs)
+        copy: dict[str, Any] = _copy(self._inputs)
+        return copy
 
     @property
     def labels(self) -> dict[str, Any]:
-        return _copy(self._labels)
+        copy: dict[str, Any] = _copy(self._labels)
+        return copy
 
     @property
     def meta(self) -> dict[str, Any]:
-        return _copy(self._meta)
+        copy: dict[str, Any] = _copy(self._meta)
+        return copy
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_"):
@@ -215,7 +224,7 @@ def make_header(data: Mapping[str, Any], where: str) -> Header:
                    **texts)  # fmt: skip
 
 
-def readmake_header(file: Path) -> tuple[Header, dict[str, str], str]:
+def read_header(file: Path) -> tuple[Header, dict[str, str], str]:
     """Header, assignment and revision of a ``dataset.json``."""
     where = str(file)
     try:
@@ -299,9 +308,29 @@ def _refuse_shape(header: Header, row: Mapping[str, Any], source: str, line: int
                     remedy=f"Declare its role, or leave it out. Declared: {', '.join(header.fields)}.")  # fmt: skip
 
 
-# ---- against a signature ----
+# ---- against a signature ----------------------------------------------------------------------------------
 
 _Check = Callable[[Any], "tuple[str, str] | None"]
+
+
+def checks(spec: Any, roles: Mapping[str, str], dataset: str) -> list[tuple[str, str, _Check]]:
+    """(role, field, check) for every field that `spec` has a type for; a check gives None or (problem, remedy).
+
+    Raises:
+        DatasetError: the inputs and outputs of `spec` and the `roles` of the fields do not agree.
+    """
+    for name in (*spec.inputs, *spec.outputs, *roles):
+        role = roles.get(name)
+        wanted = "input" if name in spec.inputs else "label" if name in spec.outputs else None
+        optional = wanted == "label" or not getattr(spec.inputs.get(name), "required", True)
+        if role == wanted or (role is None and optional) or (wanted is None and role in ("label", "meta")):
+            continue
+        found = "missing" if role is None else f"declared as {role}"
+        needed = "has no such input" if wanted is None else f"has it as {wanted.replace('label', 'output')}"
+        raise DatasetError(f"Dataset {dataset!r}: the field {name!r} is {found}, and the signature {needed}",
+                           value=dict(roles), field=name, remedy="Make dataset.json and the signature agree.")  # fmt: skip
+    made = [("input", name, _input_check(spec.inputs[name])) for name in spec.inputs if name in roles]
+    return made + [("label", name, _label_check(spec.outputs[name])) for name in spec.outputs if name in roles]
 
 
 def _input_check(spec: Any) -> _Check:
@@ -310,8 +339,8 @@ def _input_check(spec: Any) -> _Check:
             spec.adapter.validate_python(_copy(value))
         except ValidationError as exc:
             first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            return f"does not fit its type: {where + ': ' if where else ''}{first['msg']}", "Correct the row or the type."
+            place = ".".join(map(str, first["loc"]))
+            return f"does not fit its type: {place + ': ' if place else ''}{first['msg']}", "Correct the row or the type."
         return None
 
     return check

@@ -88,7 +88,7 @@ def assign(
     fresh.sort(key=lambda cluster: hashlib.sha256((salt + cluster).encode()).digest())
     for cluster in fresh:
         size = sizes[cluster]
-        best = min(targets, key=lambda split: error(split, size))  # noqa: B023 (used at once); ties: first
+        best = min(targets, key=lambda split: error(split, size))  # ties: the first
         result[cluster] = best
         counts[best] += size
     for _ in range(10):
@@ -205,9 +205,9 @@ def similar_pairs(
         if pair in seen or normal[pair[0]] == normal[pair[1]]:
             continue
         seen.add(pair)
-        a, b = grams_of(pair[0]), grams_of(pair[1])
-        shared = len(a & b)
-        similarity = shared / (len(a) + len(b) - shared)
+        one, other = grams_of(pair[0]), grams_of(pair[1])
+        shared = len(one & other)
+        similarity = shared / (len(one) + len(other) - shared)
         if similarity >= threshold:
             found.append(NearDuplicate(*pair, similarity))
             if limit is not None and len(found) >= limit:

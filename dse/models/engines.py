@@ -179,7 +179,8 @@ def request_from_lm15(request: lm15.Request) -> Request:
 def _wire_arguments(response: lm15.Response) -> list[tuple[str, Any]]:
     """(name, arguments as sent) of the tool calls in the reply's body, in order; empty where the body is unknown.
 
-    lm15 turns malformed JSON into an ordinary-looking object, so the body is asked.
+    lm15 turns malformed JSON into an ordinary-looking object, so the body is asked. (NaN and infinity, which are no
+    JSON either, it refuses itself: such a reply arrives here as a malformed one.)
     """
     body = response.provider_data if isinstance(response.provider_data, dict) else {}
     found: list[tuple[str, Any]] = []
@@ -238,8 +239,8 @@ def _clean(text: str) -> str:
 def _without_body(call: lm15.ToolCallPart, request: lm15.Request) -> ToolCallPart:
     partial = call.input.get("partial_json")
     if len(call.input) == 1 and isinstance(partial, str):
-        declared = next((t.parameters for t in request.tools if t.name == call.name and t.type == "function"), {})
-        if "partial_json" not in (declared.get("properties") or {}):
+        schemas = [t.parameters for t in request.tools if t.type == "function" and t.name == call.name]
+        if not any("partial_json" in (schema.get("properties") or {}) for schema in schemas):
             return _call(call, None, partial)
     try:
         canonical_json([[[[[[[[[[call.input]]]]]]]]]])

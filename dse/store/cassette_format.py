@@ -33,7 +33,6 @@ __all__ = [
     "read_bounded", "request_key",
 ]  # fmt: skip
 
-FORMAT = "dse-cassette-1"
 HEADER_START = b'{"format":"dse-cassette-'
 MAX_BYTES = 256 * 2**20
 _ID = 16  # hex digits of a blob id; a clash is noticed on reading
@@ -53,7 +52,7 @@ class _Line(BaseModel):
 class Header(_Line):
     """The first line: where the recording comes from, and how far its figures can be trusted."""
 
-    format: Literal["dse-cassette-1"] = FORMAT
+    format: Literal["dse-cassette-1"] = "dse-cassette-1"
     source: str
     model: str
     params: dict[str, Any] = {}

@@ -1,9 +1,26 @@
+# ruff: noqa: E501  (texts stay on one line)
 """Requests that are fine although something about them looks forbidden, or that hide a trap."""
 
 from __future__ import annotations
 
 from .ops import (
-    Scenario, bound, check, context, creature, daily, emoji, export, handle, lasting, mood, name, note, put, tnote, truth, unbound,
+    Scenario,
+    bound,
+    check,
+    context,
+    creature,
+    daily,
+    emoji,
+    export,
+    handle,
+    lasting,
+    mood,
+    name,
+    note,
+    put,
+    tnote,
+    truth,
+    unbound,
     uncheck,
 )  # fmt: skip
 

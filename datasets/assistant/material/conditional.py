@@ -1,10 +1,32 @@
+# ruff: noqa: E501  (texts stay on one line)
 """Requests that depend on the profile, that correct themselves, or that say what not to do."""
 
 from __future__ import annotations
 
 from .ops import (
-    Op, Profile, Scenario, V, bound, check, checks, context, creature, daily, emoji, export, fill, handle, lasting, mood, name, none,
-    note, put, tnote, tone, truth, unbound, uncheck, untnote,
+    Scenario,
+    bound,
+    check,
+    checks,
+    context,
+    creature,
+    daily,
+    emoji,
+    export,
+    fill,
+    handle,
+    lasting,
+    mood,
+    name,
+    none,
+    note,
+    put,
+    tnote,
+    tone,
+    truth,
+    unbound,
+    uncheck,
+    untnote,
 )  # fmt: skip
 
 CONDITIONALS = [

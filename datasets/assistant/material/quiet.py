@@ -1,9 +1,24 @@
+# ruff: noqa: E501  (texts stay on one line)
 """Messages that ask for no change, or for what is already so."""
 
 from __future__ import annotations
 
 from .ops import (
-    Scenario, bound, check, checks, context, emoji, fill, handle, lasting, mood, name, none, note, put, tnote, truth,
+    Scenario,
+    bound,
+    checks,
+    context,
+    emoji,
+    fill,
+    handle,
+    lasting,
+    mood,
+    name,
+    none,
+    note,
+    put,
+    tnote,
+    truth,
 )  # fmt: skip
 
 SMALL_TALK = [

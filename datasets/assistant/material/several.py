@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (texts stay on one line)
 """Requests that need several tools, an order, or a loop."""
 
 from __future__ import annotations
@@ -5,8 +6,30 @@ from __future__ import annotations
 import re
 
 from .ops import (
-    V, Profile, Scenario, bound, check, checks, context, creature, daily, emoji, export, fill, lasting, mood, name, note, put,
-    tnote, tone, truth, unbound, uncheck, untnote, untruth,
+    Profile,
+    Scenario,
+    V,
+    bound,
+    check,
+    checks,
+    context,
+    creature,
+    daily,
+    emoji,
+    export,
+    fill,
+    lasting,
+    mood,
+    name,
+    note,
+    put,
+    tnote,
+    tone,
+    truth,
+    unbound,
+    uncheck,
+    untnote,
+    untruth,
 )  # fmt: skip
 
 

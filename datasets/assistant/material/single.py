@@ -1,10 +1,33 @@
+# ruff: noqa: E501  (texts stay on one line)
 """Requests that one tool satisfies."""
 
 from __future__ import annotations
 
 from .ops import (
-    Scenario, bound, check, checks, context, creature, daily, emoji, export, fill, handle, lasting, mood, name, note, put, tnote,
-    tnotes, tone, truth, unbound, uncheck, untnote, untruth,
+    Scenario,
+    bound,
+    check,
+    checks,
+    context,
+    creature,
+    daily,
+    emoji,
+    export,
+    fill,
+    handle,
+    lasting,
+    mood,
+    name,
+    note,
+    put,
+    tnote,
+    tnotes,
+    tone,
+    truth,
+    unbound,
+    uncheck,
+    untnote,
+    untruth,
 )  # fmt: skip
 
 IDENTITY = [

@@ -28,8 +28,8 @@ Minutentakt an.|Draußen friert es.] {frist}
                 ("In der Wohnung von Frau Kramer ist die Anzeige seit heute Nacht schwarz und die Heizung kalt, sonst läuft "
                  "alles.", {"level": "down"}),
                 ("Bei etwa der Hälfte geht die Uhr eine Stunde vor, geheizt wird normal.", {"reach": "many"}),
-                ("Heute Nacht waren alle Anzeigen schwarz und alle Heizungen kalt. Inzwischen läuft alles wieder, ich möchte "
-                 "nur wissen, woran es lag.", {"level": "down", "reach": "many", "over": True})],
+                ("Heute Nacht waren alle Anzeigen schwarz und alle Heizungen kalt. Inzwischen läuft alles wieder, ich "
+                 "möchte nur wissen, woran es lag.", {"level": "down", "reach": "many", "over": True})],
         "frist": [("Ich bitte um Rückmeldung {d1:soon}.", {}), ("Ich bitte um Rückmeldung.", {}),
                   ("Der Eigentümerversammlung muss ich {d1:late} einen Bericht vorlegen.", {})]}),
     s("de-doppelt-abgebucht", "[Doppelte Abbuchung|Lastschrift|zweimal abgebucht, {o1}]", """
@@ -86,11 +86,13 @@ farblich nicht]. {geld} [Die Bestellung {x1} behalte ich selbstverständlich.|]
     s("de-rechnung-korrektur", "[Rechnungskorrektur|Falsche Rechnung {n_inv}|Rechnung]", """
 auf der Rechnung {n_inv} zu Bestellung {o1} {fehler}. Unsere Buchhaltung nimmt sie so nicht an. {frist} [Für weitere
 Fragen: Durchwahl {=418}.|]
-""", fault="billing", money={"m1": (90, 300)}, cur="EUR", alts={
+""", fault="billing", money={"m1": (90, 300), "m2": (580, 950)}, cur="EUR", alts={
         "fehler": [("fehlt die Steuernummer", {}), ("steht der falsche Firmenname", {}),
-                   ("stehen {m1} statt des vereinbarten Preises; gezahlt ist noch nichts", {})],
+                   ("stehen {m1} Versandkosten, die nicht vereinbart waren", {})],
         "frist": [("Wir brauchen sie {d1} korrigiert.", {}), ("Das hat Zeit.", {}),
-                  ("Dasselbe gilt für {o2}.", {}), ("Wir brauchen sie {d1:soon} korrigiert.", {})]}),
+                  ("Dasselbe gilt für {o2}.", {}),
+                  ("Außerdem wurden {m2} zu viel abgebucht, die wir zurückerwarten.", {"refund": {"m2": 1}}),
+                  ("Wir brauchen sie {d1:soon} korrigiert.", {})]}),
     s("de-lob-und-frage", "[Lob und Frage|Klingelton|Frage zur Bell]", """
 die Bell ist wirklich hübsch, [meine Frau ist ganz begeistert|auch die Nachbarn sind neidisch]. {frage}
 """, wish="question", level="answer", money={"m1": (20, 40)}, cur="EUR", alts={"frage": [

@@ -140,7 +140,8 @@ def number(rng: random.Random, kind: str, lang: str) -> str:
     lead = rng.choice("123456789")
     if kind == "phone":
         return {
-            "en": f"+44 20 7946 0{d(3)}", "de": f"0511 / {lead}{d(1)} {d(2)} {d(2)}", "fr": f"01 {d(2)} {d(2)} {d(2)} {d(2)}",
+            "en": f"+44 20 7946 0{d(3)}", "de": f"0511 / {lead}{d(1)} {d(2)} {d(2)}",
+            "fr": f"01 {d(2)} {d(2)} {d(2)} {d(2)}",
             "es": f"+34 9{d(2)} {d(3)} {d(3)}", "nl": f"06-{d(8)}", "pt": f"91{d(1)} {d(3)} {d(3)}",
             "it": f"+39 06 {d(4)} {d(4)}", "pl": f"+48 {lead}{d(2)} {d(3)} {d(3)}",
         }[lang]  # fmt: skip

@@ -49,8 +49,8 @@ I manage a building with 31 flats, all of them with your Warm thermostats (order
                  "like to know the reason.", {"level": "down", "reach": "many", "over": True})],
         "when": [("I need an answer {d1:soon}.", {}), ("Please tell me what happens next.", {}),
                  ("The owners meet {e1:late}, I need your written answer by then.", {})]}),
-    s("chime", "[Doorbell|Bell does not ring|visitors stand outside]", """
-Lovely doorbell, except that {state}. Parcel people leave, friends phone me from the front step. It came with order
+    s("chime", "[Doorbell|Bell at the front door|trouble with my Bell]", """
+Lovely doorbell, except that {state}. My front step has never been so much talked about. It came with order
 {o1}[, and the older one, {x1}, at the back door is perfectly fine| and, no, it isn't the volume].
 
 {wish}
@@ -94,11 +94,12 @@ charged me {m1} (his invoice {n_inv} is attached). {now} It was order {o1}.
 Three of the five Eye cameras around my [farm shop|garden centre] have fog behind the glass (order {o1}). {degree}
 
 {when} I've sealed the cable entries as the leaflet says[, and the ones from {x1} on the same wall are clear|].
-""", fault="defect", alts={
+""", fault="defect", money={"m1": (590, 760)}, cur="GBP EUR", alts={
         "degree": [("You can still make out people, it is just not pretty.", {}),
                    ("All three have shut down meanwhile and don't come back.", {"level": "down"}),
                    ("By noon it's gone, in the mornings the picture is milky.", {})],
         "when": [("I'd like them replaced {d1}.", {}), ("I'd like them replaced at some point.", {}),
+                 ("Take the whole set back, please, and refund the {m1}.", {"refund": {"m1": 1}}),
                  ("My insurer inspects the place {e1} and they have to be in order by then.", {}),
                  ("Please have someone ring me about it, I'm no good at writing.", {"person": True})]}),
     s("swollen-pack", "[battery|Battery pack Bell|strange battery]", """

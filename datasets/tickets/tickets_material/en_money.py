@@ -17,8 +17,8 @@ My statement shows {m1} to you twice, {q1} and on the following day, and I have 
          {"refund": {"m1": 2}}),
     ]}),
     s("after-the-end", "[Still being charged|Vault charged after cancellation|Subscription]", """
-I ended my Vault plan {q1} and have your confirmation ({n_case}). You have taken {m1} a month ever since, [three times
-by now|that makes three times]. {ask}
+I ended my Vault plan {q1} and have your confirmation ({n_case}). You have taken {m1} again after that, [three
+times by now|and that three times]. {ask}
 """, fault="billing", money={"m1": (3, 12)}, cur="EUR USD GBP", alts={"ask": [
         ("I want all three payments back.", {"refund": {"m1": 3}}),
         ("I want all three payments back {d1}.", {"refund": {"m1": 3}}),
@@ -57,7 +57,8 @@ The page said {m1}, I took a photo because it was so cheap. On my card it is {m2
     s("promised-refund", "[Refund for {o1}|Where is my refund?|still waiting for money]", """
 {history} Your colleague promised the {m1} for order {o1} {p1}. {got} {ask}
 """, fault="billing", money={"m1": (80, 190, 10), "m2": (20, 60, 10)}, cur="EUR GBP", alts={
-        "history": [("This is my third message about this.", {"repeat": True}), ("I sent the thermostat back weeks ago.", {}),
+        "history": [("This is my third message about this.", {"repeat": True}),
+                    ("I sent the thermostat back weeks ago.", {}),
                     ("You received my return {q1}.", {}), ("I don't like to nag.", {})],
         "got": [("So far nothing has come.", {"refund": {"m1": 1}}),
                 ("So far only {m2} have come; where is the rest?", {"refund": {"m1": 1, "m2": -1}}),
@@ -67,7 +68,8 @@ The page said {m1}, I took a photo because it was so cheap. On my card it is {m2
     s("auto-renewal", "[Automatic renewal|renewed without asking|Yearly plan]", """
 The yearly Vault plan was renewed {q1} for {m1}. {knew} {ask}
 """, fault="billing", money={"m1": (48, 96, 12)}, cur="EUR GBP USD", alts={
-        "knew": [("I had switched off the renewal and can prove it.", {}), ("No reminder came, although you promise one.", {}),
+        "knew": [("I had switched off the renewal and can prove it.", {}),
+                 ("No reminder came, although you promise one.", {}),
                  ("It was supposed to be the monthly plan.", {})],
         "ask": [("Reverse it, please, all of it.", {"refund": {"m1": 1}}),
                 ("I'll keep the plan for a quarter of the year. Please pay back the other three quarters.",

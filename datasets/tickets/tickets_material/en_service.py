@@ -49,8 +49,8 @@ Since the update [last night|to the newest version] {who}. {after}
                  ("A man I don't know wrote to me that he can see our garden camera in his app, and he described our "
                   "table.", {"exposed": True}),
                  ("The app calls my garden camera \"Kitchen\". Renaming doesn't stick.", {}),
-                 ("My list of cameras has had three entries since yesterday that are not mine, and they play. I did not look for "
-                  "long, I swear.",
+                 ("My list of cameras has had three entries since yesterday that are not mine, and they play. I did not "
+                  "look for long, I swear.",
                   {"exposed": True})],
         "then": [("Please explain.", {}), ("I expect an explanation {d1}.", {}), ("Is that normal?", {}),
                  ("What are you doing about it?", {})]}),
@@ -71,7 +71,7 @@ We integrate Halden devices for property firms. Since {=0915} your API answers e
 Request ids: {n_case}, {n_case2}.
 
 {ask}
-""", fault="service", level="down", alts={
+""", fault="service", level="down", money={"m1": (700, 1400, 50)}, cur="EUR USD GBP", alts={
         "who": [("All our customers are affected, roughly two hundred buildings.", {"reach": "many"}),
                 ("It only concerns our staging tenant; production is fine and no customer notices.",
                  {"reach": "many", "test": True}),
@@ -81,7 +81,8 @@ Request ids: {n_case}, {n_case2}.
                 ("Three of our customers, in different towns, cannot reach their devices.", {"reach": "many"})],
         "ask": [("Please confirm that you are on it.", {}), ("We need a statement for them {d1:soon}.", {}),
                 ("Our SLA report is due {e1:late}, we need the root cause by then.", {}),
-                ("Any news is welcome.", {})]}),
+                ("Any news is welcome.", {}),
+                ("We ask for the {m1} of this month's licence back.", {"refund": {"m1": 1}})]}),
     s("trade-fair-demo", "[Demo wall|fair booth|demo units offline]", """
 On our [booth|show wall] there are six Hubs. {what} Nobody lives there, it is a demo, [obviously|as I said on the
 phone]. {when}
@@ -100,7 +101,7 @@ Hotel [Seeblick|am Markt], night desk. {who} I have the list of serials here, th
 mistakes, english is not my language.|Please excuse my English.]
 
 {when}
-""", fault="service", alts={
+""", fault="service", money={"m1": (610, 980, 10)}, cur="EUR CHF", alts={
         "who": [("The codes that your cloud makes are refused on all doors, guests stand in the corridor.",
                  {"level": "down", "reach": "many"}),
                 ("The codes that your cloud makes come with five minutes delay, then they work.", {"reach": "many"}),
@@ -111,6 +112,7 @@ mistakes, english is not my language.|Please excuse my English.]
                 ("For ten minutes no code was accepted in the whole house. Now is good again. We want to know why.",
                  {"level": "down", "reach": "many", "over": True})],
         "when": [("Please help.", {}), ("The director wants a report {d1}.", {}),
+                 ("The director wants the {m1} for this season's plan back.", {"refund": {"m1": 1}}),
                  ("Please write us what to do {d1:soon}.", {})]}),
     s("status-green", "[All systems operational|Your lovely green status page|green]", """
 Your status page is such a soothing green. [I sit and look at it|It gives me something to look at] because {who}. I
@@ -143,7 +145,8 @@ alerts from the doorbell reach my phone {how}. by then whoever it was is gone. p
 off. {extra}
 """, fault="service", alts={
         "how": [("four to ten minutes late", {}), ("only when i open the app", {}), ("twice, or late, or both", {})],
-        "extra": [("would be great to have this fixed {d1}", {}), ("my last order {x1} has nothing to do with it i guess", {}),
+        "extra": [("would be great to have this fixed {d1}", {}),
+                  ("my last order {x1} has nothing to do with it i guess", {}),
                   ("also the sister in law has the same but she doesnt care", {}),
                   ("not urgent, i am home most of the time", {}), ("i expect a parcel {e1:soon} so please by then", {})]}),
     s("what-was-that", "[Yesterday's outage|Explanation wanted|outage]", """
@@ -169,7 +172,8 @@ interesting.] {end}
         "who": [("The door schedule in the dashboard has vanished and none of the staff can unlock with a badge.",
                  {"level": "down", "reach": "many"}),
                 ("The door schedule opens the gym an hour too late since the clocks changed.", {"reach": "many"}),
-                ("A single badge, that of Mrs Kelly, is active in the dashboard but has not opened anything since {q1:bare}.", {"level": "down"}),
+                ("A single badge, that of Mrs Kelly, is active in the dashboard but has not "
+                 "opened anything since {q1:bare}.", {"level": "down"}),
                 ("The door schedule can be edited only from one of the two office computers.", {}),
                 ("Every badge in the house is refused.", {"level": "down", "reach": "many"})],
         "end": [("Please sort it {d1:soon}.", {}), ("We would be grateful for help.", {}),

@@ -31,7 +31,7 @@ imaginan el grupo de mensajes.|Los vecinos están que trinan.] {plazo}
         "plazo": [("Esperamos respuesta {d1:soon}.", {}), ("Gracias de antemano.", {}),
                   ("La junta es {e1:late} y necesito la respuesta para ese día.", {})]}, rows=4),
     es("es-cobro-baja", "[Me siguen cobrando|Vault: cobro tras la baja|Cobro indebido]", """
-Me di de baja de Vault {q1} (confirmación {n_case}) y me han cobrado {m1} dos meses más. {pido}
+Me di de baja de Vault {q1} (confirmación {n_case}) y después me han cobrado {m1} dos veces más. {pido}
 """, fault="billing", money={"m1": (4, 15)}, alts={"pido": [
         ("Pido que me devuelvan los dos cobros.", {"refund": {"m1": 2}}),
         ("Uno ya me lo han devuelto; falta el otro.", {"refund": {"m1": 1}}),

@@ -20,7 +20,7 @@ SLOT = re.compile(r"\{(=?[A-Za-z0-9_]+)(?:<(f\d))?((?::[a-z_]+)*)\}")
 CHOICE = re.compile(r"\[([^\[\]]*)\]")
 TOKEN = re.compile("\ue000(\\d+)\ue001")
 #: Kinds of deadline that careful reading alone does not settle are drawn a little more often.
-WEIGHT = {"end_week": 3, "before": 3, "middle": 4, "workdays": 3, "weekday": 3, "date": 2, "end_month": 2}
+WEIGHT = {"end_week": 7, "before": 9, "middle": 4, "workdays": 3, "weekday": 3, "date": 2, "end_month": 3}
 STYLES = (("plain", 50), ("typos", 18), ("lower", 9), ("html", 9), ("wrapped", 8), ("caps", 6))
 
 

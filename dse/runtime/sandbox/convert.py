@@ -21,7 +21,14 @@ _REPR_TEXT = re.compile(
     r"|dict_(?:keys|values|items)\(\[.*\]\)",
     re.DOTALL,
 )
-_NOT_DATA = {"type", "ellipsis", "NotImplementedType", "MontyStdTypeProxy", "MontyClassTypeProxy", "ExternalModule"}
+_NOT_DATA = {
+    "type",
+    "ellipsis",
+    "NotImplementedType",
+    "MontyStdTypeProxy",
+    "MontyClassTypeProxy",
+    "ExternalModule",
+}
 
 
 class NotPlain(TypeError):
@@ -96,7 +103,11 @@ def to_observation(value: Any, depth: int = 0) -> Any:
 
 
 def _is_key(key: Any) -> bool:
-    return key is None or isinstance(key, _SCALARS) or type(key).__module__ in ("datetime", "decimal", "builtins")
+    return (
+        key is None
+        or isinstance(key, _SCALARS)
+        or type(key).__module__ in ("datetime", "decimal", "builtins")
+    )
 
 
 def bounded_repr(value: Any, limit: int = 2000) -> str:

@@ -234,7 +234,9 @@ class Session:
             raise RuntimeError("the guest does not wait for results")
         unknown = results.keys() - self._inner.keys()
         if unknown or not results:
-            raise ValueError(f"results must be for pending calls {sorted(self._inner)}, not {sorted(results)}")
+            raise ValueError(
+                f"results must be for pending calls {sorted(self._inner)}, not {sorted(results)}"
+            )
         return await self._turn(lambda: self._answer(results))
 
     async def aclose(self) -> None:

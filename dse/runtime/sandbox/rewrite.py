@@ -13,10 +13,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dse.runtime.sandbox.shims import AUTO_MODULES, AUTO_NAMES, MODULES, PREFIX, PROVIDED, needs_line, provided
+from dse.runtime.sandbox.shims import (
+    AUTO_MODULES,
+    AUTO_NAMES,
+    MODULES,
+    PREFIX,
+    PROVIDED,
+    needs_line,
+    provided,
+)
 from dse.runtime.sandbox.source import Source, walk_scope
 
-__all__ = ["METHODS", "Rewritten", "guard_of", "rewrite"]
+__all__ = ["METHODS", "Rewritten", "callbacks", "guard_of", "neutral", "permits", "rewrite"]
 
 # Methods of builtin types that the interpreter lacks; a shim takes the receiver first.
 METHODS = frozenset(
@@ -46,6 +54,8 @@ _TYPING = frozenset(
      "Generator", "Self", "Type", "ClassVar", "NoReturn", "Never"}
 )  # fmt: skip
 
+_DATACLASS = ("dataclasses.dataclass", "dataclass")
+
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
@@ -65,10 +75,10 @@ def rewrite(code: str, known_names: frozenset[str] = frozenset()) -> Rewritten:
     """
     try:
         source = Source(code)
-    except (SyntaxError, ValueError, RecursionError):
+        run, needs = _Rewriter(source, known_names, checking=False).result()
+        check, _ = _Rewriter(source, known_names, checking=True).result()
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return Rewritten(code, code)
-    run, needs = _Rewriter(source, known_names, checking=False).result()
-    check, _ = _Rewriter(source, known_names, checking=True).result()
     return Rewritten(f"{run}\n{needs_line(needs)}" if needs else run, check, tuple(needs))
 
 
@@ -81,6 +91,30 @@ def guard_of(statement: ast.stmt) -> bool:
     return named and any(isinstance(s, ast.Constant) and s.value == "__main__" for s in sides)
 
 
+def callbacks(node: ast.Call, name: str) -> Iterable[ast.expr]:
+    """Arguments that the interpreter itself will call, for a call of the function with this full name."""
+    places = _CALLBACKS.get(name, ())
+    if not name and isinstance(node.func, ast.Attribute) and node.func.attr == "sort":
+        places = ("key",)
+    for place in places:
+        if isinstance(place, str):
+            yield from (k.value for k in node.keywords if k.arg == place)
+        elif place < len(node.args):
+            yield node.args[place]
+
+
+def permits(source: Source, node: ast.AsyncWith) -> bool:
+    """Whether all managers are semaphores or timeouts, for which shims put managers that do nothing."""
+    kinds = ("asyncio.Semaphore", "asyncio.BoundedSemaphore", "asyncio.timeout")
+    made = any(isinstance(n, ast.Call) and source.resolve(n.func) in kinds for n in ast.walk(source.tree))
+    return all(
+        source.resolve(e.func) in kinds
+        if isinstance(e, ast.Call)
+        else made and isinstance(e, (ast.Name, ast.Attribute))
+        for e in (item.context_expr for item in node.items)
+    )
+
+
 _Closer = Callable[[], None]
 
 
@@ -91,16 +125,17 @@ class _Rewriter:
         self.checking = checking
         self.needs: list[str] = []
         self.edits: list[tuple[int, int, int, int, str]] = []  # (position, class, sequence, end, text)
-        self.called = {n.func.id for n in ast.walk(source.tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        self.called = {
+            n.func.id
+            for n in ast.walk(source.tree)
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        }
         self.nexted = {
             n.args[0].id
             for n in ast.walk(source.tree)
             if isinstance(n, ast.Call) and n.args and isinstance(n.args[0], ast.Name)
             and source.resolve(n.func) == "builtins.next"
         }  # fmt: skip
-        self.semaphores = any(
-            isinstance(n, ast.Call) and (source.resolve(n.func) or "").endswith("Semaphore") for n in ast.walk(source.tree)
-        )
 
     def result(self) -> tuple[str, list[str]]:
         self._imports_missing()
@@ -182,6 +217,9 @@ class _Rewriter:
         kept, parts = [], []
         for alias in node.names:
             local = alias.asname or alias.name
+            if module == "typing_extensions" and alias.name in _TYPING:
+                parts.append(f"from typing import {alias.name} as {local}")
+                continue
             if (shimmed := self._shimmed(module, alias.name)) is None:
                 kept.append(f"{alias.name} as {alias.asname}" if alias.asname else alias.name)
             elif shimmed:
@@ -205,15 +243,15 @@ class _Rewriter:
         if self.checking:
             return None
         if module in ("typing", "typing_extensions", "collections.abc"):
-            if module != "collections.abc" and name in _TYPING:
-                return None if module == "typing" else f"{self._need('typing')}.{name}"
+            if module == "typing" and name in _TYPING:
+                return None
             shim = "abc" if name in provided("abc") else "typing"
             # names that only ever stand in annotations have no value here: annotations are not evaluated
             return f"{self._need(shim)}.{name}" if name in provided(shim) else ""
         return None
 
     def _on_Delete(self, node: ast.Delete) -> list[_Closer]:
-        if not all(self._deletable(t) for t in node.targets):
+        if node.lineno != node.end_lineno or not all(self._deletable(t) for t in node.targets):
             return []
         first = node.targets[0]
         self._replace(self.s.start(node), self.s.start(first), "")
@@ -241,12 +279,19 @@ class _Rewriter:
         return isinstance(target, ast.Name)
 
     def _on_ClassDef(self, node: ast.ClassDef) -> list[_Closer] | None:
+        for decorator in node.decorator_list:
+            if isinstance(decorator, ast.Call) and self.s.resolve(decorator.func) in _DATACLASS:
+                for option in decorator.keywords:
+                    if option.arg == "slots" and isinstance(option.value, ast.Constant):
+                        self._replace(self.s.start(option.value), self.s.end(option.value), "False")
         if node.decorator_list or len(node.bases) != 1:
             return []
         base = self.s.resolve(node.bases[0]) or ""
         if base == "builtins.object" and not node.keywords:
             self._replace(self.s.start(node.bases[0]), self.s.end(node.bases[0]), "")
-        fields = [st for st in node.body if not (isinstance(st, ast.Expr) and isinstance(st.value, ast.Constant))]
+        fields = [
+            st for st in node.body if not (isinstance(st, ast.Expr) and isinstance(st.value, ast.Constant))
+        ]
         plain = all(isinstance(st, (ast.AnnAssign, ast.Pass)) for st in fields)
         if plain and base.endswith(".TypedDict"):
             self._replace(self.s.start(node), self.s.end(node), f"{node.name} = dict")
@@ -261,19 +306,10 @@ class _Rewriter:
         return []
 
     def _on_AsyncWith(self, node: ast.AsyncWith) -> list[_Closer]:
-        if self.stands_in(node):
+        if permits(self.s, node):
             begin = self.s.start(node)
-            self._replace(begin, begin + len("async"), "")
+            self._replace(begin, self.s.data.index(b"with", begin), "")
         return []
-
-    def stands_in(self, node: ast.AsyncWith) -> bool:
-        """Whether all managers are semaphores or timeouts, which shims replace by managers that do nothing."""
-        return all(self._is_permit(item.context_expr) for item in node.items)
-
-    def _is_permit(self, node: ast.expr) -> bool:
-        if isinstance(node, ast.Call):
-            return self.s.resolve(node.func) in ("asyncio.Semaphore", "asyncio.BoundedSemaphore", "asyncio.timeout")
-        return self.semaphores and isinstance(node, (ast.Name, ast.Attribute, ast.Subscript))
 
     def _on_Assign(self, node: ast.Assign) -> list[_Closer]:
         target, value = node.targets[0], node.value
@@ -282,10 +318,23 @@ class _Rewriter:
         if target.id in self.nexted and self._is_eager(value):
             return self._wrap(value, "iter(", ")")
         if target.id in self.called and self._is_method(value):
-            return self._wrap(value, "(lambda *dse_a, **dse_k: ", "(*dse_a, **dse_k))")
+            self._bound(value)
         return []
 
     # --- expressions
+
+    def _dot(self, node: ast.Attribute) -> int | None:
+        """Where the dot before the attribute's name stands."""
+        named = self.s.end(node) - len(node.attr.encode())
+        dot = self.s.data.rfind(b".", self.s.end(node.value), named)
+        return None if dot < 0 or self.s.data[dot + 1 : named].strip() else dot
+
+    def _bound(self, node: ast.expr) -> None:
+        """A function that calls the method, for an object taken now: what reading a bound method means."""
+        assert isinstance(node, ast.Attribute)
+        if (dot := self._dot(node)) is not None:
+            self._open(self.s.start(node), "(lambda *dse_a, dse_o=(")
+            self._replace(dot, self.s.end(node), f"), **dse_k: dse_o.{node.attr}(*dse_a, **dse_k))")
 
     def _on_Name(self, node: ast.Name) -> list[_Closer]:
         if not isinstance(node.ctx, ast.Load):
@@ -310,13 +359,19 @@ class _Rewriter:
         if base in ("typing", "typing_extensions") and name in provided("typing") and not self.checking:
             self._replace(self.s.start(value), self.s.end(value), self._need("typing"))
             return None
+        if isinstance(value, ast.Name) and base is None and value.id in MODULES:
+            if value.id not in self.s.bound and value.id not in self.known and name in provided(value.id):
+                self._replace(self.s.start(value), self.s.end(value), self._need(value.id))
+                return None
         if base and base.startswith("builtins.") and base.removeprefix("builtins.") in _TYPES:
             if base == "builtins.str" and name == "maketrans":
                 self._replace(self.s.start(value), self.s.end(value), self._need("m"))
             elif name not in _CLASS_METHODS and not name.startswith("__"):
                 # methods of builtin types cannot be read off the type
                 self._replace(
-                    self.s.start(node), self.s.end(node), f"(lambda dse_s, *dse_a, **dse_k: dse_s.{name}(*dse_a, **dse_k))"
+                    self.s.start(node),
+                    self.s.end(node),
+                    f"(lambda dse_s, *dse_a, **dse_k: dse_s.{name}(*dse_a, **dse_k))",
                 )
             return None
         return []
@@ -338,11 +393,11 @@ class _Rewriter:
             self._replace(self.s.start(node.func), self.s.end(node.func), f"{self._need('json')}.dumps")
         elif name == "re.sub" and len(node.args) >= 2 and self._is_function(node.args[1]):
             self._replace(self.s.start(node.func), self.s.end(node.func), f"{self._need('re')}.sub")
-        elif isinstance(node.func, ast.Attribute) and not name:
+        elif isinstance(node.func, ast.Attribute) and (not name or node.func.attr in METHODS):
             closers += self._method(node, node.func)
-        for argument in self._callbacks(node, name):
+        for argument in callbacks(node, name):
             if self._is_method(argument):
-                closers += self._wrap(argument, "(lambda *dse_a: ", "(*dse_a))")
+                self._bound(argument)
         return closers
 
     def _map(self, node: ast.Call) -> list[_Closer]:
@@ -382,28 +437,15 @@ class _Rewriter:
         shim = func.attr if func.attr in METHODS and func.attr not in self.s.functions else None
         if func.attr == "sub" and node.args and self._is_function(node.args[0]):
             shim = "pattern_sub"
-        if shim is None:
+        if shim is None or (self.s.resolve(func.value) or "").startswith("builtins."):
             return []
-        named = self.s.end(func) - len(func.attr.encode())
-        dot = self.s.data.rfind(b".", self.s.end(func.value), named)
-        paren = self.s.data.find(b"(", self.s.end(func))
-        if dot < 0 or self.s.data[dot + 1 : named].strip() or self.s.data[self.s.end(func) : paren].strip():
+        dot, paren = self._dot(func), self.s.data.find(b"(", self.s.end(func))
+        if dot is None or self.s.data[self.s.end(func) : paren].strip():
             return []
         home = self._need("re" if shim == "pattern_sub" else "m")
         self._open(self.s.start(func), f"{home}.{shim}(")
         self._replace(dot, paren + 1, ", " if node.args or node.keywords else "")
         return []
-
-    def _callbacks(self, node: ast.Call, name: str) -> Iterable[ast.expr]:
-        places = _CALLBACKS.get(name, ())
-        if not name and isinstance(node.func, ast.Attribute) and node.func.attr == "sort":
-            places = ("key",)
-        for place in places:
-            if isinstance(place, int):
-                if place < len(node.args):
-                    yield node.args[place]
-            else:
-                yield from (k.value for k in node.keywords if k.arg == place)
 
     def _is_method(self, node: ast.expr) -> bool:
         """Whether this is a bound method read as a value. Functions of modules and classes can be read."""
@@ -477,12 +519,13 @@ def _is_none(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
 
 
+@lru_cache(maxsize=1024)
 def neutral(code: str) -> str:
     """Earlier code for the type checker: without top-level ``return`` and ``raise``, after which nothing would be
     checked any more. Lines stay the same."""
     try:
         source = Source(code)
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return code
     spans = [
         (source.start(n), source.end(n))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import warnings
 from collections.abc import Iterator
 
 __all__ = ["Source", "bound_names", "walk_scope"]
@@ -24,7 +25,9 @@ class Source:
     def __init__(self, text: str) -> None:
         self.text = text
         self.data = text.encode()
-        self.tree = ast.parse(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the guest's code, such as invalid escapes
+            self.tree = ast.parse(text)
         self._lines = [0]
         for i, byte in enumerate(self.data):
             if byte == 10:
@@ -37,7 +40,11 @@ class Source:
             node.name: node for node in ast.walk(self.tree) if isinstance(node, FunctionNode)
         }
         self.imports: dict[str, str] = {}  # local name -> "module" or "module.name"
-        rebound = {name for name, node in bound_names(self.tree) if not isinstance(node, (ast.Import, ast.ImportFrom))}
+        rebound = {
+            name
+            for name, node in bound_names(self.tree)
+            if not isinstance(node, (ast.Import, ast.ImportFrom))
+        }
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
                 for alias in node.names:
@@ -48,12 +55,16 @@ class Source:
                     self.imports[alias.asname or alias.name] = f"{node.module}.{alias.name}"
         for name in rebound:
             self.imports.pop(name, None)
-        self.bound = rebound | self.imports.keys() | {
-            (alias.asname or alias.name).partition(".")[0]
-            for node in ast.walk(self.tree)
-            if isinstance(node, (ast.Import, ast.ImportFrom))
-            for alias in node.names
-        }
+        self.bound = (
+            rebound
+            | self.imports.keys()
+            | {
+                (alias.asname or alias.name).partition(".")[0]
+                for node in ast.walk(self.tree)
+                if isinstance(node, (ast.Import, ast.ImportFrom))
+                for alias in node.names
+            }
+        )
 
     def start(self, node: ast.AST) -> int:
         return self._lines[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]

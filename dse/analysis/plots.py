@@ -1,0 +1,84 @@
+"""Plots of a compile: quality with intervals, quality against cost with the Pareto front, paired wins and losses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+__all__ = ["pareto_front", "plot_pareto", "plot_quality", "plot_wins"]
+
+_COLOURS = {"direct": "#7f7f7f", "tool_call": "#1f77b4", "code": "#d95f02", "script": "#1b9e77"}
+
+
+def _axes(ax: Axes | None, height: float = 4.0) -> Any:
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(7.5, height), layout="constrained")[1]
+
+
+def _colour(mode: str) -> str:
+    return _COLOURS.get(mode, "#444444")
+
+
+def plot_quality(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Mean quality of each candidate with its 95% interval, coloured by mode. `frame` from `candidates`."""
+    rows = frame.sort_values("quality")
+    ax = _axes(ax, 1.2 + 0.4 * len(rows))
+    for y, (_, row) in enumerate(rows.iterrows()):
+        ax.errorbar(row["quality"], y, xerr=[[row["quality"] - row["quality_low"]], [row["quality_high"] - row["quality"]]],
+                    fmt="o", color=_colour(row["mode"]), capsize=3)  # fmt: skip
+    ax.set_yticks(range(len(rows)), rows["candidate"])
+    ax.set_xlim(-0.02, 1.02)
+    ax.set_xlabel("mean score on select rows, 95% interval")
+    ax.grid(axis="x", alpha=0.3)
+    return ax
+
+
+def pareto_front(frame: pd.DataFrame, cost: str) -> pd.DataFrame:
+    """The candidates that no other beats in both quality and `cost`, cheapest first."""
+    ordered = frame.sort_values([cost, "quality"], ascending=[True, False])
+    best, keep = float("-inf"), []
+    for index, row in ordered.iterrows():
+        if row["quality"] > best:
+            best = row["quality"]
+            keep.append(index)
+    return frame.loc[keep]
+
+
+def plot_pareto(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Quality against cost per run (tokens where no price is known), with the Pareto front."""
+    ax = _axes(ax)
+    data = frame.assign(tokens=frame["tokens_in"] + frame["tokens_out"])
+    cost = "cost_usd" if data["cost_usd"].notna().all() else "tokens"
+    for mode, group in data.groupby("mode"):
+        ax.scatter(group[cost], group["quality"], color=_colour(str(mode)), label=str(mode), zorder=3)
+    front = pareto_front(data, cost)
+    ax.step(front[cost], front["quality"], where="post", color="black", linewidth=0.8, alpha=0.6, label="Pareto front")
+    for _, row in front.iterrows():
+        ax.annotate(row["candidate"], (row[cost], row["quality"]), xytext=(4, -10), textcoords="offset points", fontsize=8)
+    source = "/".join(sorted(set(data["cost_source" if cost == "cost_usd" else "usage_source"])))
+    ax.set_xlabel(f"{'USD' if cost == 'cost_usd' else 'tokens'} per run ({source})")
+    ax.set_ylabel("mean score")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    return ax
+
+
+def plot_wins(frame: pd.DataFrame, ax: Axes | None = None, labels: tuple[str, str] = ("candidate", "incumbent")) -> Axes:
+    """Sealed rows by paired score difference: wins above zero, losses below. `frame` from `paired`."""
+    ax = _axes(ax, 3.0)
+    rows = frame.sort_values("difference").reset_index(drop=True)
+    colours = ["#1b9e77" if d > 0 else "#d62728" if d < 0 else "#bbbbbb" for d in rows["difference"]]
+    ax.bar(range(len(rows)), rows["difference"], color=colours, width=1.0)
+    ax.plot(range(len(rows)), [0] * len(rows), color="#888888", linewidth=0.8)
+    wins, losses = int((rows["difference"] > 0).sum()), int((rows["difference"] < 0).sum())
+    ax.set_title(f"{labels[0]} against {labels[1]}: {wins} wins, {losses} losses, {len(rows) - wins - losses} ties", fontsize=10)
+    ax.set_xlabel("sealed rows")
+    ax.set_ylabel("score difference")
+    ax.set_ylim(-1.05, 1.05)
+    return ax

@@ -1,0 +1,134 @@
+"""What a compile or an evaluation measured, as terminal tables and plain words. Every figure carries its uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+__all__ = ["decision_table", "explain", "print_compile", "print_eval"]
+
+
+def _number(value: Any, pattern: str = "{:.3f}") -> str:
+    return "?" if value is None else pattern.format(value)
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{row['quality']:.3f} [{row['quality_low']:.2f}, {row['quality_high']:.2f}]"
+
+
+def _marked(text: str, source: str) -> str:
+    return text + {"estimated": " est.", "unknown": " ?"}.get(source, "")
+
+
+def decision_table(table: Mapping[str, Mapping[str, Any]], *, winner: str = "", incumbent: str = "", title: str = "",
+                   plans: Mapping[str, Any] | None = None, notes: bool = True) -> Table:  # fmt: skip
+    """Candidates with quality and 95% interval, calls, tokens and cost per run, best quality first."""
+    shown = Table(title=title or None, title_justify="left")
+    for name, justify in (("candidate", "left"), ("tools", "right"), ("quality (95%)", "left"), ("model calls", "right"),
+                          ("tool calls", "right"), ("tokens", "right"), ("USD/run", "right"), ("failed", "right")):  # fmt: skip
+        shown.add_column(name, justify=justify)  # type: ignore[arg-type]
+    priced = any(row["cost_usd"] is not None for row in table.values())
+    for name, row in sorted(table.items(), key=lambda item: -item[1]["quality"]):
+        marks = [text for text, other in (("winner", winner), ("incumbent", incumbent)) if name == other]
+        label = escape(name) + (f" [bold]<- {', '.join(marks)}[/]" if marks else "")
+        tools = str(len(plans[name].allow)) if plans and name in plans else ""
+        cost = _marked(_number(row["cost_usd"], "{:.5f}"), row["cost_source"] if row["cost_usd"] is not None else "")
+        shown.add_row(label, tools, escape(_interval(row)), f"{row['model_calls']:.1f}", f"{row['tool_calls']:.1f}",
+                      _marked(f"{row['tokens_in'] + row['tokens_out']:.0f}", row["usage_source"]), cost if priced else "-",
+                      f"{row['failures']}/{row['n']}")  # fmt: skip
+    return shown
+
+
+def print_compile(console: Console, result: Any) -> None:
+    """The decision table, the gate and the artifact of a compile."""
+    evidence = result.artifact.evidence
+    rows = next(iter(result.table.values()))["n"]
+    console.print(decision_table(result.table, winner=result.winner, incumbent=result.incumbent, plans=result.plans,
+                                 title=f"{result.artifact.program.signature['name']}: {len(result.table)} candidates on "
+                                       f"{rows} select rows"))  # fmt: skip
+    for line in gate_lines(result.gate.to_dict(), result.winner, result.incumbent):
+        console.print(line, markup=False)
+    lists = result.lists.named()
+    console.print(f"Allow-lists: {len(lists['all'])} declared, {len(lists['union'])} used by successful runs, "
+                  f"{len(lists['minimal'])} sufficient ({', '.join(lists['minimal']) or 'none'})", markup=False)  # fmt: skip
+    spend = evidence.spend
+    money = "unknown" if spend["cost_usd"] is None else f"{spend['cost_usd']:.4f} USD ({spend['cost_source']}, prices: " \
+        f"{evidence.price_table or 'of the provider'})"  # fmt: skip
+    console.print(f"Measured with {evidence.model_label}: {spend['model_calls']} completions, "
+                  f"{spend['input_tokens'] + spend['output_tokens']} tokens ({spend['usage_source']}), cost {money}",
+                  markup=False)  # fmt: skip
+    for note in result.notes:
+        console.print(f"Note: {note}", markup=False)
+    console.print(f"Artifact {result.ref} in mode {result.artifact.program.plan.mode}", markup=False)
+
+
+def gate_lines(gate: Mapping[str, Any], winner: str, incumbent: str) -> list[str]:
+    """The gate's result in words."""
+
+    def span(interval: Mapping[str, Any]) -> str:
+        return f"{interval['estimate']:+.3f} [{interval['low']:+.3f}, {interval['high']:+.3f}]"
+
+    mde = gate["mde"]
+    lines = [
+        f"Gate on {gate['n_rows']} sealed rows in {gate['n_clusters']} clusters: {gate['verdict']}"
+        + (f" ({winner} against {incumbent})" if winner != incumbent else f" ({winner} is the incumbent)"),
+        f"  utility {span(gate['mean_difference'])}, quality {span(gate['quality_difference'])}, "
+        f"p = {gate['p_value']:.4g} ({gate['test']}), wins/losses/ties {gate['wins']}/{gate['losses']}/{gate['ties']}",
+        "  smallest gain this holdout finds with 80% power: " + ("none" if mde is None else f"{mde:.3f}"),
+    ]
+    lines += [f"  because {reason}" for reason in gate["reasons"]]
+    if gate.get("rows_needed"):
+        lines.append(f"  about {gate['rows_needed']} more rows like these would decide")
+    return lines
+
+
+def print_eval(console: Console, report: Any) -> None:
+    """The table of an evaluation and its conditions."""
+    console.print(decision_table(report.table, title=f"split {report.split}"))
+    if report.difference:
+        low, mean, high = report.difference
+        console.print(f"Difference in quality: {mean:+.3f} [{low:+.3f}, {high:+.3f}]", markup=False)
+    for failure in report.failures:
+        console.print(f"FAILED: {failure}", markup=False)
+    if not report.failures:
+        console.print("passed", markup=False)
+
+
+def explain(artifact: Any) -> str:
+    """In words and numbers: why this mode, these prompts and this allow-list; what was tried; what is not known."""
+    program, evidence = artifact.program, artifact.evidence
+    gate = evidence.gate
+    plan = program.plan
+    names = {row["program_id"]: row["candidate"] for row in evidence.modes}
+    winner = names.get(program.program_id, plan.mode)
+    incumbent = names.get(evidence.incumbent["program_id"], evidence.incumbent["mode"])
+    lines = [f"{program.signature['name']} runs in mode {plan.mode} with {program.model.name}.", ""]
+    lines.append(f"Tried on the same select rows ({evidence.candidates_tried} candidates):")
+    for row in sorted(evidence.modes, key=lambda r: -r["quality"]):
+        mark = " <- this artifact" if row["program_id"] == program.program_id else ""
+        lines.append(f"  {row['candidate']:32} quality {_interval(row)}, {row['model_calls']:.1f} model calls, "
+                     f"{row['tokens_in'] + row['tokens_out']:.0f} tokens{mark}")  # fmt: skip
+    lines += ["", *gate_lines(gate, winner, incumbent), ""]
+    lines.append(f"Tools it may call: {', '.join(plan.allow) or 'none'}.")
+    if evidence.removed_tools:
+        removed = ", ".join(f"{t['name']} ({t['effect']})" for t in evidence.removed_tools)
+        lines.append(f"Declared but out of reach: {removed}.")
+    demos = sum(len(prompt.demos) for prompt in plan.prompts.values())
+    lines.append(f"Prompts: seed instructions with {demos} demonstrations from search rows." if demos else
+                 "Prompts: seed instructions, no demonstrations.")  # fmt: skip
+    spend = evidence.spend
+    cost = "unknown" if spend["cost_usd"] is None else f"{spend['cost_usd']:.4f} USD ({spend['cost_source']}, {evidence.price_table})"
+    lines.append(f"It took {spend['model_calls']} completions, {spend['input_tokens'] + spend['output_tokens']} tokens "
+                 f"({spend['usage_source']}); cost {cost}. Completions: {evidence.model_label}.")  # fmt: skip
+    lines += ["", "Not known:"]
+    lines.append(f"  differences below {gate['mde']:.3f} in utility would mostly go unseen on this holdout" if gate["mde"] is not None
+                 else "  this holdout can find no difference")  # fmt: skip
+    if evidence.holdout_openings > 1:
+        lines.append(f"  the holdout (or part of it) was opened {evidence.holdout_openings} times: read the p-value with that in mind")
+    lines.append("  how it does on inputs unlike the dataset's, and with any other model")
+    lines += [f"  {note}" for note in evidence.notes]
+    return "\n".join(lines)
