@@ -54,25 +54,42 @@ _EXPORTS = {
 __all__ = ["__version__", *sorted(_EXPORTS)]
 
 if TYPE_CHECKING:
-    from dse.artifacts.artifact import Artifact
-    from dse.artifacts.registry import Registry
-    from dse.compiler.budget import Budget
-    from dse.compiler.compile import compile
-    from dse.contracts.signature import InputField, OutputField, Signature
-    from dse.contracts.tool import Approval, Rate, Tool, ToolContext, ToolContract, tool
-    from dse.contracts.toolbox import Toolbox
-    from dse.errors import DseError
-    from dse.evaluation.dataset import Dataset, Example
-    from dse.evaluation.environment import Environment, World, environment
-    from dse.evaluation.evaluator import evaluate
-    from dse.evaluation.metric import Metric, MetricContext, Score, metric
-    from dse.evaluation.task import Task
-    from dse.limits import Limits
-    from dse.models.prices import PriceTable
-    from dse.objective import Objective
-    from dse.plan import Plan, Prompt
-    from dse.program import Prediction, Program, RunHandle, load
-    from dse.store.journal import Store
+    from dse.artifacts.artifact import Artifact as Artifact
+    from dse.artifacts.registry import Registry as Registry
+    from dse.compiler.budget import Budget as Budget
+    from dse.compiler.compile import compile as compile
+    from dse.contracts.signature import InputField as InputField
+    from dse.contracts.signature import OutputField as OutputField
+    from dse.contracts.signature import Signature as Signature
+    from dse.contracts.tool import Approval as Approval
+    from dse.contracts.tool import Rate as Rate
+    from dse.contracts.tool import Tool as Tool
+    from dse.contracts.tool import ToolContext as ToolContext
+    from dse.contracts.tool import ToolContract as ToolContract
+    from dse.contracts.tool import tool as tool
+    from dse.contracts.toolbox import Toolbox as Toolbox
+    from dse.errors import DseError as DseError
+    from dse.evaluation.dataset import Dataset as Dataset
+    from dse.evaluation.dataset import Example as Example
+    from dse.evaluation.environment import Environment as Environment
+    from dse.evaluation.environment import World as World
+    from dse.evaluation.environment import environment as environment
+    from dse.evaluation.evaluator import evaluate as evaluate
+    from dse.evaluation.metric import Metric as Metric
+    from dse.evaluation.metric import MetricContext as MetricContext
+    from dse.evaluation.metric import Score as Score
+    from dse.evaluation.metric import metric as metric
+    from dse.evaluation.task import Task as Task
+    from dse.limits import Limits as Limits
+    from dse.models.prices import PriceTable as PriceTable
+    from dse.objective import Objective as Objective
+    from dse.plan import Plan as Plan
+    from dse.plan import Prompt as Prompt
+    from dse.program import Prediction as Prediction
+    from dse.program import Program as Program
+    from dse.program import RunHandle as RunHandle
+    from dse.program import load as load
+    from dse.store.journal import Store as Store
 
 
 def __getattr__(name: str) -> Any:

@@ -184,9 +184,9 @@ def stubs_command(task: Annotated[str, typer.Argument(help="MODULE:TASK or MODUL
     spec = found.spec() if callable(getattr(found, "spec", None)) else found.spec
     text = stubs_for([tool.contract for tool in spec.tools], outputs=spec.output_schema)
     from dse.portal import run_sync
-    from dse.runtime import sandbox
+    from dse.runtime import services
 
-    run_sync(sandbox.checker().validate_stubs, text)
+    run_sync(services.checker().validate_stubs, text)
     print(text, end="")
 
 

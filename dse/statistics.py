@@ -427,7 +427,7 @@ def skewness(differences: Scores, clusters: Labels = None) -> float:
     spread = math.fsum(gap**2 for gap in gaps) / len(gaps)
     if math.sqrt(spread) <= _TIE * max(map(abs, values)):
         return 0.0
-    return math.fsum(gap**3 for gap in gaps) / len(gaps) / spread**1.5
+    return float(math.fsum(gap**3 for gap in gaps) / len(gaps) / spread**1.5)
 
 
 def detectable(se: float, df: float, *, alpha: float = 0.05, power: float = 0.8) -> float:

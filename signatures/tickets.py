@@ -46,9 +46,9 @@ class TriageTicket(dse.Signature):
     received: dt.datetime = dse.InputField(desc="When the mail arrived, with UTC offset.")
 
     category: Category = dse.OutputField(
-        desc="The cause: billing (charges, invoices, refunds we owe), delivery (parcels on their way, wrong or damaged on "
+        desc="What the mail is about: billing (charges, invoices), delivery (parcels on their way, wrong or damaged on "
         "arrival), defect (a device fails), service (faults of app, dashboard, cloud, codes, badges, connections), "
-        "account (login, profile, personal data); where nothing went wrong: return, cancellation, question, other."
+        "account (login, profile, personal data), return, cancellation, question, other."
     )
     priority: Priority = dse.OutputField(desc="P1 (highest) to P4.")
     order_ids: list[str] = dse.OutputField(

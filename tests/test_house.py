@@ -23,7 +23,8 @@ FLOORS: list[tuple[str, ...]] = [
     ("program",),
     ("strategies",),
     ("runtime",),
-    ("models", "artifacts", "store"),
+    ("artifacts", "store"),
+    ("models",),
     ("plan",),
     ("contracts",),
     ("objective", "limits", "statistics", "portal"),
@@ -33,7 +34,7 @@ FLOORS: list[tuple[str, ...]] = [
 # Imports inside functions that go up on purpose, each with its reason.
 LAZY_UP = {
     ("program", "interop"),  # Program.as_dspy() is a door, opened only when called
-    ("models", "testing"),
+    ("models", "store"),  # resolve_model("replay:FILE") opens a cassette
 }
 
 

@@ -29,7 +29,7 @@ NAME = "tickets"
 INPUTS = ("subject", "body", "received")
 LABELS = ("category", "priority", "order_ids", "refund", "deadline", "language", "needs_human")
 META = ("scenario", "style", "written_in", "issues", "flags", "mentions")
-LARGE_REFUND = 500
+LARGE_REFUND = 200  # above it, in whatever currency, a person decides
 
 
 class BuildError(Exception):
@@ -77,7 +77,7 @@ def refund_of(mail: Mail) -> dict[str, str] | None:
     total = sum((Fraction(str(factor)) * mail.cents[slot] for slot, factor in spec.items()), Fraction(0))
     if total.denominator != 1 or total <= 0:
         raise BuildError(f"{mail.scenario.key}: the refund is {total} cents")
-    if 45000 <= total <= 55000:
+    if abs(total - 100 * LARGE_REFUND) < 1000:
         raise BuildError(f"{mail.scenario.key}: a refund of {total} cents is too close to the line")
     return {"amount": str(Decimal(int(total)).scaleb(-2)), "currency": mail.currency}
 

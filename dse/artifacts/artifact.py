@@ -19,6 +19,7 @@ from pydantic import PrivateAttr, ValidationError
 
 from dse.artifacts.content import (
     NO_ID,
+    PAIRED_COLUMNS,
     SCHEMA_VERSION,
     CandidateRow,
     Content,
@@ -32,9 +33,8 @@ from dse.artifacts.describe import Change, differences, summarise
 from dse.artifacts.files import read_file, write_atomic
 from dse.artifacts.seal import load_key, verify_seal
 from dse.canonical import canonical_json, parse_json, sha256_hex
-from dse.contracts.signature import SignatureSpec, validation_summary
+from dse.contracts.signature import validation_summary
 from dse.contracts.tool import ToolContract
-from dse.contracts.toolbox import Toolbox
 from dse.errors import ArtifactInvalid, ArtifactTampered, ArtifactVersion, DseError
 from dse.plan import Plan
 
@@ -112,36 +112,53 @@ class Artifact(Data):
     _trusted: bool = PrivateAttr(False)
 
     @classmethod
-    def build(cls, *, spec: SignatureSpec, plan: Plan, toolbox: Toolbox, model_name: str, params: Mapping[str, Any],
-              evidence: Mapping[str, Any], envelope: Envelope | None = None) -> Artifact:  # fmt: skip
+    def build(
+        cls, *, signature: Mapping[str, Any], plan: Plan, contracts: Mapping[str, ToolContract], model: Mapping[str, Any],
+        evidence: Mapping[str, Any], program_id: str | None = None, parent: str | None = None, duration_s: float | None = None,
+        budget: Mapping[str, Any] | None = None, cwd: str | Path = ".", envelope: Envelope | None = None,
+    ) -> Artifact:  # fmt: skip
         """Put an artifact together; all ids are computed here.
 
         Args:
-            toolbox: holds the contracts of the tools on the plan's allow-list; others are left out.
-            evidence: the fields of `Evidence` as plain JSON data.
-            envelope: default `Envelope.here()`.
+            signature: `SignatureSpec.to_dict()`; a ``signature_id`` in it must be right.
+            contracts: of exactly the tools on the plan's allow-list.
+            model: ``{"name", "params"}``.
+            evidence: the fields of `Evidence` as plain JSON data; ``paired`` as `dse.compiler.gate.evidence` gives it.
+            program_id: must be right where given.
+            parent, duration_s, budget, cwd: for the envelope (`Envelope.here`), unless `envelope` is given.
 
         Raises:
-            ArtifactInvalid: the evidence lacks a field, has an unknown one, or its tables contradict each other.
+            ArtifactInvalid: the evidence lacks a field, has an unknown one, or its tables contradict each other; an id
+                or the contracts do not fit the rest.
             Unserialisable: a value that JSON cannot hold (NaN, for example).
-            ToolboxError: the allow-list names a tool that is not in the toolbox.
         """
-        contracts = {name: toolbox[name].contract for name in plan.allow}
         program = {
-            "signature": {**spec.to_dict(), "signature_id": NO_ID}, "plan": plan.model_dump(), "program_id": NO_ID,
+            "signature": {**signature, "signature_id": NO_ID}, "plan": plan.model_dump(), "program_id": NO_ID,
             "contracts": {name: contract.model_dump() for name, contract in contracts.items()}, "tool_ids": {},
-            "model": {"name": model_name, "params": dict(params)},
+            "model": dict(model),
         }  # fmt: skip
-        envelope = envelope or Envelope.here()
+        paired = evidence.get("paired")
+        if isinstance(paired, Mapping):
+            evidence = {**evidence, "paired": {"columns": list(PAIRED_COLUMNS), **paired}}
+        if set(plan.allow) != set(contracts):
+            raise ArtifactInvalid("The contracts are not those of the allow-list", value=", ".join(sorted(contracts)),
+                                  remedy=f"Give exactly those of: {', '.join(plan.allow) or 'no tools'}.")  # fmt: skip
+        envelope = envelope or Envelope.here(duration_s=duration_s, parent=parent, budget=budget, folder=cwd)
         data = {"content": {"schema_version": SCHEMA_VERSION, "kind": "dse-artifact", "artifact_id": NO_ID,
                             "program": program, "evidence": dict(evidence)},
                 "envelope": envelope.model_dump()}  # fmt: skip
-        draft = cls._parsed(canonical_json(data), "evidence")
+        draft = cls._parsed(canonical_json(data), "The artifact to build")
         content = _with_ids(draft.content)
+        for what, given, right in (("signature_id", signature.get("signature_id"), content.program.signature.signature_id),
+                                   ("program_id", program_id, content.program.program_id)):  # fmt: skip
+            if given not in (None, right):
+                raise ArtifactInvalid(f"The {what} is of something else", value=given,
+                                      remedy=f"What was given has {right}.")  # fmt: skip
         made = cls(content=content, envelope=draft.envelope)
         content = content.model_copy(update={"artifact_id": made._computed_id()})
-        digest_ = draft.envelope.compute_digest(content.artifact_id)
-        made = cls(content=content, envelope=draft.envelope.model_copy(update={"digest": digest_, "signature": None}))
+        sealed = {"digest": draft.envelope.compute_digest(content.artifact_id), "signature": None}
+        made = cls(content=content, envelope=draft.envelope.model_copy(update=sealed))
+        made.check_integrity("The artifact to build")
         for check in made._tables():
             if check.ok is False:
                 raise ArtifactInvalid(f"The evidence contradicts itself: {check.name}", value=check.detail,
@@ -357,13 +374,14 @@ class Artifact(Data):
         own = [row for row in evidence.modes if row.program_id == program.program_id]
         others = {row.program_id for row in evidence.modes} - {evidence.incumbent.program_id}
         odd = [row.candidate for row in evidence.modes if row.failures > row.n or not _ordered(row)]
-        shown = sorted(hashes & set(evidence.demos.from_rows))
+        shown = sorted(hashes & set(evidence.demos.rows))
         n = evidence.gate.get("n_rows", len(rows)), evidence.gate.get("n_clusters", len(clusters))
         return [
             Check("holdout rows", len(hashes) == len(rows) <= holdout.rows and len(clusters) <= holdout.clusters,
                   f"{len(rows)} paired rows ({len(hashes)} distinct) in {len(clusters)} clusters; the holdout has "
                   f"{holdout.rows} in {holdout.clusters}"),
             Check("gate counts", n == (len(rows), len(clusters)), f"the gate saw {n[0]} rows in {n[1]} clusters"),
+            Check("gate objective", evidence.paired.objective == evidence.objective, "the gate's objective is another"),
             Check("holdout openings", evidence.holdout_openings > 0 or not rows, f"{evidence.holdout_openings}"),
             Check("demonstrations", not shown, f"from the holdout: {', '.join(shown)}" if shown else ""),
             Check("own row", any(row.mode == program.plan.mode and row.allow == program.plan.allow for row in own),
@@ -382,7 +400,7 @@ class Artifact(Data):
         gate = Check("gate", None)
         if recompute is not None:
             try:
-                result = recompute(self.evidence.gate_inputs())
+                result = recompute(self.evidence.paired.model_dump(mode="json"))
                 wrong = result.disagreements(type(result).from_dict(self.evidence.gate))
                 gate = Check("gate", not wrong, f"recomputed otherwise: {', '.join(wrong)}" if wrong else self.verdict)
             except DseError as exc:

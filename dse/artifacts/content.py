@@ -21,7 +21,7 @@ import dse
 from dse.artifacts.seal import Seal
 from dse.canonical import digest
 from dse.contracts.signature import SignatureSpec
-from dse.contracts.tool import ToolContract
+from dse.contracts.tool import Effect, ToolContract
 from dse.contracts.toolbox import Toolbox
 from dse.objective import Objective
 from dse.plan import Plan, program_id
@@ -43,8 +43,18 @@ Source = Literal["exact", "estimated", "unknown"]
 
 
 class Data(BaseModel):
+    """A part of an artifact. Fields are attributes and, as in the file, keys: ``row.quality``, ``row["quality"]``."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True,
                               validate_by_name=True, validate_by_alias=True)  # fmt: skip
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in type(self).model_fields:
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in type(self).model_fields else default
 
 
 # ---- content: the program ---------------------------------------------------------------------------------
@@ -168,21 +178,23 @@ class CandidateRow(Data):
     tokens_out: Amount | None
     usage_source: Source
     latency_s: Amount | None
-    latency_source: Literal["recorded", "measured", "estimated", "unknown"]
+    latency_source: Annotated[str, Field(pattern=r"^(measured|recorded|measured/recorded|unknown)$")]
     model_calls: Amount
     tool_calls: Amount
     failures: Count
 
 
 class PairedData(Data):
-    """Every holdout row as candidate and incumbent ran it, and the exposures the gate was given."""
+    """All that the gate was given (`dse.compiler.gate.evidence`), and what the columns of its rows are."""
 
     columns: tuple[str, ...]
-    rows: tuple[
-        tuple[Id, str, Score, Score, Amount | None, Amount | None, Amount | None, Amount | None], ...
-    ]  # fmt: skip
+    rows: tuple[tuple[Id, str, Score, Score, Amount | None, Amount | None, Amount | None, Amount | None], ...]
+    objective: Objective
     baseline_exposure: Amount
     candidate_exposure: Amount
+    alpha: float
+    power: float
+    seed: int
 
     @field_validator("columns")
     @classmethod
@@ -208,17 +220,24 @@ class SpendData(Data):
     cost_source: Source
 
 
+class RemovedTool(Data):
+    """A declared tool that the program cannot reach."""
+
+    name: str
+    effect: Effect
+
+
 class DemoData(Data):
     """Hashes of the rows that demonstrations were taken from."""
 
-    from_rows: tuple[Id, ...]
+    rows: tuple[Id, ...]
 
 
 class Evidence(Data):
     """Why this program: what it was measured on and against, and what came out.
 
-    ``gate`` is `dse.compiler.gate.GateResult.to_dict()`; ``allow_lists`` maps each allow-list policy to what it
-    kept and why. No times and no hosts: equal inputs and outcomes give an equal artifact.
+    ``gate`` is `dse.compiler.gate.GateResult.to_dict()`; ``allow_lists`` has what each policy of making an
+    allow-list kept, and why. No times and no hosts: equal inputs and outcomes give an equal artifact.
     """
 
     dataset: DatasetData
@@ -235,8 +254,8 @@ class Evidence(Data):
     candidates_tried: Count
     holdout_openings: Count
     spend: SpendData
-    allow_lists: dict[str, dict[str, Any]]
-    removed_tools: tuple[str, ...]
+    allow_lists: dict[str, Any]
+    removed_tools: tuple[RemovedTool, ...]
     demos: DemoData
     model_label: str
     price_table: str | None
@@ -248,16 +267,6 @@ class Evidence(Data):
         if gate.get("verdict") not in ("PROMOTE", "KEEP", "INSUFFICIENT"):
             raise ValueError("the gate's verdict is PROMOTE, KEEP or INSUFFICIENT")
         return gate
-
-    def gate_inputs(self) -> dict[str, Any]:
-        """What `dse.compiler.gate.recompute` takes."""
-        return {
-            "rows": [list(row) for row in self.paired.rows],
-            "objective": self.objective.to_dict(),
-            "baseline_exposure": self.paired.baseline_exposure,
-            "candidate_exposure": self.paired.candidate_exposure,
-            **{key: self.gate[key] for key in ("alpha", "power", "seed") if key in self.gate},
-        }
 
 
 class Content(Data):

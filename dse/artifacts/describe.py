@@ -65,7 +65,8 @@ def _evidence(old: Artifact, new: Artifact) -> list[Change]:
     for figure in ("quality", "quality_low", "quality_high", "cost_usd", "tokens_in", "tokens_out", "latency_s",
                    "model_calls", "tool_calls", "failures", "n"):  # fmt: skip
         found += _scalar(f"evidence.{figure}", mine.get(figure), theirs.get(figure))
-    found += _names("evidence.removed_tools", old.evidence.removed_tools, new.evidence.removed_tools)
+    removed = [tuple(tool.name for tool in artifact.evidence.removed_tools) for artifact in (old, new)]
+    found += _names("evidence.removed_tools", *removed)
     skip = {"modes", "paired", "allow_lists", "removed_tools", "notes"}
     found += _leaves_changed("evidence", old.evidence.model_dump(mode="json", exclude=skip),
                              new.evidence.model_dump(mode="json", exclude=skip))  # fmt: skip
@@ -157,7 +158,8 @@ def _interval(value: Any) -> str:
 def summarise(artifact: Artifact) -> str:
     """A few lines: what it is, what it may call, what it was measured to do, and the verdict."""
     evidence, plan, gate = artifact.evidence, artifact.plan, artifact.evidence.gate
-    holdout, row = evidence.dataset.split.holdout, own_row(artifact)
+    row = own_row(artifact)
+    removed = [f"{tool.name} ({tool.effect})" for tool in evidence.removed_tools]
     effects = [f"{name} ({contract.effect})" for name, contract in sorted(artifact.contracts.items())]
     demos = sum(len(prompt.demos) for prompt in plan.prompts.values())
     spend = evidence.spend
@@ -166,9 +168,9 @@ def summarise(artifact: Artifact) -> str:
         f"mode       {plan.mode}, {len(plan.prompts)} prompts with {demos} demonstrations",
         f"model      {artifact.model_name} ({evidence.model_label})",
         f"may call   {', '.join(effects) or 'no tools'}"
-        + (f"; removed: {', '.join(evidence.removed_tools)}" if evidence.removed_tools else ""),
+        + (f"; removed: {', '.join(removed)}" if removed else ""),
         f"verdict    {artifact.verdict} against the {evidence.incumbent.kind} ({evidence.incumbent.mode}) on "
-        f"{len(evidence.paired.rows)} holdout rows in {holdout.clusters} clusters",
+        f"{len(evidence.paired.rows)} holdout rows in {len({row[1] for row in evidence.paired.rows})} clusters",
         f"utility    {_interval(gate.get('mean_difference'))}, quality {_interval(gate.get('quality_difference'))} "
         f"(differences, 95%), p = {_shown(gate.get('p_value'))}",
     ]  # fmt: skip

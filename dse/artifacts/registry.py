@@ -26,7 +26,6 @@ __all__ = ["DEFAULT_ROOT", "Listed", "Registry", "Release"]
 DEFAULT_ROOT = "artifacts"
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _PREFIX = re.compile(r"sha256:[0-9a-f]{8,64}")
-_RELEASED = ("champion", "previous")
 
 
 @dataclass(frozen=True)
@@ -167,14 +166,23 @@ class Registry:
     def set_alias(self, signature: str, alias: str, ref: str | None, *, by: str | None = None, reason: str = "") -> None:
         """Point `alias` (``candidate``, or a name of your own) at a stored artifact; None removes it.
 
+        Args:
+            ref: a reference, or the artifact's id by itself.
+            alias: ``champion`` is `promote`, with all that it asks for.
+
         Raises:
-            Refused: ``champion`` and ``previous``, which only `promote` and `rollback` move, and names that are none.
+            Refused: ``previous``, removing the champion, and names that are none.
             ArtifactNotFound
         """
-        if alias in _RELEASED or not _ALIAS.fullmatch(alias):
+        if not _ALIAS.fullmatch(alias) or alias == "previous" or (alias == "champion" and ref is None):
             raise Refused("This alias cannot be set", value=alias,
-                          remedy="Use promote or rollback for champion; other aliases are lower-case names.")  # fmt: skip
+                          remedy="Use promote or rollback for releases; other aliases are lower-case names.")  # fmt: skip
+        if ref is not None and _PREFIX.fullmatch(ref):
+            ref = f"{signature}@{ref}"
         artifact = None if ref is None else self._stored(ref, signature)
+        if artifact is not None and alias == "champion":
+            self._release(artifact, reason, by)
+            return
         folder = self._folder(signature)
         if artifact is None and not folder.is_dir():
             return
@@ -186,7 +194,8 @@ class Registry:
             else:
                 after[alias] = artifact.artifact_id
             if after != journal.aliases:
-                journal.move("alias", alias, after, by=by, reason=reason, verdict=artifact.verdict if artifact else None)
+                verdict = artifact.verdict if artifact else None
+                journal.move("alias", alias, after, by=by, reason=reason, verdict=verdict)
 
     def promote(self, ref: str | Path, *, reason: str = "", by: str | None = None) -> Artifact:
         """Make a stored artifact the ``champion``; the old one becomes ``previous``. A no-op for the champion itself.
@@ -200,12 +209,16 @@ class Registry:
             Refused: a reason is needed. ArtifactNotFound: the artifact is not stored in this registry.
         """
         artifact = self._stored(ref)
+        self._release(artifact, reason, by)
+        return artifact
+
+    def _release(self, artifact: Artifact, reason: str, by: str | None) -> None:
         folder = self._folder(artifact.signature_name)
         with locked(folder):
             journal = Journal(folder)
             old = journal.aliases.get("champion")
             if old == artifact.artifact_id:
-                return artifact
+                return
             doubt = self._doubt(artifact, old)
             if doubt and not reason.strip():
                 raise Refused(f"Promoting this needs a reason: {doubt}", value=artifact.artifact_id,
@@ -216,7 +229,6 @@ class Registry:
             if after.get("candidate") == artifact.artifact_id:
                 del after["candidate"]
             journal.move("promote", "champion", after, by=by, reason=reason, verdict=artifact.verdict)
-        return artifact
 
     def rollback(self, signature: str, *, reason: str, by: str | None = None) -> Artifact:
         """Make ``previous`` the champion again; ``previous`` then names the release before that one, if any.

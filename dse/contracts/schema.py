@@ -294,9 +294,9 @@ def _parser(type_: Any) -> TypeAdapter[Any]:
 
 
 _GUEST: dict[str, Any] = {
-    "date-time": lambda text: _parser(dt.datetime).validate_python(text),
+    "date-time": dt.datetime.fromisoformat,
     "date": dt.date.fromisoformat,
-    "time": lambda text: _parser(dt.time).validate_python(text),
+    "time": dt.time.fromisoformat,
     "duration": lambda text: _parser(dt.timedelta).validate_python(text),
     "decimal": Decimal,
     "binary": lambda text: text.encode(),

@@ -9,6 +9,8 @@ The holdout is sealed: nothing here hands out its rows except `Dataset.open_hold
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -150,8 +152,9 @@ class Dataset:
         folder = Path(path)
         header, assignment, revision = read_header(folder / "dataset.json")
         data = folder / "data.jsonl"
-        placed = place(header, importers.read_jsonl(data), str(data))
-        return cls(header, placed, assignment, where=str(folder), stored=revision, path=folder)
+        with _no_cycles():
+            placed = place(header, importers.read_jsonl(data), str(data))
+            return cls(header, placed, assignment, where=str(folder), stored=revision, path=folder)
 
     @staticmethod
     def seal(path: str | Path) -> Dataset:
@@ -230,7 +233,8 @@ class Dataset:
         assignment = check_assignment(about.pop("assignment", {}), source)
         data = {"salt": f"{name}-1", "quota": DEFAULT_QUOTA, **about, "name": name, "fields": fields}
         header = make_header(data, source)
-        return cls(header, place(header, rows, source, id_field), assignment, where=source)
+        with _no_cycles():
+            return cls(header, place(header, rows, source, id_field), assignment, where=source)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> Dataset:
         """A new dataset with `rows` (flat dictionaries with ``id`` and all fields) added; this one is unchanged.
@@ -456,6 +460,18 @@ def seal(path: str | Path) -> Dataset:
     _write_header(folder, made)
     made.path, made._on_disk = folder, made.revision
     return made
+
+
+@contextlib.contextmanager
+def _no_cycles() -> Iterator[None]:
+    """Pause the cycle collector: it would walk all rows again and again (40% of the time at 100,000 rows)."""
+    active = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if active:
+            gc.enable()
 
 
 def _write_header(folder: Path, dataset: Dataset) -> None:

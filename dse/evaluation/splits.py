@@ -227,38 +227,40 @@ _BITS = 512
 _SLACK = 2  # grams that may be lost to hash collisions within one text without losing a pair
 
 
-def _blocks(texts: Sequence[str]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.bool_]]]:
-    """(text indices, hash of each gram as a matrix with one row a text, which cells are grams), texts by length."""
+def _plan(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Text indices in blocks of similar length, short ones first."""
     import numpy as np
 
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    order = np.argsort(lengths, kind="stable")
+    widths = (lengths[order] - 4).tolist()
+    blocks: list[NDArray[np.int64]] = []
     start = 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order):
-            width = len(texts[order[stop]]) - 4
-            # equal lengths waste nothing; allow a quarter of padding
-            if width * (stop + 1 - start) > _CELLS or width > 8 + 1.25 * (len(texts[order[start]]) - 4):
-                break
-            stop += 1
-        index = np.array(order[start:stop], dtype=np.int64)
-        codes = np.frombuffer(
-            "".join(texts[i] for i in order[start:stop]).encode("utf-32-le", "surrogatepass"), dtype="<u4"
-        ).astype(np.uint64)
-        hashes = codes[:-4].copy()
-        for at in range(1, 5):
-            hashes *= np.uint64(0x9E3779B97F4A7C15)
-            hashes += codes[at : len(codes) - 4 + at]
-        hashes ^= hashes >> np.uint64(29)  # splitmix64's finish: every bit depends on every character
-        hashes *= np.uint64(0xBF58476D1CE4E5B9)
-        hashes ^= hashes >> np.uint64(32)
-        lengths = np.array([len(texts[i]) for i in order[start:stop]], dtype=np.int64)
-        starts = np.cumsum(lengths) - lengths
-        columns = np.arange(int(lengths[-1]) - 4)
-        real = columns[None, :] < (lengths - 4)[:, None]
-        cells = np.minimum(starts[:, None] + columns[None, :], len(hashes) - 1)
-        yield index, hashes[cells], real
-        start = stop
+    for stop, width in enumerate(widths):
+        # equal lengths waste nothing; a quarter of padding is fine
+        if width * (stop + 1 - start) > _CELLS or width > 8 + 1.25 * widths[start]:
+            if stop > start:
+                blocks.append(order[start:stop])
+            start = stop
+    blocks.append(order[start:])
+    return blocks
+
+
+def _hashes(texts: list[str], lengths: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """The hash of each gram as a matrix with one row a text, and which cells are grams. Last text longest."""
+    import numpy as np
+
+    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
+    hashes = codes[:-4].copy()
+    for at in range(1, 5):
+        hashes *= np.uint64(0x9E3779B97F4A7C15)
+        hashes += codes[at : len(codes) - 4 + at]
+    hashes ^= hashes >> np.uint64(29)  # splitmix64's finish: every bit depends on every character
+    hashes *= np.uint64(0xBF58476D1CE4E5B9)
+    hashes ^= hashes >> np.uint64(32)
+    starts = np.cumsum(lengths) - lengths
+    columns = np.arange(int(lengths[-1]) - 4)
+    real = columns[None, :] < (lengths - 4)[:, None]
+    return hashes[np.minimum(starts[:, None] + columns[None, :], len(hashes) - 1)], real
 
 
 def _candidates(texts: Sequence[str], groups: Sequence[int], threshold: float) -> Iterator[tuple[int, int]]:
@@ -267,11 +269,13 @@ def _candidates(texts: Sequence[str], groups: Sequence[int], threshold: float) -
         return
     import numpy as np
 
-    total = sum(map(len, texts))
-    bits = max(12, min(22, total.bit_length()))
+    lengths = np.array([len(text) for text in texts], dtype=np.int64)
+    blocks = _plan(lengths)
+    bits = max(12, min(22, int(lengths.sum()).bit_length()))
     shift = np.uint64(64 - bits)
     frequency = np.zeros(1 << bits, dtype=np.int64)
-    for _, hashes, real in _blocks(texts):
+    for index in blocks:
+        hashes, real = _hashes([texts[i] for i in index.tolist()], lengths[index])
         frequency += np.bincount((hashes[real] >> shift).view(np.int64), minlength=1 << bits)
     rank = np.minimum(frequency, 0xFFFE).astype(np.uint64)
     del frequency
@@ -281,14 +285,15 @@ def _candidates(texts: Sequence[str], groups: Sequence[int], threshold: float) -
     by_group = np.argsort(group, kind="stable")
     place_of = np.empty(len(group), dtype=np.int64)
     place_of[by_group] = np.arange(len(group))
-    room_bits = max(map(len, texts)).bit_length()
+    room_bits = int(lengths.max()).bit_length()
     hash_shift = np.uint64(room_bits + len(texts).bit_length())
 
     sizes = np.zeros(len(texts), dtype=np.int64)
     bitmaps = np.zeros((len(texts), _BITS // 64), dtype=np.uint64)
     words: list[NDArray[np.uint64]] = []
     end = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
-    for index, hashes, real in _blocks(texts):
+    for index in blocks:
+        hashes, real = _hashes([texts[i] for i in index.tolist()], lengths[index])
         keys = (rank[hashes >> shift] << np.uint64(48)) | (hashes >> np.uint64(16))
         keys[~real] = end
         keys.sort(axis=1)

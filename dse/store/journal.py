@@ -5,11 +5,11 @@ SQLite in WAL mode by default. SQLAlchemy is imported when a store is opened, ne
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,6 +103,7 @@ class Store:
             Path(target.removeprefix("sqlite:///")).expanduser().absolute().parent.mkdir(parents=True, exist_ok=True)
         options: dict[str, Any] = {"poolclass": StaticPool} if memory else {}
         self._sa = sa
+        self._shared = memory  # one connection for all threads: readers wait for writers, too
         self._lock = threading.RLock()  # SQLite has one writer; waiting here is cheaper than in the database
         self._engine = sa.create_engine(target, connect_args={"check_same_thread": False, "timeout": 30}, **options)
         sa.event.listen(self._engine, "connect", _pragmas)
@@ -131,7 +132,7 @@ class Store:
     def close(self) -> None:
         self._engine.dispose()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _write(self) -> Iterator[Any]:
         try:
             with self._lock, self._engine.begin() as connection:
@@ -141,7 +142,7 @@ class Store:
                                    remedy="Free disk space or end the process that holds the database.") from exc  # fmt: skip
 
     def _rows(self, query: Any) -> list[Any]:
-        with self._engine.connect() as c:
+        with self._lock if self._shared else contextlib.nullcontext(), self._engine.connect() as c:
             return list(c.execute(query).mappings())
 
     async def threaded(self, fn: Callable[..., T], *args: Any) -> T:

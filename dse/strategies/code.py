@@ -29,7 +29,7 @@ from dse.errors import (
     Unserialisable,
 )
 from dse.plan import Prompt
-from dse.runtime import sandbox
+from dse.runtime import sandbox, services
 from dse.runtime.run import Run
 from dse.strategies.base import register
 from dse.strategies.render import Predictor
@@ -132,7 +132,7 @@ class _CodeSession:
     async def loop(self) -> dict[str, Any]:
         run = self.run
         limits = run.limits
-        await sandbox.checker().validate_stubs(self.checker_stubs)
+        await services.checker().validate_stubs(self.checker_stubs)
         predictor = Predictor("code", _code_signature(dspy_signature(run.spec)), run.plan.prompts["code"])
         while True:
             inputs = {**run.inputs, "api": self.api, "transcript": "\n\n".join(self.transcript) or "(nothing yet)"}
@@ -164,10 +164,10 @@ class _CodeSession:
         run = self.run
         if not code.strip():
             return self._refused([("empty", None, "the reply holds no script", "Write a Python script.")])
-        lint = sandbox.lint(code, tool_names=frozenset(self.contracts) | {"submit"})
-        problems = [(d.rule, d.line, d.message, d.hint) for d in lint.diagnostics if d.severity == "error"]
+        lint = sandbox.lint(code, tool_names=self.contracts, output_names=run.spec.outputs, known_names=run.spec.inputs)
+        problems = [(d.rule, d.line, d.message, d.hint) for d in lint.errors]
         if not problems:
-            found = await sandbox.checker().check(
+            found = await services.checker().check(
                 stubs=self.checker_stubs, declarations=self.declarations, earlier=tuple(self.earlier), code=code)  # fmt: skip
             problems = [(d.rule, d.line, d.message, d.hint) for d in found if d.severity == "error"]
         if problems:
@@ -199,15 +199,17 @@ class _CodeSession:
 
     async def _open(self) -> None:
         run, limits = self.run, self.run.limits
-        self.session = await sandbox.pool().open(
+        self.session = await services.pool().open(
             limits=sandbox.SandboxLimits(
                 feed_s=limits.interpreter_s, memory_bytes=limits.memory_bytes, recursion=limits.recursion,
                 suspensions=limits.suspensions, print_bytes=limits.print_bytes,
             ),
-            seed=run.seed, clock=run.clock, async_names=frozenset(self.contracts),
+            seed=run.seed, clock=run.clock, async_names=frozenset(self.contracts), sync_names=frozenset({"submit"}),
         )  # fmt: skip
-        values = {name: guest_from_wire(run.wire_inputs[name], field.schema) for name, field in run.spec.inputs.items()}
-        turn = await self.session.feed("import asyncio, datetime\nfrom decimal import Decimal", inputs=values)
+        lines = ["import asyncio, datetime", "from decimal import Decimal"]
+        for name, field in run.spec.inputs.items():
+            lines.append(f"{name} = {guest_from_wire(run.wire_inputs[name], field.schema)!r}")
+        turn = await self.session.feed("\n".join(lines))
         if not isinstance(turn, sandbox.Finished):
             raise SandboxUnavailable("The inputs could not be handed to the sandbox", value=repr(turn))
 
@@ -217,7 +219,7 @@ class _CodeSession:
         session = self.session
         assert session is not None
         prints: list[str] = []
-        turn = await session.feed(lint.code, shims=lint.shims)
+        turn = await session.feed(lint.code)
         while isinstance(turn, sandbox.Waiting):
             self._collect(turn, prints)
             results: dict[int, Any] = {}
@@ -305,11 +307,11 @@ class _CodeSession:
                 raise LimitExceeded(f"The script reached its limit of {name}", value=error.message,
                                     remedy=f"Raise Limits({name}=...) if the task needs it.", limit=name,
                                     outcome=outcome)  # fmt: skip
-        hint = sandbox.hint_for(error) if hasattr(sandbox, "hint_for") else ""
+        hint = ""
         if error.dead:
             await self.close()
             self.earlier.clear()
-            hint = (hint + " " if hint else "") + "All variables are lost: start afresh."
+            hint = "All variables are lost: start afresh."
         return self._failed(error.class_name, error.message, error.line, hint)
 
 

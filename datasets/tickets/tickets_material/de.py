@@ -12,7 +12,7 @@ SCENARIOS = [
     s("de-paket-nachbar", "[Paket nicht angekommen|Bestellung {o1}|Wo bleibt {o1}?]", """
 laut Sendungsverfolgung ({n_track}) liegt das Paket zur Bestellung {o1} seit dem Wochenende beim Nachbarn. [Der Nachbar
 weiß von nichts.|Welcher Nachbar, verrät mir niemand.] {frage}
-""", fault="delivery", money={"m1": (70, 180)}, cur="EUR CHF", alts={"frage": [
+""", fault="delivery", money={"m1": (90, 290)}, cur="EUR CHF", alts={"frage": [
         ("Bitte schicken Sie Ersatz, ich brauche das Gerät {d1}.", {}),
         ("Ich möchte keinen Ersatz mehr, sondern die {m1} zurück.", {"refund": {"m1": 1}}),
         ("Falls es {d1} nicht auftaucht, hätte ich gern die {m1} zurück.", {}),
@@ -35,7 +35,7 @@ Minutentakt an.|Draußen friert es.] {frist}
     s("de-doppelt-abgebucht", "[Doppelte Abbuchung|Lastschrift|zweimal abgebucht, {o1}]", """
 Sie haben für Bestellung {o1} zweimal {m1} abgebucht, {q1} und am Tag danach. [Rechnung war {n_inv}.|Rechnungsnummer
 {n_inv}.] {wunsch}
-""", fault="billing", money={"m1": (60, 220)}, cur="EUR CHF", alts={"wunsch": [
+""", fault="billing", money={"m1": (80, 330)}, cur="EUR CHF", alts={"wunsch": [
         ("Bitte erstatten Sie mir die zweite Abbuchung {d1}.", {"refund": {"m1": 1}}),
         ("Verrechnen Sie die zweite Abbuchung gern mit meinem nächsten Einkauf.", {}),
         ("Bitte erstatten Sie die zweite Abbuchung, sonst gehe ich zum Anwalt.", {"refund": {"m1": 1}, "legal": True}),
@@ -56,7 +56,7 @@ tun?|Wie gehe ich vor?]
     s("de-widerruf", "[Widerruf|Widerruf {o1}|Rücksendung]", """
 hiermit widerrufe ich fristgerecht meine Bestellung {o1}. Das Gerät ist einwandfrei, [gefällt mir aber nicht|passt aber
 farblich nicht]. {geld} [Die Bestellung {x1} behalte ich selbstverständlich.|]
-""", wish="return", money={"m1": (80, 190), "m2": (5, 9)}, cur="EUR", alts={"geld": [
+""", wish="return", money={"m1": (110, 310), "m2": (5, 9)}, cur="EUR", alts={"geld": [
         ("Bitte erstatten Sie {m1} zuzüglich {m2} Versandkosten.", {"refund": {"m1": 1, "m2": 1}}),
         ("Bitte erstatten Sie {m1} {d1:late}.", {"refund": {"m1": 1}}),
         ("Statt der {m1} genügt mir ein Gutschein.", {}),

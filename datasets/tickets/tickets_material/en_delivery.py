@@ -10,7 +10,7 @@ I ordered the Bell for my dad [about ten days ago|a good week ago|at the start o
 been stuck at "label created" ever since. [The order is {o1}.|Order number: {o1}.|It's order {o1}, in case you need it.]
 
 {need} [Could you find out where it is?|Can someone please chase the courier?|What is going on?]
-""", fault="delivery", money={"m1": (90, 190)}, cur="GBP EUR", alts={"need": [
+""", fault="delivery", money={"m1": (90, 260)}, cur="GBP EUR", alts={"need": [
         ("His seventieth is {e1} and it has to be in my hands by then.", {}),
         ("His birthday was {q1} anyway, so I am in no hurry any longer.", {}),
         ("If it isn't here {d1}, I will want my {m1} back.", {}),
@@ -23,7 +23,7 @@ anything.] I asked the neighbours on both sides, [the kiosk|the lady downstairs]
 {n_track}, and the signature on the scan looks like a potato.
 
 {ask}
-""", fault="delivery", money={"m1": (60, 180), "m2": (5, 15)}, cur="GBP EUR USD", alts={"ask": [
+""", fault="delivery", money={"m1": (90, 340), "m2": (5, 15)}, cur="GBP EUR USD", alts={"ask": [
         ("I don't want another one, please just refund the {m1}.", {"refund": {"m1": 1}}),
         ("Please send it again, it has to be here {d1}.", {}),
         ("Send another one or give me the {m1} back, I leave that to you.", {}),
@@ -128,7 +128,7 @@ My husband and I each ordered a Bell without telling the other (orders {o1} and 
 from {o1} is still sealed. I would like to send it back within the [two weeks|withdrawal period] I have as a consumer.
 
 {money}
-""", wish="return", money={"m1": (99, 169), "m2": (5, 9)}, cur="EUR GBP", alts={"money": [
+""", wish="return", money={"m1": (120, 320), "m2": (5, 9)}, cur="EUR GBP", alts={"money": [
         ("Please refund {m1} to my card once you have it.", {"refund": {"m1": 1}}),
         ("Please refund {m1}; I know that the {m2} for shipping stays with you.", {"refund": {"m1": 1}}),
         ("Please refund {m1}, and by law also the {m2} I paid for standard shipping.", {"refund": {"m1": 1, "m2": 1}}),
@@ -179,7 +179,7 @@ So I tried the Eye for [a few days|a weekend] and I feel watched in my own kitch
     s("sofa-first", "[Please cancel {o1}|cancel my order|order {o1}: cancel]", """
 please cancel order {o1}, we have to buy a sofa first, says the boss (my wife). it hasn't shipped yet according to the
 page. {money}
-""", wish="cancellation", money={"m1": (80, 240)}, cur="EUR GBP USD", alts={"money": [
+""", wish="cancellation", money={"m1": (140, 390)}, cur="EUR GBP USD", alts={"money": [
         ("i paid {m1} up front, send it back to the same card", {"refund": {"m1": 1}}),
         ("i chose pay on delivery so nothing to pay back", {}),
         ("it ships {e1:soon} so please stop it by then", {}),
@@ -204,7 +204,7 @@ to do with the service, it has been great.
     s("cheaper-elsewhere", "[Cancellation|{o1} cheaper elsewhere|price]", """
 The very same [Hub set|starter set] that I ordered from you (order {o1}, {m1}) is {m2} at the electronics shop round the
 corner. {wish}
-""", wish="cancellation", money={"m1": (180, 240), "m2": (120, 160)}, cur="EUR GBP", alts={"wish": [
+""", wish="cancellation", money={"m1": (215, 390), "m2": (120, 160)}, cur="EUR GBP", alts={"wish": [
         ("So please cancel and pay me back.", {"refund": {"m1": 1}}),
         ("So please cancel; the payment was only reserved, not taken.", {}),
         ("So please cancel and pay me back {d1}, I want to buy it there while the offer lasts.",

@@ -10,7 +10,7 @@ The Eye from order {o1} {state}. I have tried [another socket|two chargers] and 
 [half a minute|ages]. Serial is {n_serial}.
 
 {ask}
-""", fault="defect", money={"m1": (69, 149)}, cur="EUR GBP", alts={
+""", fault="defect", money={"m1": (110, 310)}, cur="EUR GBP", alts={
         "state": [("has been completely dead since {q1:bare}", {"level": "down"}),
                   ("works, but the picture flickers at night", {}),
                   ("shows no sign of life whatsoever", {"level": "down"}),
@@ -68,7 +68,7 @@ Lovely doorbell, except that {state}. My front step has never been so much talke
 Order {o1}, your case number {n_case}. I followed all the steps [twice|on your help page], including the paper clip.
 
 {end}
-""", fault="defect", level="down", money={"m1": (79, 129)}, cur="EUR GBP", alts={
+""", fault="defect", level="down", money={"m1": (109, 289)}, cur="EUR GBP", alts={
         "count": [("This is the third time I am writing about the same thing.", {"repeat": True}),
                   ("First of all, this is my first mail to you, so be gentle.", {}),
                   ("Fourth mail. Same Hub. Same problem.", {"repeat": True}),
@@ -143,7 +143,7 @@ Woke up at twelve degrees. [Again.|Lovely.] The Warm in the {rooms} {state}. [Bo
 think.|Order {o1}.] I have a baby here and no sense of humour left.
 
 {ask}
-""", fault="defect", money={"m1": (120, 200), "m2": (40, 70)}, cur="GBP EUR", alts={
+""", fault="defect", money={"m1": (150, 290), "m2": (40, 70)}, cur="GBP EUR", alts={
         "rooms": [("hall", {}), ("living room", {})],
         "state": [("is dead, black screen, no clicking, and so is the boiler control", {"level": "down"}),
                   ("thinks it is always summer: it reads six degrees too many", {}),

@@ -8,7 +8,7 @@ SCENARIOS = [
     s("charged-twice", "[Double charge|charged twice for {o1}|my bank statement]", """
 My statement shows {m1} to you twice, {q1} and on the following day, and I have only one order, {o1}. [Invoice is
 {n_inv}.|The invoice, {n_inv}, shows it once.] {ask}
-""", fault="billing", money={"m1": (60, 220)}, cur="EUR GBP USD", alts={"ask": [
+""", fault="billing", money={"m1": (70, 330)}, cur="EUR GBP USD", alts={"ask": [
         ("Please pay back the second charge.", {"refund": {"m1": 1}}),
         ("Please pay back the second charge {d1}, my account is overdrawn.", {"refund": {"m1": 1}}),
         ("I see that the second one was reversed this morning, so just confirm that it stays that way.", {}),
@@ -93,7 +93,7 @@ customer].
     s("dunning", "[Reminder for a paid bill|Your reminder {n_inv}|Dunning letter]", """
 I have a reminder from you over {m1} for invoice {n_inv} (order {o1}). I paid that {q1}, [receipt attached|the bank
 statement is attached]. {then}
-""", fault="billing", money={"m1": (90, 260), "m2": (5, 9)}, cur="EUR GBP", alts={"then": [
+""", fault="billing", money={"m1": (120, 330), "m2": (5, 9)}, cur="EUR GBP", alts={"then": [
         ("Please correct your books.", {}),
         ("Please confirm {d1} that this is settled.", {}),
         ("In a hurry I then paid it a second time. Please send one of the two payments back.", {"refund": {"m1": 1}}),

@@ -13,7 +13,7 @@ SCENARIOS = [
     es("es-camara-muerta", "[Cámara Eye|La cámara no va|Pedido {o1}]", """
 La cámara Eye del pedido {o1} {estado}. [He probado otro cable y otro enchufe.|La he reiniciado mil veces.] Número de
 serie {n_serial}. {quiero}
-""", fault="defect", money={"m1": (60, 150)}, alts={
+""", fault="defect", money={"m1": (90, 280)}, alts={
         "estado": [("no enciende desde {q1}", {"level": "down"}), ("se ve borrosa por la noche", {}),
                    ("está completamente muerta", {"level": "down"}), ("hace un zumbido", {})],
         "quiero": [("Quiero que me devuelvan los {m1}.", {"refund": {"m1": 1}}), ("Necesito otra {d1}.", {}),
@@ -58,7 +58,7 @@ en dos días.|La página dice "en preparación" y de ahí no sale.]
     }, rows=4),
     pt("pt-fechadura", "[Fechadura Key|Fechadura encravada|Encomenda {o1}]", """
 A fechadura Key da encomenda {o1} {estado}. [Já troquei as pilhas.|Já segui o manual de ponta a ponta.] {peco}
-""", fault="defect", money={"m1": (140, 200), "m2": (60, 110)}, alts={
+""", fault="defect", money={"m1": (150, 290), "m2": (60, 110)}, alts={
         "estado": [("deixou de funcionar por completo", {"level": "down"}), ("faz um barulho estranho ao fechar", {}),
                    ("deitou fumo ontem à noite", {"danger": True, "level": "down"}), ("demora a responder", {}),
                    ("não dá sinal de vida", {"level": "down"})],

@@ -12,7 +12,7 @@ SCENARIOS = [
     s("fr-colis-gardienne", "[Colis introuvable|Commande {o1}|Où est mon colis ?]", """
 La commande {o1} est « livrée » depuis trois jours d'après le suivi ({n_track}). [La gardienne n'a rien vu.|Ma boîte
 aux lettres est vide, celle du voisin aussi.] {demande}
-""", fault="delivery", money={"m1": (60, 180), "m2": (5, 12)}, cur="EUR CHF", alts={"demande": [
+""", fault="delivery", money={"m1": (90, 310), "m2": (5, 12)}, cur="EUR CHF", alts={"demande": [
         ("Merci de me rembourser les {m1}.", {"refund": {"m1": 1}}),
         ("Merci de me le renvoyer, j'en ai besoin {d1}.", {}),
         ("Remboursez-moi les {m1} ou renvoyez-le, comme vous préférez.", {}),
@@ -34,7 +34,7 @@ Ici le centre médical des Tilleuls. {qui} [Nous avons tout redémarré.|Le red�
     s("fr-double-debit", "[Double débit|Prélèvement|Facture {n_inv}]", """
 J'ai été débitée deux fois de {m1} pour la commande {o1}, dont une fois {q1}. [La facture {n_inv} ne mentionne qu'un
 seul achat.|Relevé ci-joint.] {demande}
-""", fault="billing", money={"m1": (50, 210)}, cur="EUR", alts={"demande": [
+""", fault="billing", money={"m1": (90, 310)}, cur="EUR", alts={"demande": [
         ("Je demande le remboursement du second débit {d1}.", {"refund": {"m1": 1}}),
         ("Un avoir de {m1} sur ma prochaine commande me conviendrait.", {}),
         ("Je demande le remboursement du second débit, faute de quoi je saisirai le médiateur et le tribunal.",

@@ -13,7 +13,7 @@ pl = partial(scenario, lang="pl", cur="PLN")
 SCENARIOS = [
     nl("nl-deurbel", "[Deurbel Bell|Bell doet raar|Bestelling {o1}]", """
 De Bell uit bestelling {o1} {toestand}. [Opnieuw ingesteld, niets helpt.|De app zegt dat alles in orde is.] {vraag}
-""", fault="defect", money={"m1": (90, 170)}, alts={
+""", fault="defect", money={"m1": (110, 290)}, alts={
         "toestand": [("doet helemaal niets meer", {"level": "down"}), ("gaat af als de buren thuiskomen", {}),
                      ("is morsdood, {q1} deed hij het nog", {"level": "down"}), ("heeft een vlek in beeld", {})],
         "vraag": [("Graag mijn {m1} terug.", {"refund": {"m1": 1}}), ("Ik wil graag {d1} een nieuwe.", {}),
@@ -54,7 +54,7 @@ Het retournummer is {n_rma}. {geld}
     it("it-pacco", "[Pacco mai arrivato|Ordine {o1}|Dov'è il mio ordine?]", """
 L'ordine {o1} risulta consegnato {q1}, [ma a casa non c'era nessuno|ma il portiere non ha visto niente]. Tracking
 {n_track}. {chiedo}
-""", fault="delivery", money={"m1": (60, 170), "m2": (6, 12)}, alts={"chiedo": [
+""", fault="delivery", money={"m1": (80, 300), "m2": (6, 12)}, alts={"chiedo": [
         ("Chiedo il rimborso di {m1}.", {"refund": {"m1": 1}}),
         ("Chiedo il rimborso di {m1} e dei {m2} di spedizione.", {"refund": {"m1": 1, "m2": 1}}),
         ("Mi serve {d1}, spedite di nuovo.", {}),

@@ -139,10 +139,12 @@ class Mail:
     def _money(self, name: str) -> str:
         if name not in self.texts:
             low, high, *step = self.scenario.money[name]
-            if step:
-                cents = 100 * self.rng.randrange(low, high + 1, step[0])
-            else:
-                cents = 100 * self.rng.randrange(low, high) + self.rng.choice((0, 0, 50, 90, 90, 95, 99, 40))
+            cents = 20000
+            while abs(cents - 20000) < 1200:  # not too close to the line at which a person decides
+                if step:
+                    cents = 100 * self.rng.randrange(low, high + 1, step[0])
+                else:
+                    cents = 100 * self.rng.randrange(low, high) + self.rng.choice((0, 0, 50, 90, 90, 95, 99, 40))
             self.cents[name] = cents
             self.texts[name] = dressing.money_text(self.rng, self.scenario.lang, self.currency, cents)
         return self.texts[name]

@@ -103,11 +103,7 @@ def to_observation(value: Any, depth: int = 0) -> Any:
 
 
 def _is_key(key: Any) -> bool:
-    return (
-        key is None
-        or isinstance(key, _SCALARS)
-        or type(key).__module__ in ("datetime", "decimal", "builtins")
-    )
+    return key is None or isinstance(key, _SCALARS) or type(key).__module__ in ("datetime", "decimal", "builtins")
 
 
 def bounded_repr(value: Any, limit: int = 2000) -> str:

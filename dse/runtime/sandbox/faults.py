@@ -29,9 +29,7 @@ _SAID = {
     "recursion": "maximum recursion depth exceeded",
     "value_bytes": "a value is too large to leave the sandbox",
 }
-_GAP = re.compile(
-    r"The monty syntax parser does not yet support |does not yet support|(?:is|are) not (?:yet )?supported"
-)
+_GAP = re.compile(r"The monty syntax parser does not yet support |does not yet support|(?:is|are) not (?:yet )?supported")
 _PARSER = "The monty syntax parser does not yet support "
 _SUSPEND = re.compile(r"external function '(\w+)' cannot suspend in this synchronous context")
 _STALLED = "asyncio scheduler stalled"

@@ -58,9 +58,7 @@ class Sandbox:
         checkout_timeout_s: how long :meth:`open` waits for a free worker.
     """
 
-    def __init__(
-        self, *, max_workers: int = 64, request_timeout_s: float = 30.0, checkout_timeout_s: float = 60.0
-    ) -> None:
+    def __init__(self, *, max_workers: int = 64, request_timeout_s: float = 30.0, checkout_timeout_s: float = 60.0) -> None:
         if max_workers < 1:
             raise ValueError(f"max_workers must be at least 1, not {max_workers}")
         self.max_workers = max_workers
@@ -234,9 +232,7 @@ class Session:
             raise RuntimeError("the guest does not wait for results")
         unknown = results.keys() - self._inner.keys()
         if unknown or not results:
-            raise ValueError(
-                f"results must be for pending calls {sorted(self._inner)}, not {sorted(results)}"
-            )
+            raise ValueError(f"results must be for pending calls {sorted(self._inner)}, not {sorted(results)}")
         return await self._turn(lambda: self._answer(results))
 
     async def aclose(self) -> None:

@@ -8,7 +8,6 @@ imports stay as they are wherever the checker knows them better than the shims.
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -108,9 +107,7 @@ def permits(source: Source, node: ast.AsyncWith) -> bool:
     kinds = ("asyncio.Semaphore", "asyncio.BoundedSemaphore", "asyncio.timeout")
     made = any(isinstance(n, ast.Call) and source.resolve(n.func) in kinds for n in ast.walk(source.tree))
     return all(
-        source.resolve(e.func) in kinds
-        if isinstance(e, ast.Call)
-        else made and isinstance(e, (ast.Name, ast.Attribute))
+        source.resolve(e.func) in kinds if isinstance(e, ast.Call) else made and isinstance(e, (ast.Name, ast.Attribute))
         for e in (item.context_expr for item in node.items)
     )
 
@@ -125,11 +122,7 @@ class _Rewriter:
         self.checking = checking
         self.needs: list[str] = []
         self.edits: list[tuple[int, int, int, int, str]] = []  # (position, class, sequence, end, text)
-        self.called = {
-            n.func.id
-            for n in ast.walk(source.tree)
-            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
-        }
+        self.called = {n.func.id for n in ast.walk(source.tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
         self.nexted = {
             n.args[0].id
             for n in ast.walk(source.tree)
@@ -289,9 +282,7 @@ class _Rewriter:
         base = self.s.resolve(node.bases[0]) or ""
         if base == "builtins.object" and not node.keywords:
             self._replace(self.s.start(node.bases[0]), self.s.end(node.bases[0]), "")
-        fields = [
-            st for st in node.body if not (isinstance(st, ast.Expr) and isinstance(st.value, ast.Constant))
-        ]
+        fields = [st for st in node.body if not (isinstance(st, ast.Expr) and isinstance(st.value, ast.Constant))]
         plain = all(isinstance(st, (ast.AnnAssign, ast.Pass)) for st in fields)
         if plain and base.endswith(".TypedDict"):
             self._replace(self.s.start(node), self.s.end(node), f"{node.name} = dict")
@@ -382,7 +373,9 @@ class _Rewriter:
         closers: list[_Closer] = []
         if name == "builtins.next" and node.args and not isinstance(node.args[0], (ast.Name, ast.Starred)):
             if self.s.resolve(getattr(node.args[0], "func", node)) != "builtins.iter":
-                closers += self._wrap(node.args[0], "iter(", ")")
+                # a generator that is the only argument shares its parentheses with the call
+                shared = self.s.end(node.args[0]) == self.s.end(node)
+                closers += self._wrap(node.args[0], "(iter" if shared else "iter(", ")")
         elif name == "builtins.map" and len(node.args) >= 2 and not starred and not node.keywords:
             closers += self._map(node)
         elif name == "builtins.filter" and len(node.args) == 2 and not starred and not _is_none(node.args[0]):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 __all__ = ["SOURCES"]
 
-_STATISTICS = '''
+_STATISTICS = """
 import math as dse_x_math_
 class dse_x_statistics:
     StatisticsError = ValueError
@@ -112,9 +112,9 @@ class dse_x_statistics:
         if spread == 0:
             raise ValueError("at least one of the inputs is constant")
         return dse_x_statistics.covariance(x, y) / dse_x_math_.sqrt(spread)
-'''
+"""
 
-_HEAPQ = '''
+_HEAPQ = """
 class dse_x_heapq:
     def _down(heap, start, pos):
         item = heap[pos]
@@ -168,9 +168,9 @@ class dse_x_heapq:
     def merge(*iterables, key=None, reverse=False):
         data = [x for it in iterables for x in it]
         return sorted(data, reverse=reverse) if key is None else sorted(data, key=key, reverse=reverse)
-'''
+"""
 
-_OPERATOR = '''
+_OPERATOR = """
 class dse_x_operator:
     def itemgetter(*items):
         if len(items) == 1:
@@ -210,9 +210,9 @@ class dse_x_operator:
     def contains(a, b): return b in a
     def countOf(a, b): return len([x for x in a if x == b])
     def getitem(a, b): return a[b]
-'''
+"""
 
-_STRING = '''
+_STRING = """
 class dse_x_string:
     ascii_lowercase = "abcdefghijklmnopqrstuvwxyz"
     ascii_uppercase = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -225,9 +225,9 @@ class dse_x_string:
     printable = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ!\\"#$%&'()*+,-./:;<=>?@[\\\\]^_`{|}~ \\t\\n\\r\\x0b\\x0c"
     def capwords(s, sep=None):
         return (sep or " ").join([w.capitalize() for w in s.split(sep)])
-'''
+"""
 
-_CALENDAR = '''
+_CALENDAR = """
 import datetime as dse_x_datetime_
 class dse_x_calendar:
     MONDAY = 0
@@ -250,9 +250,9 @@ class dse_x_calendar:
             raise ValueError("bad month number " + str(month) + "; must be 1-12")
         days = [31, 29 if dse_x_calendar.isleap(year) else 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
         return dse_x_datetime_.date(year, month, 1).weekday(), days[month - 1]
-'''
+"""
 
-_TEXTWRAP = '''
+_TEXTWRAP = """
 class dse_x_textwrap:
     def dedent(text):
         lines = [line if line.strip() else "" for line in text.split("\\n")]
@@ -278,9 +278,9 @@ class dse_x_textwrap:
         while words and len(" ".join(words)) + len(placeholder) > width:
             words.pop()
         return " ".join(words) + placeholder if words else placeholder.strip()
-'''
+"""
 
-_CONTEXTLIB = '''
+_CONTEXTLIB = """
 class dse_x_suppress:
     def __init__(self, *kinds):
         self.kinds = kinds
@@ -300,9 +300,9 @@ class dse_x_contextlib:
         return dse_x_suppress(*kinds)
     def nullcontext(result=None):
         return dse_x_nullcontext(result)
-'''
+"""
 
-_ASYNCIO = '''
+_ASYNCIO = """
 import asyncio as dse_x_asyncio_
 class dse_x_permit:
     def __init__(self, value=1):
@@ -347,9 +347,9 @@ class dse_x_asyncio:
         return dse_x_permit(value)
     def timeout(delay=None):
         return dse_x_permit(delay)
-'''
+"""
 
-_RE = '''
+_RE = """
 import re as dse_x_re_
 class dse_x_re:
     def replace(matches, repl, string, count):
@@ -366,9 +366,9 @@ class dse_x_re:
         return dse_x_re.replace(dse_x_re_.finditer(pattern, string, flags), repl, string, count)
     def pattern_sub(pattern, repl, string, count=0):
         return dse_x_re.replace(pattern.finditer(string), repl, string, count)
-'''
+"""
 
-_JSON = '''
+_JSON = """
 import json as dse_x_json_
 class dse_x_json:
     def plain(o, default):
@@ -381,9 +381,9 @@ class dse_x_json:
         return dse_x_json.plain(default(o), default)
     def dumps(o, *, default=None, **options):
         return dse_x_json_.dumps(o if default is None else dse_x_json.plain(o, default), **options)
-'''
+"""
 
-_DATACLASSES = '''
+_DATACLASSES = """
 class dse_x_dataclasses:
     def is_dataclass(o):
         return hasattr(o, "__dataclass_fields__")
@@ -409,9 +409,9 @@ class dse_x_dataclasses:
         fields = {n: getattr(o, n) for n in dse_x_dataclasses.names(o)}
         fields.update(changes)
         return type(o)(**fields)
-'''
+"""
 
-_TYPING = '''
+_TYPING = """
 class dse_x_typing:
     TypedDict = dict
     def cast(kind, value): return value
@@ -420,7 +420,7 @@ class dse_x_typing:
     def overload(f): return f
     def final(f): return f
     def runtime_checkable(f): return f
-'''
+"""
 
 _COLLECTIONS = """
 class dse_x_collections:
@@ -446,7 +446,7 @@ class dse_x_functools:
         return lambda f: f
 """
 
-_METHODS = '''
+_METHODS = """
 import collections as dse_x_collections_
 import datetime as dse_x_datetime_
 class dse_x_m:
@@ -500,7 +500,7 @@ class dse_x_m:
     def callable(x):
         return type(x).__name__ in ("function", "builtin_function_or_method", "type", "partial") or hasattr(x, "__call__")
 dse_x_iso = dse_x_collections_.namedtuple("IsoCalendarDate", ["year", "week", "weekday"])
-'''
+"""
 
 SOURCES = {
     "statistics": _STATISTICS, "heapq": _HEAPQ, "operator": _OPERATOR, "string": _STRING, "calendar": _CALENDAR,

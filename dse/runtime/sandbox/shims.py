@@ -1,9 +1,9 @@
 """Guest source for parts of the standard library that the interpreter lacks.
 
-Rewritten code names what it needs in a comment on its last line (``# dse-needs: json dse_x_statistics``), so
-the code alone decides what is loaded: a session feeds each need once, before the code, in a feed of its own,
-and line numbers stay those of the author. A need is a module (``json``), a name of a module
-(``collections.Counter``) or a shim. Everything runs in the guest, so it works inside ``key=`` too.
+Rewriting says what a piece of code needs, and a session feeds each need once, before the code and in a feed of
+its own: line numbers stay those of the author. A need is a module (``json``), a name of a module
+(``collections.Counter``) or a shim (``dse_x_statistics``). Everything runs in the guest, so it works inside
+``key=`` too.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from functools import cache
 
 from dse.runtime.sandbox.shim_source import SOURCES
 
-__all__ = ["MODULES", "PREFIX", "PROVIDED", "needs_line", "needs_of", "provided", "source_of"]
+__all__ = ["MODULES", "PREFIX", "PROVIDED", "provided", "source_of"]
 
 PREFIX = "dse_x_"
-_NEEDS = re.compile(r"^# dse-needs: ((?:[\w.]+ ?)+)$")
 
 # Modules that only exist as shims: `import X` becomes an assignment.
 MODULES = frozenset({"statistics", "heapq", "operator", "string", "calendar", "textwrap", "contextlib"})
@@ -65,26 +64,15 @@ def provided(module: str) -> frozenset[str]:
     return frozenset(re.findall(r"^    (?:async )?(?:def )?([a-zA-Z]\w*)(?: =|\()", body, re.MULTILINE))
 
 
-def needs_line(needs: list[str]) -> str:
-    """The comment that makes a session load ``needs`` before the code."""
-    return f"# dse-needs: {' '.join(needs)}"
-
-
-def needs_of(code: str) -> list[str]:
-    """What the last line of rewritten code asks for; unknown needs are ignored."""
-    found = _NEEDS.match(code.rstrip("\n").rpartition("\n")[2])
-    return [need for need in found[1].split() if _is_known(need)] if found else []
-
-
 def source_of(need: str) -> str:
-    """Guest code that provides a need."""
+    """Guest code that provides a need.
+
+    Raises:
+        ValueError: it is none that rewriting gives.
+    """
+    if not (need in AUTO_MODULES or need in AUTO_NAMES.values() or need.removeprefix(PREFIX) in SOURCES):
+        raise ValueError(f"no such shim: {need!r}")
     if need.startswith(PREFIX):
         return SOURCES[need.removeprefix(PREFIX)]
     module, _, name = need.partition(".")
     return f"from {module} import {name}" if name else f"import {module}"
-
-
-def _is_known(need: str) -> bool:
-    if need.startswith(PREFIX):
-        return need.removeprefix(PREFIX) in SOURCES
-    return need in AUTO_MODULES or need in AUTO_NAMES.values()

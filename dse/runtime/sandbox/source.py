@@ -40,11 +40,7 @@ class Source:
             node.name: node for node in ast.walk(self.tree) if isinstance(node, FunctionNode)
         }
         self.imports: dict[str, str] = {}  # local name -> "module" or "module.name"
-        rebound = {
-            name
-            for name, node in bound_names(self.tree)
-            if not isinstance(node, (ast.Import, ast.ImportFrom))
-        }
+        rebound = {name for name, node in bound_names(self.tree) if not isinstance(node, (ast.Import, ast.ImportFrom))}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
                 for alias in node.names:

@@ -1,0 +1,55 @@
+"""The main job, offline: compile the shipped tasks by replay, show the decisions, load an artifact, run it.
+
+Every completion comes from a recording of a real language model; nothing is asked over a network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+
+from rich.console import Console
+
+import dse
+from benchmarks.shipped import PRICES, ROOT, SHIPPED
+from dse.analysis.report import print_compile
+from dse.compiler.compile import compile as compile_task
+from dse.models.prices import PriceTable
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default=str(ROOT / "out" / "demo"), help="folder for artifacts and the store")
+    parser.add_argument("--only", action="append", choices=[s.name for s in SHIPPED], help="one task")
+    args = parser.parse_args()
+    console = Console(highlight=False, width=None if Console().is_terminal else 120)
+    shutil.rmtree(args.out, ignore_errors=True)
+    prices = PriceTable.load(PRICES)
+    for shipped in SHIPPED:
+        if args.only and shipped.name not in args.only:
+            continue
+        if not shipped.cassette.exists():
+            console.print(f"{shipped.name}: no recording at {shipped.cassette.relative_to(ROOT)}; `make record` makes one")
+            continue
+        started = time.monotonic()
+        lm = f"replay:{shipped.cassette}"
+        console.rule(shipped.name)
+        result = compile_task(shipped.task(), lm=lm, registry=args.out, prices=prices, rows=shipped.rows, space=shipped.space)
+        print_compile(console, result)
+        console.print(f"Compiled by replay in {time.monotonic() - started:.1f} s.\n")
+
+        inputs, deps = shipped.extra(shipped.load())
+        program = dse.load(f"{args.out}/{result.artifact.program.signature['name']}@candidate",
+                           signature=shipped.task().signature, lm=lm, deps=deps)  # fmt: skip
+        console.print(f"Loaded {program!r}; an input that is not in the data:", markup=False)
+        console.print(f"  {dict(inputs)}", markup=False)
+        prediction = program(**inputs)
+        console.print(f"  -> {prediction}", markup=False)
+        usage = prediction.receipt["usage"]
+        console.print(f"  {usage['model_calls']} model calls, {usage['tool_calls']} tool calls, effects: "
+                      f"{prediction.receipt['effects']}\n", markup=False)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The shipped tasks: how each is compiled and where its recorded completions are."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dse.compiler.compile import Rows
+from dse.compiler.space import Space
+from dse.evaluation.task import Task
+
+ROOT = Path(__file__).resolve().parent.parent
+PRICES = ROOT / "datasets" / "illustrative-prices.json"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """One shipped task.
+
+    Attributes:
+        rows: of each split that its recording covers.
+        extra: inputs that are not in the data, and the dependencies to run them with.
+    """
+
+    name: str
+    module: str
+    rows: Rows
+    extra: Callable[[Any], tuple[Mapping[str, Any], Any]]
+    space: Space = Space()
+
+    @property
+    def cassette(self) -> Path:
+        return ROOT / "datasets" / self.name / "recording.jsonl.gz"
+
+    def load(self) -> Any:
+        return importlib.import_module(self.module)
+
+    def task(self) -> Task:
+        return self.load().task
+
+
+def _expenses(module: Any) -> tuple[Mapping[str, Any], Any]:
+    return {"question": module.example_question}, module.demo_world()
+
+
+def _assistant(module: Any) -> tuple[Mapping[str, Any], Any]:
+    return module.example_inputs, module.demo_world()
+
+
+def _tickets(module: Any) -> tuple[Mapping[str, Any], Any]:
+    return module.example_inputs, None
+
+
+SHIPPED = (
+    Shipped("expenses", "signatures.expenses", Rows(search=10, select=30, holdout=40), _expenses),
+    Shipped("assistant", "signatures.assistant", Rows(search=10, select=20, holdout=20), _assistant),
+    Shipped("tickets", "signatures.tickets", Rows(search=10, select=20, holdout=20), _tickets),
+)
