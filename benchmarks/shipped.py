@@ -47,7 +47,7 @@ def _expenses(module: Any) -> tuple[Mapping[str, Any], Any]:
 
 
 def _assistant(module: Any) -> tuple[Mapping[str, Any], Any]:
-    return module.example_inputs, module.demo_world()
+    return module.DEMO_INPUTS, module.demo_world()
 
 
 def _tickets(module: Any) -> tuple[Mapping[str, Any], Any]:

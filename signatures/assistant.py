@@ -516,7 +516,8 @@ task = dse.Task(
     dataset=Path(__file__).parent.parent / "datasets" / "assistant",
     metric=state_and_action,
     environment=profile_world,
-    objective=dse.Objective(),
+    # A right change is worth 25 cents; a tool that cannot be called any more is worth half a point.
+    objective=dse.Objective(cost_weight=4.0, exposure_weight=0.005, max_quality_loss=0.05),
 )
 
 DEMO_INPUTS = {

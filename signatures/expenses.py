@@ -235,7 +235,8 @@ task = dse.Task(
     dataset=Path(__file__).parent.parent / "datasets" / "expenses",
     metric=over_budget_f1,
     environment=company_world,
-    objective=dse.Objective(cost_weight=0.0, max_quality_loss=0.0),
+    # A right answer is worth 25 cents; a tool that cannot be called any more is worth a tenth of a point.
+    objective=dse.Objective(cost_weight=4.0, exposure_weight=0.001, max_quality_loss=0.05),
 )
 
 example_question = (

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dse
-from dse.evaluation.splits import input_text, near_duplicates
+from dse.evaluation.splits import input_text, near_duplicates, similar_pairs
 from signatures import tickets as task_module
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,11 +63,14 @@ MONTH_END = ("of the month", "month end", "month is out", "des monats", "monatse
 FORTNIGHT = ("two weeks", "a fortnight", "zwei wochen", "deux semaines", "dos semanas", "twee weken", "duas semanas",
              "due settimane", "dwóch tygodni")  # fmt: skip
 MIDDLE = ("mid-", "middle of", "mitte", "la mi-", "mediados", "half ", "meados", "metà", "połowy")
-BEFORE = ("before ", "vor dem", "avant ", "antes de", "vóór", "prima del", "przed ")
+BEFORE = ("before ", "vor dem", "avant ", "antes de", "antes do", "vóór", "prima del", "przed ")
 OVERMORROW = ("day after tomorrow", "übermorgen", "après-demain", "pasado mañana", "overmorgen", "depois de amanhã",
               "dopodomani", "pojutrz")  # fmt: skip
 TOMORROW = ("tomorrow", "morgen", "demain", "mañana", "amanhã", "domani", "jutr")
 TODAY = ("today", "heute", "aujourd'hui", "ce soir", "hoy", "vandaag", "hoje", "oggi", "stasera", "dzisiaj")
+
+
+WORKING_DAYS = "(working|business|arbeitst|jours ouvr|días labor|werkd|dias úteis|giorni lav|dni rob)"
 
 
 def has(text: str, options: tuple[str, ...]) -> bool:
@@ -95,9 +98,9 @@ def meant(phrase: str, written: date) -> date:
     text = phrase.lower()
     if iso := re.search(r"\d{4}-\d\d-\d\d", text):
         return date.fromisoformat(iso[0])
-    if amount := re.search(r"(\d+) (hours|stunden|heures|horas|uur|ore|godzin)", text) or re.search(r"próximas (\d+) h", text):
+    if amount := re.search(r"(\d+) (hours|stunden|heures|horas|uur|ore|godzin)", text):
         return written + timedelta(hours=int(amount[1]))
-    if amount := re.search(r"(\d+) (working|business|arbeitst|jours ouvr|días labor|werkd|dias úteis|giorni lav|dni rob)", text):
+    if amount := re.search(rf"(\d+) {WORKING_DAYS}", text):
         day = written
         for _ in range(int(amount[1])):
             day = step(day, lambda d: d.weekday() <= 4)
@@ -117,8 +120,8 @@ def meant(phrase: str, written: date) -> date:
         return written.replace(day=calendar.monthrange(written.year, written.month)[1])
     following = step(written, lambda d: d.weekday() == 0)
     if weekday is not None:
-        return step(following if has(text, NEXT_WEEK) else written, lambda d: d.weekday() == weekday) \
-            if weekday or not has(text, NEXT_WEEK) else following  # fmt: skip
+        start = following - timedelta(days=1) if has(text, NEXT_WEEK) else written
+        return step(start, lambda d: d.weekday() == weekday)
     if has(text, NEXT_WEEK):
         return following + timedelta(days=4)
     if has(text, THIS_WEEK):
@@ -250,9 +253,6 @@ def test_no_date_stands_in_a_mail_that_is_not_accounted_for():
         for phrase in innocent:
             rest = rest.replace(phrase, "")
         assert not re.search(rf"\b({names})\b", rest), (row["id"], re.findall(rf"\b({names})\b", rest))
-        assert not re.search(r"\b(within|by the end|by tomorrow|innerhalb|entro il|d'ici)\b(?! (the two weeks|the withdrawal|2 working|"
-                             r"2 werktagen|2 giorni|24 hours|of the week))", rest.replace("by the end of the week, write again", "")), \
-            row["id"]  # fmt: skip
 
 
 # -- rows -----------------------------------------------------------------------------------------------------
@@ -273,8 +273,9 @@ def test_enough_rows_clusters_and_variety():
 
 
 def test_no_near_duplicates_across_clusters():
-    pairs = near_duplicates([input_text({name: row[name] for name in ("subject", "body")}) for row in ROWS])
-    assert all(ROWS[pair.a]["scenario"] == ROWS[pair.b]["scenario"] for pair in pairs)
+    clusters = sorted({row["scenario"] for row in ROWS})
+    texts = [input_text({"subject": row["subject"], "body": row["body"]}) for row in ROWS]
+    assert not similar_pairs(texts, [clusters.index(row["scenario"]) for row in ROWS])
 
 
 def test_builder_gives_the_committed_bytes(tmp_path: Path):

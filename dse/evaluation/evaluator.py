@@ -303,13 +303,13 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def summarise(records: Sequence[RolloutRecord]) -> dict[str, dict[str, Any]]:
     """Per candidate: n, mean quality with a 95% interval, tokens, cost, latency, calls, failures."""
-    from dse.statistics import mean_interval
+    from dse.statistics import score_interval
 
     table: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(r.candidate for r in records):
         mine = [r for r in records if r.candidate == name]
         n = len(mine)
-        interval = mean_interval([r.score for r in mine], [r.cluster for r in mine])
+        interval = score_interval([r.score for r in mine], [r.cluster for r in mine])
         known = [r.cost_usd for r in mine if r.cost_usd is not None]
         sources = {r.cost_source for r in mine}
         table[name] = {

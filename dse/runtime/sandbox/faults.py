@@ -11,7 +11,7 @@ from typing import Any
 
 from dse.runtime.sandbox.records import GuestError
 
-__all__ = ["crash", "from_exception"]
+__all__ = ["crash", "from_exception", "is_interpreters"]
 
 # (exception class, message pattern, limit, session is dead): in the words of pydantic-monty 1.4.0.
 _LIMITS = [
@@ -20,14 +20,13 @@ _LIMITS = [
     ("MemoryError", re.compile(r"the worker exceeded its memory limit .*"), "memory_bytes", True),
     ("RuntimeError", re.compile(r"suspension limit \d+ exceeded"), "suspensions", True),
     ("RecursionError", re.compile(r"maximum recursion depth exceeded.*"), "recursion", False),
-    ("RuntimeError", re.compile(r"\w+ frame of \d+ bytes exceeds .*"), "value_bytes", True),
+    ("RuntimeError", re.compile(r"\w+ frame of \d+ bytes exceeds .*"), "memory_bytes", True),
 ]
 _SAID = {
     "interpreter_s": "the code ran longer than its time limit",
     "memory_bytes": "the code used more memory than its limit",
     "suspensions": "the code made more calls than its limit",
     "recursion": "maximum recursion depth exceeded",
-    "value_bytes": "a value is too large to leave the sandbox",
 }
 _GAP = re.compile(r"The monty syntax parser does not yet support |does not yet support|(?:is|are) not (?:yet )?supported")
 _PARSER = "The monty syntax parser does not yet support "
@@ -38,6 +37,14 @@ _STALLED = "asyncio scheduler stalled"
 def crash(message: str) -> GuestError:
     """The worker is gone."""
     return GuestError("crash", "SandboxCrash", message, dead=True)
+
+
+def is_interpreters(error: BaseException) -> bool:
+    """Whether an exception came from the interpreter, and not from a mistake on our side."""
+    kind = type(error)
+    if kind.__name__.startswith("Monty") or kind.__name__ == "PanicException":
+        return True
+    return kind is RuntimeError and bool(re.search(r"monty worker|this checkout", str(error)))
 
 
 def from_exception(error: BaseException, filename: str) -> GuestError:

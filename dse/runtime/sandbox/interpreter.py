@@ -16,8 +16,9 @@ import os
 import re
 import signal
 import threading
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, get_args
@@ -40,7 +41,7 @@ from dse.runtime.sandbox.records import (
     Turn,
     Waiting,
 )
-from dse.runtime.sandbox.shims import needs_of, source_of
+from dse.runtime.sandbox.shims import source_of
 
 __all__ = ["Sandbox", "Session"]
 
@@ -213,14 +214,23 @@ class Session:
         self._feeds = 0
         self._calls = 0  # external calls so far
         self._inner: dict[int, int] = {}  # our call id -> the interpreter's, which restarts at every feed
+        self._pending: tuple[int, ...] = ()
         self._fresh: list[ExternalCall] = []  # async calls that no Waiting has reported yet
         self._prints = _Prints(limits.print_bytes)
 
-    async def feed(self, code: str) -> Turn:
-        """Runs code until it waits, ends or fails. Shims that the code asks for are loaded first."""
+    async def feed(self, code: str, *, inputs: Mapping[str, Any] | None = None, shims: Sequence[str] = ()) -> Turn:
+        """Runs code until it waits, ends or fails.
+
+        Args:
+            inputs: variables to set before, plain data.
+            shims: what the lint says the code needs (``LintResult.shims``); loaded once per session.
+
+        Raises:
+            Unserialisable: an input that cannot enter the guest; nothing ran.
+        """
         if self._snapshot is not None:
             raise RuntimeError("the guest still waits for results: resume it, or close the session")
-        return await self._turn(lambda: self._begin(code))
+        return await self._turn(lambda: self._begin(code, dict(inputs or {}), shims))
 
     async def resume(self, results: dict[int, Result]) -> Turn:
         """Hands results to the guest, in ascending order of call id whatever the order of the dict.
@@ -230,9 +240,8 @@ class Session:
         """
         if self._snapshot is None:
             raise RuntimeError("the guest does not wait for results")
-        unknown = results.keys() - self._inner.keys()
-        if unknown or not results:
-            raise ValueError(f"results must be for pending calls {sorted(self._inner)}, not {sorted(results)}")
+        if not results or not results.keys() <= set(self._pending):
+            raise ValueError(f"results must be for some of the calls {list(self._pending)}, not {sorted(results)}")
         return await self._turn(lambda: self._answer(results))
 
     async def aclose(self) -> None:
@@ -249,11 +258,7 @@ class Session:
             self._dead = faults.crash("the sandbox was closed")
         if self._dead is not None:
             return Failed(self._dead)
-        started = anyio.current_time()
-        try:
-            return await self._in_thread(work, self._sandbox._threads()[0])
-        finally:
-            self.interpreter_s += anyio.current_time() - started
+        return await self._in_thread(work, self._sandbox._threads()[0])
 
     async def _in_thread(self, work: Callable[[], Any], limiter: anyio.CapacityLimiter) -> Any:
         """Runs ``work`` in a thread. When the task is cancelled meanwhile, the session is given up."""
@@ -352,18 +357,21 @@ class Session:
         self._feeds += 1
         self._guest.feed_run(code, print_callback=lambda stream, text: None)
 
-    def _begin(self, code: str) -> Turn:
+    def _begin(self, code: str, inputs: dict[str, Any], shims: Sequence[str]) -> Turn:
         self._prints = _Prints(self.limits.print_bytes)
         self._inner.clear()
         self._fresh.clear()
 
         def step() -> Any:
-            for need in needs_of(code):
+            for need in shims:
                 if need not in self._loaded:
                     self._feed_quietly(source_of(need))
                     self._loaded.add(need)
             self._feeds += 1
-            return self._guest.feed_start(code, print_callback=self._prints.write)
+            try:
+                return self._guest.feed_start(code, inputs=inputs, print_callback=self._prints.write)
+            except Exception as error:
+                raise _refused(error, "an input") or error from None
 
         return self._drive(step)
 
@@ -378,21 +386,13 @@ class Session:
                     return snapshot.resume(wire)
                 return snapshot.resume(next(iter(wire.values())))
             except Exception as error:
-                if _not_representable(error):
-                    raise Unserialisable(
-                        "a result cannot enter the sandbox",
-                        value=str(error),
-                        remedy="Results are plain data: None, numbers, text, lists, dicts, dates",
-                    ) from error
-                raise
+                raise _refused(error, "a result") or error from None
 
-        turn = self._drive(step)
-        for i in results:
-            self._inner.pop(i, None)
-        return turn
+        return self._drive(step)
 
     def _drive(self, step: Callable[[], Any]) -> Turn:
         """Goes from suspension to suspension until the host has to do something."""
+        started = time.perf_counter()
         try:
             snapshot = step()
             while True:
@@ -411,8 +411,8 @@ class Session:
                         self._fresh.append(call)
                         snapshot = snapshot.resume({"future": ...})
                     else:
-                        self._snapshot = snapshot
-                        return Waiting((call,), (call.call_id,), self._prints.take())
+                        self._snapshot, self._pending = snapshot, (call.call_id,)
+                        return Waiting((call,), self._pending, self._prints.take())
                 elif kind == "NameLookupSnapshot":
                     name = snapshot.variable_name
                     known = name in self._known_names
@@ -424,22 +424,26 @@ class Session:
                         continue
                     self._snapshot = snapshot
                     calls, self._fresh = tuple(self._fresh), []
-                    pending = tuple(sorted(i for i, n in self._inner.items() if n in inner))
-                    return Waiting(calls, pending, self._prints.take())
+                    self._pending = tuple(sorted(i for i, n in self._inner.items() if n in inner))
+                    return Waiting(calls, self._pending, self._prints.take())
                 else:
                     self._snapshot = None
                     value = to_observation(snapshot.output)
                     unawaited, self._fresh = tuple(self._fresh), []
                     return Finished(value, self._prints.take(last=True), bounded_repr(value), unawaited)
         except Unserialisable:
-            raise
+            raise  # nothing has happened in the guest
         except BaseException as error:  # a panic of the native module is not an Exception
+            if not faults.is_interpreters(error):
+                raise
             self._snapshot = None
             self._fresh = []
             fault = faults.from_exception(error, f"<python-input-{self._feeds - 1}>")
             if fault.dead:
                 self._dead = fault
             return Failed(fault, self._prints.take(last=True))
+        finally:
+            self.interpreter_s += time.perf_counter() - started
 
     def _call(self, snapshot: Any) -> ExternalCall | NotPlain:
         name = str(snapshot.function_name)
@@ -521,10 +525,16 @@ _exceptions: frozenset[str] | None = None
 _CANNOT_CONVERT = re.compile(r"TypeError: Cannot convert |UnicodeEncodeError: .*surrogates")
 
 
-def _not_representable(error: Exception) -> bool:
-    if type(error).__name__ == "MontyConversionError":
-        return True
-    return type(error).__name__ == "MontyRuntimeError" and bool(_CANNOT_CONVERT.match(str(error)))
+def _refused(error: Exception, what: str) -> Unserialisable | None:
+    """The error to raise when the interpreter does not take a value of ours; None for every other error."""
+    kind = type(error).__name__
+    if kind != "MontyConversionError" and not (kind == "MontyRuntimeError" and _CANNOT_CONVERT.match(str(error))):
+        return None
+    return Unserialisable(
+        f"{what} cannot enter the sandbox",
+        value=str(error),
+        remedy="Use plain data: None, numbers, text, lists, dicts, dates",
+    )
 
 
 def _forked() -> SandboxUnavailable:
@@ -540,6 +550,7 @@ def _after_fork_in_child() -> None:
 
     for sandbox in list(_sandboxes):
         sandbox._state = "forked"
+        sandbox._lock = threading.Lock()  # another thread of the parent may have held it
         for session in list(sandbox._sessions):
             for native in (session._guest, session._snapshot):
                 if native is not None:

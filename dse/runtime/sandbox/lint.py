@@ -84,12 +84,14 @@ class LintResult:
     """What came out.
 
     Attributes:
-        code: the text for the interpreter. Feed it as it is; its last line may name shims to load.
+        code: the text for the interpreter.
         diagnostics: remarks in order of lines; code with an error among them must not run.
+        shims: what ``Session.feed`` must load before the code.
     """
 
     code: str
     diagnostics: tuple[Diagnostic, ...] = ()
+    shims: tuple[str, ...] = ()
 
     @property
     def errors(self) -> tuple[Diagnostic, ...]:
@@ -129,11 +131,11 @@ def lint(
         found = list(_Linter(source, tools, submit, tuple(output_names)).run())
     except SyntaxError as error:
         remark = Diagnostic(error.lineno or 0, error.offset or 0, "syntax", error.msg, severity="warning")
-        return LintResult(rewritten.run, (remark,))
+        return LintResult(rewritten.run, (remark,), rewritten.needs)
     except (ValueError, RecursionError, MemoryError):
         return LintResult(code, (Diagnostic(0, 0, "syntax", "the code cannot be parsed"),))
     unique = {(d.line, d.rule, d.message): d for d in sorted(found, key=lambda d: (d.line, d.col))}
-    return LintResult(rewritten.run, tuple(unique.values()))
+    return LintResult(rewritten.run, tuple(unique.values()), rewritten.needs)
 
 
 def _is_exception(name: str) -> bool:

@@ -82,7 +82,7 @@ class GuestError:
             guest raised), ``limit`` (a bound was hit), ``crash`` (the worker is gone).
         class_name: the guest's exception class, such as ``KeyError``.
         line: 1-based line of the code that was fed, or None.
-        limit: ``interpreter_s``, ``memory_bytes``, ``suspensions``, ``recursion`` or ``value_bytes``.
+        limit: ``interpreter_s``, ``memory_bytes``, ``suspensions`` or ``recursion``.
         dead: the session cannot be fed any more.
     """
 

@@ -18,7 +18,6 @@ from dse.runtime.sandbox.shims import (
     MODULES,
     PREFIX,
     PROVIDED,
-    needs_line,
     provided,
 )
 from dse.runtime.sandbox.source import Source, walk_scope
@@ -78,7 +77,7 @@ def rewrite(code: str, known_names: frozenset[str] = frozenset()) -> Rewritten:
         check, _ = _Rewriter(source, known_names, checking=True).result()
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return Rewritten(code, code)
-    return Rewritten(f"{run}\n{needs_line(needs)}" if needs else run, check, tuple(needs))
+    return Rewritten(run, check, tuple(needs))
 
 
 def guard_of(statement: ast.stmt) -> bool:
