@@ -51,7 +51,7 @@ def _assistant(module: Any) -> tuple[Mapping[str, Any], Any]:
 
 
 def _tickets(module: Any) -> tuple[Mapping[str, Any], Any]:
-    return module.example_inputs, None
+    return module.DEMO_INPUT, None
 
 
 SHIPPED = (

@@ -512,16 +512,17 @@ def _refuse_copies(placed: Sequence[Placed]) -> None:
 
 def _refuse_overlap(where: str, placed: Sequence[Placed], split_of: Sequence[str]) -> None:
     rows = [item.example for item in placed]
-    seen: dict[str, int] = {}
+    texts = [input_text(row._inputs) for row in rows]
     pair: tuple[int, int, float] | None = None
-    for index, row in enumerate(rows):
-        first = seen.setdefault(row.input_hash, index)
-        if split_of[first] != split_of[index]:
-            pair = (first, index, 1.0)
-            break
+    bare: dict[str, int] = {}  # rows without any text: only equal inputs are alike
+    for index, text in enumerate(texts):
+        if not text.strip():
+            first = bare.setdefault(rows[index].input_hash, index)
+            if split_of[first] != split_of[index]:
+                pair = (first, index, 1.0)
+                break
     if pair is None:
-        groups = [SPLITS.index(split) for split in split_of]
-        pair = next(iter(similar_pairs([input_text(row._inputs) for row in rows], groups, limit=1)), None)
+        pair = next(iter(similar_pairs(texts, [SPLITS.index(split) for split in split_of], limit=1)), None)
     if pair is None:
         return
     one, other, similarity = pair

@@ -42,12 +42,11 @@ class Example:
         Unserialisable: a value is not plain JSON data.
     """
 
-    __slots__ = ("_inputs", "_labels", "_meta", "cluster", "id", "input_hash", "row_hash")
+    __slots__ = ("_inputs", "_labels", "_meta", "cluster", "id", "row_hash")
 
     id: str
     cluster: str
     row_hash: str
-    input_hash: str
 
     def __init__(
         self,
@@ -65,8 +64,8 @@ class Example:
         self._fill(id, *parts, cluster)
 
     def _fill(self, id: str, inputs: Any, labels: Any, meta: Any, cluster: str | None) -> None:
-        texts = [_ENCODER.encode(part) for part in (inputs, labels, meta)]
-        whole = '{{"inputs":{},"labels":{},"meta":{}}}'.format(*texts)
+        # the canonical JSON of data that is known to have one
+        whole = _ENCODER.encode({"inputs": inputs, "labels": labels, "meta": meta})
         put = object.__setattr__
         put(self, "id", id)
         put(self, "_inputs", inputs)
@@ -74,7 +73,6 @@ class Example:
         put(self, "_meta", meta)
         put(self, "cluster", id if cluster is None else cluster)
         put(self, "row_hash", "sha256:" + sha256_hex(whole.encode()))
-        put(self, "input_hash", "sha256:" + sha256_hex(texts[0].encode()))
 
     @classmethod
     def _of(cls, id: str, inputs: Any, labels: Any, meta: Any, cluster: str | None) -> Example:
@@ -82,6 +80,11 @@ class Example:
         self = object.__new__(cls)
         self._fill(id, inputs, labels, meta, cluster)
         return self
+
+    @property
+    def input_hash(self) -> str:
+        """Digest of the inputs alone."""
+        return digest(self._inputs)
 
     @property
     def inputs(self) -> dict[str, Any]:

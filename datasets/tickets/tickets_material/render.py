@@ -285,7 +285,7 @@ def html(text: str, rng: random.Random) -> str:
 
 
 def wrapped(text: str, rng: random.Random) -> str:
-    """Hard line breaks, quoted once."""
+    """Hard line breaks."""
     width = rng.randrange(52, 66)
     lines: list[str] = []
     for line in text.split("\n"):

@@ -371,7 +371,10 @@ class Session:
             try:
                 return self._guest.feed_start(code, inputs=inputs, print_callback=self._prints.write)
             except Exception as error:
-                raise _refused(error, "an input") or error from None
+                if refused := _refused(error, "an input"):
+                    self._feeds -= 1  # the interpreter has not counted it
+                    raise refused from None
+                raise
 
         return self._drive(step)
 
@@ -386,7 +389,9 @@ class Session:
                     return snapshot.resume(wire)
                 return snapshot.resume(next(iter(wire.values())))
             except Exception as error:
-                raise _refused(error, "a result") or error from None
+                if refused := _refused(error, "a result"):
+                    raise refused from None
+                raise
 
         return self._drive(step)
 
@@ -528,7 +533,8 @@ _CANNOT_CONVERT = re.compile(r"TypeError: Cannot convert |UnicodeEncodeError: .*
 def _refused(error: Exception, what: str) -> Unserialisable | None:
     """The error to raise when the interpreter does not take a value of ours; None for every other error."""
     kind = type(error).__name__
-    if kind != "MontyConversionError" and not (kind == "MontyRuntimeError" and _CANNOT_CONVERT.match(str(error))):
+    ours = kind == "MontyRuntimeError" and _CANNOT_CONVERT.match(str(error)) and not error.traceback()  # type: ignore[attr-defined]
+    if kind != "MontyConversionError" and not ours:
         return None
     return Unserialisable(
         f"{what} cannot enter the sandbox",
