@@ -114,8 +114,9 @@ class Artifact(Data):
     @classmethod
     def build(
         cls, *, signature: Mapping[str, Any], plan: Plan, contracts: Mapping[str, ToolContract], model: Mapping[str, Any],
-        evidence: Mapping[str, Any], program_id: str | None = None, parent: str | None = None, duration_s: float | None = None,
-        budget: Mapping[str, Any] | None = None, cwd: str | Path = ".", envelope: Envelope | None = None,
+        evidence: Mapping[str, Any], program_id: str | None = None, parent: str | None = None,
+        duration_s: float | None = None, budget: Mapping[str, Any] | None = None, cwd: str | Path = ".",
+        envelope: Envelope | None = None,
     ) -> Artifact:  # fmt: skip
         """Put an artifact together; all ids are computed here.
 

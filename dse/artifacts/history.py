@@ -199,6 +199,9 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
             except OSError as exc:  # a file system without locks
                 raise StoreUnavailable("The registry cannot be locked", value=f"{folder}: {exc}",
                                        remedy="Keep the registry on a file system with flock.") from exc  # fmt: skip
+        if not shared:
+            for leftover in folder.glob(".*.json.*.tmp"):  # of a writer that was killed: whoever writes here holds the lock
+                leftover.unlink(missing_ok=True)
         yield
     finally:
         os.close(handle)

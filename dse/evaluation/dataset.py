@@ -526,7 +526,7 @@ def _refuse_overlap(where: str, placed: Sequence[Placed], split_of: Sequence[str
     if pair is None:
         return
     one, other, similarity = pair
-    how = "the same inputs" if similarity == 1.0 else f"nearly the same inputs (similarity {similarity:.2f})"
+    how = "the same inputs" if similarity == 1.0 else f"nearly the same inputs ({similarity:.2f} alike)"
     raise ContaminatedSplit(
         f"{where}: {split_of[one]} row {rows[one].id!r} and {split_of[other]} row {rows[other].id!r} have {how}",
         remedy="Give rows that resemble each other one cluster, or remove one of the two.",

@@ -11,25 +11,23 @@ Clock and random numbers come from the caller. The clock stands still and sleepi
 
 from __future__ import annotations
 
-import atexit
 import os
 import re
 import signal
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, get_args
 
 import anyio
-import anyio.lowlevel
 import anyio.to_thread
 
 from dse.errors import SandboxUnavailable, Unserialisable
 from dse.runtime.sandbox import faults
 from dse.runtime.sandbox.convert import NotPlain, bounded_repr, to_observation, to_plain
+from dse.runtime.sandbox.pools import WorkerPool
 from dse.runtime.sandbox.records import (
     ExternalCall,
     Failed,
@@ -45,33 +43,23 @@ from dse.runtime.sandbox.shims import source_of
 
 __all__ = ["Sandbox", "Session"]
 
-_OPENERS = 4  # threads that may wait for a free worker at the same time
 _KILL_AFTER_S = 0.25  # how long a turn may go on after nobody waits for it any more
-_sandboxes: weakref.WeakSet[Sandbox] = weakref.WeakSet()
 
 
 class Sandbox:
-    """A pool of interpreter workers.
+    """A pool of interpreter workers that run guest code.
 
     Args:
         max_workers: sessions that can be open at the same time; workers start when they are needed.
-        request_timeout_s: a worker that does not answer within this time is killed. Above every ``feed_s``.
+        request_timeout_s: a worker that does not answer within this time is killed. Keep it above every
+            ``feed_s``.
         checkout_timeout_s: how long :meth:`open` waits for a free worker.
     """
 
     def __init__(self, *, max_workers: int = 64, request_timeout_s: float = 30.0, checkout_timeout_s: float = 60.0) -> None:
-        if max_workers < 1:
-            raise ValueError(f"max_workers must be at least 1, not {max_workers}")
-        self.max_workers = max_workers
-        self._request_timeout_s = request_timeout_s
-        self._checkout_timeout_s = checkout_timeout_s
-        self._pool: Any = None
-        self._state = "new"  # new -> open -> closed; "forked" in the child of a fork
-        self._lock = threading.Lock()
-        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-        # limiters belong to an event loop; the pool is shared by all loops
-        self._limiters: anyio.lowlevel.RunVar[tuple[anyio.CapacityLimiter, anyio.CapacityLimiter]]
-        self._limiters = anyio.lowlevel.RunVar(f"dse-sandbox-{id(self)}")
+        self._workers = WorkerPool(
+            max_workers=max_workers, request_timeout_s=request_timeout_s, checkout_timeout_s=checkout_timeout_s
+        )
 
     async def __aenter__(self) -> Sandbox:
         await self.start()
@@ -84,8 +72,8 @@ class Sandbox:
 
     async def start(self) -> None:
         """Starts the first worker. :meth:`open` does it too."""
-        if self._state != "open":
-            await anyio.to_thread.run_sync(self._start)
+        if self._workers.state != "open":
+            await anyio.to_thread.run_sync(self._workers.start)
 
     async def aclose(self) -> None:
         """Ends all workers; open sessions fail from then on. Idempotent."""
@@ -94,17 +82,17 @@ class Sandbox:
 
     def close(self) -> None:
         """Like :meth:`aclose`, for places without an event loop."""
-        with self._lock:
-            pool, self._pool = self._pool, None
-            if self._state != "forked":
-                self._state = "closed"
-                if pool is not None:
-                    pool.__exit__(None, None, None)
+        self._workers.close()
+
+    @property
+    def usable(self) -> bool:
+        """False once it is closed, and in the child of a fork."""
+        return self._workers.state in ("new", "open")
 
     @property
     def threads_in_use(self) -> int:
-        """Threads of this event loop that run a turn or wait for a worker right now."""
-        return sum(limiter.borrowed_tokens for limiter in self._threads())
+        """Threads of the running event loop that run a turn or wait for a worker right now."""
+        return sum(limiter.borrowed_tokens for limiter in self._workers.threads())
 
     async def open(
         self,
@@ -131,58 +119,14 @@ class Sandbox:
             raise ValueError("clock needs a time zone")
         if async_names & sync_names:
             raise ValueError(f"both async and sync: {sorted(async_names & sync_names)}")
-        await self.start()
-        session = Session(self, limits or SandboxLimits(), seed, clock, async_names, sync_names)
-        with self._lock:
-            self._sessions.add(session)
+        self._workers.refuse_if_unusable()
+        session = Session(self._workers, limits or SandboxLimits(), seed, clock, async_names, sync_names)
         try:
-            with anyio.fail_after(self._checkout_timeout_s):
-                await session._in_thread(session._check_out, self._threads()[1])
+            with anyio.fail_after(self._workers.checkout_timeout_s):
+                await session._in_thread(session._check_out, self._workers.threads()[1])
         except TimeoutError:
-            raise self._exhausted() from None
+            raise self._workers.exhausted() from None
         return session
-
-    def _exhausted(self) -> SandboxUnavailable:
-        return SandboxUnavailable(
-            f"no interpreter worker became free within {self._checkout_timeout_s:g} s",
-            value=self.max_workers,
-            remedy="Close sessions that are done, or raise max_workers",
-        )
-
-    def _threads(self) -> tuple[anyio.CapacityLimiter, anyio.CapacityLimiter]:
-        """Limiters of the running loop: one for turns, one for opening. Nobody waits on one while holding it."""
-        try:
-            return self._limiters.get()
-        except LookupError:
-            pair = (anyio.CapacityLimiter(self.max_workers), anyio.CapacityLimiter(_OPENERS))
-            self._limiters.set(pair)
-            return pair
-
-    def _start(self) -> None:
-        import pydantic_monty
-
-        with self._lock:
-            if self._state == "open":
-                return
-            if self._state == "forked":
-                raise _forked()
-            if self._state == "closed":
-                raise SandboxUnavailable("the sandbox is closed", remedy="Create a new Sandbox")
-            try:
-                pool = pydantic_monty.Monty(
-                    max_processes=self.max_workers,
-                    request_timeout=self._request_timeout_s,
-                    checkout_timeout=self._checkout_timeout_s,
-                )
-                pool.__enter__()
-            except (OSError, pydantic_monty.MontyError) as error:
-                raise SandboxUnavailable(
-                    "the interpreter workers cannot be started",
-                    value=f"{type(error).__name__}: {error}",
-                    remedy="Reinstall pydantic-monty",
-                ) from error
-            self._pool, self._state = pool, "open"
-            _sandboxes.add(self)
 
 
 class Session:
@@ -190,7 +134,7 @@ class Session:
 
     def __init__(
         self,
-        sandbox: Sandbox,
+        workers: WorkerPool,
         limits: SandboxLimits,
         seed: int,
         clock: datetime,
@@ -200,7 +144,8 @@ class Session:
         self.limits = limits
         self.interpreter_s = 0.0
         """Seconds spent in turns so far: an upper bound of the time the guest computed."""
-        self._sandbox = sandbox
+        self._workers = workers
+        workers.holders.add(self)
         self._seed, self._clock = seed, clock
         self._async_names, self._known_names = async_names, async_names | sync_names
         self._lock = threading.Lock()
@@ -247,18 +192,18 @@ class Session:
     async def aclose(self) -> None:
         """Returns the worker, or ends it when a turn is still running. Idempotent."""
         with anyio.CancelScope(shield=True):
-            await self._in_thread(self._leave, self._sandbox._threads()[0])
+            await self._in_thread(self._leave, self._workers.threads()[0])
 
     # --- threads
 
     async def _turn(self, work: Callable[[], Turn]) -> Turn:
-        if self._dead is None and self._sandbox._state != "open":
-            if self._sandbox._state == "forked":
-                raise _forked()
+        if self._workers.state == "forked":
+            self._workers.refuse_if_unusable()
+        if self._dead is None and self._workers.state == "closed":
             self._dead = faults.crash("the sandbox was closed")
         if self._dead is not None:
             return Failed(self._dead)
-        return await self._in_thread(work, self._sandbox._threads()[0])
+        return await self._in_thread(work, self._workers.threads()[0])
 
     async def _in_thread(self, work: Callable[[], Any], limiter: anyio.CapacityLimiter) -> Any:
         """Runs ``work`` in a thread. When the task is cancelled meanwhile, the session is given up."""
@@ -304,7 +249,7 @@ class Session:
     def _kill(self) -> None:
         with self._lock:
             # only while a turn runs: the worker is certainly ours then, and its pid not reused
-            if self._in_turn and self._pid is not None and self._sandbox._state == "open":
+            if self._in_turn and self._pid is not None and self._workers.state == "open":
                 os.kill(self._pid, signal.SIGKILL)
 
     def _leave(self) -> None:
@@ -314,18 +259,18 @@ class Session:
 
     def _leave_locked(self) -> None:
         guest, self._guest, self._snapshot = self._guest, None, None
-        if guest is not None and self._sandbox._state == "open":
+        if guest is not None and self._workers.state == "open":
             guest.__exit__(None, None, None)
+
+    def natives(self) -> tuple[Any, ...]:
+        return self._guest, self._snapshot
 
     def _check_out(self) -> None:
         import pydantic_monty
 
         limits = self.limits
-        for attempt in (1, 2, 3):
-            pool = self._sandbox._pool
-            if pool is None:
-                raise SandboxUnavailable("the sandbox is closed", remedy="Create a new Sandbox")
-            guest = pool.checkout(
+        for last in (False, False, True):
+            guest = self._workers.lend(
                 limits={
                     "max_feed_duration_secs": limits.feed_s,
                     "max_memory": limits.memory_bytes,
@@ -334,21 +279,17 @@ class Session:
                 },
                 os_policy={"datetime": self._clock, "sleep": "zero", "random_start": {"seed": self._seed}},
             )
+            self._guest, self._pid = guest, guest.worker_pid
             try:
-                guest.__enter__()
-                self._guest, self._pid = guest, guest.worker_pid
                 # code that uses asyncio without importing it works, and its lines stay the same
                 self._feed_quietly("import asyncio")
                 return
-            except TimeoutError:
-                raise self._sandbox._exhausted() from None
-            except (pydantic_monty.MontyError, RuntimeError, OSError) as error:
-                self._guest = None
+            except (pydantic_monty.MontyError, RuntimeError) as error:  # the worker had died meanwhile
+                self._guest, self._feeds = None, 0
                 guest.__exit__(None, None, None)
-                if attempt == 3:
+                if last:
                     raise SandboxUnavailable(
-                        "an interpreter worker ended before it could be used",
-                        value=f"{type(error).__name__}: {error}",
+                        "interpreter workers end before they can be used", value=f"{type(error).__name__}: {error}"
                     ) from error
 
     # --- what runs in the thread
@@ -541,35 +482,3 @@ def _refused(error: Exception, what: str) -> Unserialisable | None:
         value=str(error),
         remedy="Use plain data: None, numbers, text, lists, dicts, dates",
     )
-
-
-def _forked() -> SandboxUnavailable:
-    return SandboxUnavailable(
-        "this process was forked after the sandbox had started; its workers belong to the parent",
-        remedy="Create a new Sandbox in the child, or start processes with 'spawn'",
-    )
-
-
-def _after_fork_in_child() -> None:
-    """The child must neither use nor clean up the parent's workers: both would break the parent's sessions."""
-    import ctypes
-
-    for sandbox in list(_sandboxes):
-        sandbox._state = "forked"
-        sandbox._lock = threading.Lock()  # another thread of the parent may have held it
-        for session in list(sandbox._sessions):
-            for native in (session._guest, session._snapshot):
-                if native is not None:
-                    ctypes.pythonapi.Py_IncRef(ctypes.py_object(native))
-        if sandbox._pool is not None:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(sandbox._pool))
-
-
-def _close_all() -> None:
-    for sandbox in list(_sandboxes):
-        sandbox.close()
-
-
-atexit.register(_close_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
