@@ -3,10 +3,12 @@
 Every limit has an outcome when it is hit:
 
 ``abort``      the run ends as failed at once.
-``retry``      the run starts again from its inputs, at most ``max_retries`` times and only while its effects
-               hold no completed or unknown write that is not idempotent; otherwise as ``fail_step``.
-``fail_step``  the step fails: the program is told and may go on with what is left; where there is no step to
-               fail (a run-wide limit), the run ends as failed and reports its effects.
+``retry``      the run starts again from its inputs with fresh limits (calls per tool go on counting), at most
+               ``max_retries`` times and only while its effects hold no completed or unknown write that is not
+               idempotent; otherwise as ``fail_step``.
+``fail_step``  the step fails: the program is told and may go on with what is left. Steps are a tool call
+               (``tool_calls``, its part of ``cost_usd``), a submission (``output_bytes``) and a script (the limits
+               of the interpreter). Where there is no step to fail, the run ends as failed and reports its effects.
 """
 
 from __future__ import annotations
@@ -56,8 +58,8 @@ class Limits(BaseModel):
         model_calls: completions asked for.
         tool_calls: calls of all tools together (calls that were refused before running included).
         calls_per_tool: further bound per tool; the contract's own ``max_calls`` holds as well.
-        tokens: input and output tokens together.
-        cost_usd: model and tool cost together, as far as it is known.
+        tokens: input and output tokens together; estimated where the model does not say.
+        cost_usd: model and tool cost together; needs a model whose cost is known (see ``dse.PriceTable``).
         output_bytes: canonical size of the outputs.
         print_bytes: guest prints shown to the model per feed; more is cut, never an error.
         check_errors: feeds refused by lint or type check before the run fails (code mode).
@@ -92,26 +94,46 @@ class Limits(BaseModel):
         unknown = set(self.outcomes) - set(get_args(LimitName))
         if unknown:
             raise ValueError(f"outcomes names no limit: {', '.join(sorted(unknown))}")
+        if any(bound < 0 for bound in self.calls_per_tool.values()):
+            raise ValueError("calls_per_tool cannot be negative")
         return self
 
     def outcome(self, name: str) -> Outcome:
         return self.outcomes.get(name, _DEFAULT_OUTCOMES[name])
 
     def tightened(self, **changes: Any) -> Limits:
-        """A copy with lower numbers; raising one is refused.
+        """A copy with lower numbers; raising one is refused. Bounds per tool and outcomes are added to what is there.
 
         Raises:
-            ValueError: for a higher limit or an unknown name.
+            ValueError: for a higher limit, an outcome that newly allows a retry, or an unknown name.
         """
+        merged: dict[str, Any] = {}
         for name, value in changes.items():
+            if name not in type(self).model_fields:
+                raise ValueError(f"there is no limit {name!r}")
             old = getattr(self, name)
-            if isinstance(old, (int, float)) and (value is None or value > old):
-                raise ValueError(f"{name} can only be lowered: {old} to {value}")
-        return Limits.model_validate({**self.model_dump(), **changes})
+            if isinstance(old, dict):
+                if not isinstance(value, Mapping):
+                    raise ValueError(f"{name} takes a mapping")
+                value = {**old, **value}
+            merged[name] = value
+        new = Limits.model_validate({**self.model_dump(), **merged})
+        inf = float("inf")
+        for name in merged:
+            old, value = getattr(self, name), getattr(new, name)
+            if name == "calls_per_tool":
+                raised = [tool for tool, bound in old.items() if value[tool] > bound]
+            elif name == "outcomes":
+                raised = [limit for limit in value if new.outcome(limit) == "retry" != self.outcome(limit)]
+            else:
+                raised = [name] if (inf if value is None else value) > (inf if old is None else old) else []
+            if raised:
+                raise ValueError(f"{', '.join(raised)} can only be lowered: {old} to {value}")
+        return new
 
 
 class Meter:
-    """Counts what a run uses; every check comes before the use."""
+    """Counts what one attempt of a run uses; every check comes before the use, and once more after a model call."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -128,6 +150,15 @@ class Meter:
         self.interpreter_s = 0.0
         self.model_latency_s = 0.0
         self.started = time.monotonic()
+        self.waited_s = 0.0  # for decisions
+        self.earlier: Meter | None = None
+
+    def fresh(self) -> Meter:
+        """The meter of the next attempt: limits count anew, but calls per tool go on; totals include this one."""
+        meter = Meter(self.limits)
+        meter.per_tool = self.per_tool
+        meter.earlier = self
+        return meter
 
     def exceeded(self, name: str, used: Any, allowed: Any, **details: Any) -> LimitExceeded:
         return LimitExceeded(f"The run reached its limit of {name}", value=f"{used} of {allowed}",
@@ -142,6 +173,15 @@ class Meter:
             raise self.exceeded("tokens", self.input_tokens + self.output_tokens, limits.tokens)
         self.check_cost()
         self.model_calls += 1
+
+    def check_model_call(self) -> None:
+        """After a completion: what it used may have been too much."""
+        limits = self.limits
+        tokens = self.input_tokens + self.output_tokens
+        if limits.tokens is not None and tokens > limits.tokens:
+            raise self.exceeded("tokens", tokens, limits.tokens)
+        if limits.cost_usd is not None and self.cost_usd > limits.cost_usd:
+            raise self.exceeded("cost_usd", round(self.cost_usd, 6), limits.cost_usd)
 
     def check_cost(self, extra: float = 0.0) -> None:
         limit = self.limits.cost_usd
@@ -170,24 +210,41 @@ class Meter:
         self.per_tool[name] += 1
         self.tool_cost_usd += cost_usd
 
+    def refund_tool(self, cost_usd: float) -> None:
+        """A call that was charged and then refused cost nothing (but still counts as a call)."""
+        self.tool_cost_usd -= cost_usd
+
     @property
     def cost_usd(self) -> float:
         return self.model_cost_usd + self.tool_cost_usd
 
-    @property
-    def cost_source(self) -> str:
-        """``exact`` if every part is, ``unknown`` if any part is, else ``estimated``."""
-        if "unknown" in self.cost_sources:
-            return "unknown"
-        return "estimated" if "estimated" in self.cost_sources else "exact"
-
     def to_dict(self) -> Mapping[str, Any]:
-        usage = "unknown" if "unknown" in self.usage_sources or self.tokens_unknown else (
-            "estimated" if "estimated" in self.usage_sources else "exact")  # fmt: skip
+        """Totals of this attempt and all earlier ones."""
+        chain: list[Meter] = [self]
+        while chain[-1].earlier is not None:
+            chain.append(chain[-1].earlier)
+        first = chain[-1]
+
+        def total(name: str) -> Any:
+            return sum(getattr(meter, name) for meter in chain)
+
+        costs = set().union(*(meter.cost_sources for meter in chain))
+        usages = set().union(*(meter.usage_sources for meter in chain))
+        if any(meter.tokens_unknown for meter in chain):
+            usages.add("unknown")
+        cost_source = _worst(costs)
         return {
-            "model_calls": self.model_calls, "tool_calls": self.tool_calls, "calls_per_tool": dict(sorted(self.per_tool.items())),
-            "input_tokens": self.input_tokens, "output_tokens": self.output_tokens, "usage_source": usage,
-            "cost_usd": None if self.cost_source == "unknown" else self.cost_usd, "cost_source": self.cost_source,
-            "tool_cost_usd": self.tool_cost_usd, "interpreter_s": round(self.interpreter_s, 6),
-            "model_latency_s": self.model_latency_s, "active_s": round(time.monotonic() - self.started, 6),
+            "model_calls": total("model_calls"), "tool_calls": total("tool_calls"),
+            "calls_per_tool": dict(sorted(self.per_tool.items())),
+            "input_tokens": total("input_tokens"), "output_tokens": total("output_tokens"), "usage_source": _worst(usages),
+            "cost_usd": None if cost_source == "unknown" else total("model_cost_usd") + total("tool_cost_usd"),
+            "cost_source": cost_source,
+            "tool_cost_usd": total("tool_cost_usd"), "interpreter_s": round(total("interpreter_s"), 6),
+            "model_latency_s": total("model_latency_s"),
+            "active_s": round(time.monotonic() - first.started - total("waited_s"), 6),
         }  # fmt: skip
+
+
+def _worst(sources: set[str]) -> str:
+    """``exact`` if every part is, ``unknown`` if any part is, else ``estimated``."""
+    return next((source for source in ("unknown", "estimated") if source in sources), "exact")

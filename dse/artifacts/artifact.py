@@ -376,13 +376,14 @@ class Artifact(Data):
         others = {row.program_id for row in evidence.modes} - {evidence.incumbent.program_id}
         odd = [row.candidate for row in evidence.modes if row.failures > row.n or not _ordered(row)]
         shown = sorted(hashes & set(evidence.demos.rows))
+        same = evidence.paired.objective == evidence.objective
         n = evidence.gate.get("n_rows", len(rows)), evidence.gate.get("n_clusters", len(clusters))
         return [
             Check("holdout rows", len(hashes) == len(rows) <= holdout.rows and len(clusters) <= holdout.clusters,
                   f"{len(rows)} paired rows ({len(hashes)} distinct) in {len(clusters)} clusters; the holdout has "
                   f"{holdout.rows} in {holdout.clusters}"),
             Check("gate counts", n == (len(rows), len(clusters)), f"the gate saw {n[0]} rows in {n[1]} clusters"),
-            Check("gate objective", evidence.paired.objective == evidence.objective, "the gate's objective is another"),
+            Check("gate objective", same, "" if same else "the gate was given another one"),
             Check("holdout openings", evidence.holdout_openings > 0 or not rows, f"{evidence.holdout_openings}"),
             Check("demonstrations", not shown, f"from the holdout: {', '.join(shown)}" if shown else ""),
             Check("own row", any(row.mode == program.plan.mode and row.allow == program.plan.allow for row in own),

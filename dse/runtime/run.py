@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import re
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import anyio
+from pydantic import ValidationError
+
 from dse.canonical import canonical_json, digest, sha256_hex
 from dse.contracts.signature import SignatureSpec
-from dse.errors import InfrastructureError, LimitExceeded, OutputInvalid
+from dse.errors import (
+    InfrastructureError,
+    LimitExceeded,
+    ModelError,
+    ModelUnavailable,
+    OutputInvalid,
+    Unserialisable,
+)
 from dse.limits import Meter
 from dse.plan import Plan
 
@@ -18,9 +31,10 @@ if TYPE_CHECKING:
     from dse.models.lm import Completion, LanguageModel
     from dse.runtime.dispatcher import Dispatcher
 
-__all__ = ["Effects", "Journal", "Run", "redact"]
+__all__ = ["Effects", "Journal", "Run", "Secrets", "redact"]
 
 REDACTED = "[redacted]"
+_SHORTEST_SECRET = 4  # shorter values would take innocent text with them
 
 
 def redact(value: Any, names: frozenset[str] | set[str]) -> Any:
@@ -32,6 +46,73 @@ def redact(value: Any, names: frozenset[str] | set[str]) -> Any:
     if isinstance(value, list):
         return [redact(item, names) for item in value]
     return value
+
+
+class Secrets:
+    """What receipts, streams and stored journals must not show.
+
+    Fields are hidden by name; their values (text and numbers of at least four characters) are remembered and
+    hidden wherever they come up again: in messages, prints, scripts, what the model says.
+
+    Attributes:
+        names: fields to hide at any depth of arguments, results, inputs and outputs.
+        results: tools whose whole result is hidden.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.names = set(names)
+        self.results: set[str] = set()
+        self._values: set[str] = set()
+        self._pattern: re.Pattern[str] | None = None
+
+    def remember(self, value: Any, names: Iterable[str] | None = None) -> None:
+        """Take note of the values below `names` (None: of everything in `value`)."""
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                self.remember(item, None if names is None or key in names else names)
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            for item in value:
+                self.remember(item, names)
+        elif names is None and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            text = str(value)
+            if len(text) >= _SHORTEST_SECRET and text not in self._values:
+                self._values.add(text)
+                self._pattern = None
+
+    def text(self, text: str) -> str:
+        """`text` without any value that is known to be sensitive."""
+        if not self._values:
+            return text
+        if self._pattern is None:
+            longest_first = sorted(self._values, key=lambda value: (-len(value), value))
+            self._pattern = re.compile("|".join(map(re.escape, longest_first)))
+        return self._pattern.sub(REDACTED, text)
+
+    def hide(self, value: Any) -> Any:
+        """A copy of JSON data with sensitive fields and values replaced."""
+        if isinstance(value, dict):
+            return {k: REDACTED if k in self.names else self.hide(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.hide(item) for item in value]
+        return self.text(value) if isinstance(value, str) else value
+
+    def entry(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """A copy of a journal entry that may be shown. Its own keys are structure, whatever fields are called."""
+        shown = {}
+        for key, value in entry.items():
+            if key in ("calls", "tool_calls") and isinstance(value, list):
+                shown[key] = [self._call(c) if isinstance(c, dict) else c for c in value]
+            else:
+                shown[key] = self.hide(value)
+        return shown
+
+    def _call(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        shown = {key: self.hide(value) for key, value in call.items()}
+        if "result" in shown and call.get("name") in self.results:
+            shown["result"] = REDACTED
+        if self.names and shown.get("raw") is not None:
+            shown["raw"] = REDACTED  # malformed JSON: nobody knows which part is what
+        return shown
 
 
 class Journal:
@@ -111,12 +192,67 @@ class Run:
         self.replicate = replicate
         self.meter = Meter(self.limits)
         self.journal = Journal()
+        self.secrets = Secrets(spec.sensitive)
+        self.secrets.remember(self.wire_inputs, spec.sensitive)
         self.effects = Effects()
         self.receipts: list[dict[str, Any]] = []
         self.dispatcher: Dispatcher = None  # type: ignore[assignment]  # set by the program right after
         self.trace: Callable[[str, dict[str, Any], dict[str, Any]], None] | None = None
         self._occurrences: Counter[str] = Counter()
         self.attempt = 0
+        self._scope: anyio.CancelScope | None = None
+        self._waiting = 0
+        self._paused_at = 0.0
+        self._left = 0.0
+
+    # --- active time
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """One attempt, bounded by ``active_s``.
+
+        Raises:
+            LimitExceeded: it took longer.
+        """
+        with anyio.move_on_after(self.limits.active_s) as scope:
+            self._scope = scope
+            self._waiting = 0
+            yield
+        if scope.cancelled_caught:
+            allowed = f"{self.limits.active_s:g} s"
+            raise self.meter.exceeded("active_s", allowed, allowed)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Waiting for a decision: the time inside does not count as active."""
+        scope = self._scope
+        if scope is None:
+            yield
+            return
+        if self._waiting == 0:
+            self._paused_at = anyio.current_time()
+            self._left = scope.deadline - self._paused_at
+            scope.deadline = float("inf")
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            if self._waiting == 0:
+                now = anyio.current_time()
+                scope.deadline = now + self._left
+                self.meter.waited_s += now - self._paused_at
+
+    def start(self) -> None:
+        """The run begins now."""
+        self.meter.started = time.monotonic()
+
+    def again(self) -> None:
+        """Begin the next attempt: fresh limits, the same run."""
+        self.attempt += 1
+        self.meter = self.meter.fresh()
+
+    # --- the model
 
     async def complete(self, request: dict[str, Any], *, predictor: str) -> Completion:
         """Ask the model, within the limits; journals the request's id and the completion.
@@ -130,31 +266,54 @@ class Run:
         key = sha256_hex(canonical_json(request))
         occurrence = self._occurrences[key]
         self._occurrences[key] += 1
-        completion = await self.model.complete(request, replicate=self.replicate, occurrence=occurrence)
+        try:
+            completion = await self.model.complete(request, replicate=self.replicate, occurrence=occurrence)
+        except LimitExceeded as exc:  # the model's own limit, the context
+            exc.details.setdefault("outcome", self.limits.outcome(exc.details.get("limit", "context")))
+            raise
+        if self.limits.tokens is not None and None in (completion.usage.input_tokens, completion.usage.output_tokens):
+            completion = _with_estimated_usage(completion, request)
         self.meter.after_model_call(completion)
+        entry = {
+            "text": completion.text,
+            "tool_calls": [{"id": c.id, "name": c.name, "arguments": c.arguments, "raw": c.raw} for c in completion.tool_calls],
+        }
+        try:
+            canonical_json(entry)
+        except Unserialisable as exc:
+            raise ModelUnavailable(f"{self.model.name} sent a reply that JSON cannot hold", value=exc.what) from None
         self.journal.add(
-            "model_call", predictor=predictor, request=key, occurrence=occurrence, text=completion.text,
-            tool_calls=[{"id": c.id, "name": c.name, "arguments": c.arguments, "raw": c.raw} for c in completion.tool_calls],
+            "model_call", predictor=predictor, request=key, occurrence=occurrence, **entry,
             finish_reason=completion.finish_reason, input_tokens=completion.usage.input_tokens,
             output_tokens=completion.usage.output_tokens, latency_s=completion.latency_s, recorded=completion.recorded,
         )  # fmt: skip
-        limit = self.limits.tokens
-        used = self.meter.input_tokens + self.meter.output_tokens
-        if limit is not None and used > limit:
-            raise self.meter.exceeded("tokens", used, limit)
+        if self.limits.cost_usd is not None and completion.cost_usd is None:
+            raise ModelError("A limit on cost cannot be kept: the model's cost is unknown", value=self.model.name,
+                             remedy="Give prices (dse.PriceTable), or remove Limits(cost_usd=...).")  # fmt: skip
+        self.meter.check_model_call()
         return completion
 
     def accept_outputs(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Validated outputs in wire form.
 
         Raises:
-            pydantic.ValidationError: they do not fit the signature.
-            LimitExceeded: they are too large.
+            pydantic.ValidationError, ValueError: they do not fit the signature, or are too large and the step fails.
+            LimitExceeded: they are too large and the run ends.
         """
-        typed = self.spec.validate_outputs(values)
-        wire = self.spec.wire_outputs(typed)
-        size = len(canonical_json(wire))
+        if self.secrets.names:
+            self.secrets.remember(values, self.spec.sensitive)
+        try:
+            wire = self.spec.wire_outputs(self.spec.validate_outputs(values))
+            size = len(canonical_json(wire))
+        except ValidationError:
+            raise
+        except Unserialisable as exc:
+            raise ValueError(f"{exc.what}. {exc.remedy}") from None
+        except Exception as exc:  # a validator of the signature's types that cannot take what the model gave
+            raise ValueError(f"the outputs cannot be validated: {type(exc).__name__}: {str(exc)[:200]}") from None
         if size > self.limits.output_bytes:
+            if self.limits.outcome("output_bytes") == "fail_step":
+                raise ValueError(f"the outputs take {size} bytes; {self.limits.output_bytes} are allowed")
             raise self.meter.exceeded("output_bytes", size, self.limits.output_bytes)
         return wire
 
@@ -164,3 +323,13 @@ class Run:
 
     def limit(self, name: str, used: Any, allowed: Any) -> LimitExceeded:
         return self.meter.exceeded(name, used, allowed)
+
+
+def _with_estimated_usage(completion: Completion, request: dict[str, Any]) -> Completion:
+    """A limit on tokens holds also where the model does not count them."""
+    import dataclasses
+
+    from dse.models.lm import estimate_usage
+
+    usage = estimate_usage(request, completion.text, completion.tool_calls)  # type: ignore[arg-type]
+    return dataclasses.replace(completion, usage=usage)

@@ -6,7 +6,11 @@ The only room that knows the interpreter. Importing this package does not import
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 from dse.runtime.sandbox.checker import PRELUDE, Checker
+from dse.runtime.sandbox.faults import hint_for
 from dse.runtime.sandbox.interpreter import Sandbox, Session
 from dse.runtime.sandbox.lint import LintResult, extract_code, lint
 from dse.runtime.sandbox.records import (
@@ -25,5 +29,27 @@ from dse.runtime.sandbox.records import (
 
 __all__ = [
     "PRELUDE", "Checker", "Diagnostic", "ExternalCall", "Failed", "Finished", "GuestError", "LintResult", "Raise",
-    "Result", "Sandbox", "SandboxLimits", "Session", "Turn", "Value", "Waiting", "extract_code", "lint",
+    "Result", "Sandbox", "SandboxLimits", "Session", "Turn", "Value", "Waiting", "checker", "extract_code", "hint_for",
+    "lint", "pool",
 ]  # fmt: skip
+
+
+def pool() -> Sandbox:
+    """The process's own sandbox; made when first asked for, and anew once it is closed or inherited by a fork."""
+    return _shared("pool", Sandbox)
+
+
+def checker() -> Checker:
+    """The process's own checker, like :func:`pool`."""
+    return _shared("checker", Checker)
+
+
+def _shared(name: str, make: type) -> Any:
+    with _lock:
+        if name not in _instances or not _instances[name].usable:
+            _instances[name] = make()
+        return _instances[name]
+
+
+_instances: dict[str, Any] = {}
+_lock = threading.Lock()

@@ -11,7 +11,7 @@ from typing import Any
 
 from dse.runtime.sandbox.records import GuestError
 
-__all__ = ["crash", "from_exception", "is_interpreters"]
+__all__ = ["crash", "from_exception", "hint_for", "is_interpreters"]
 
 # (exception class, message pattern, limit, session is dead): in the words of pydantic-monty 1.4.0.
 _LIMITS = [
@@ -85,6 +85,43 @@ def from_exception(error: BaseException, filename: str) -> GuestError:
     elif message.startswith("Internal error in monty: "):
         message = message.removeprefix("Internal error in monty: ")
     return GuestError("runtime", class_name, message, line)
+
+
+_HINTS = [
+    (r"'(?:str|list|dict|set|int|float|tuple|datetime\.\w+)' object has no attribute '(\w+)'",
+     "methods can only be called here, x.method(...), and not every one exists; results of tools are dicts: x[\"name\"]"),
+    (r"can't be awaited|cannot be awaited", "only calls of async functions are awaited; leave the `await` out"),
+    (r"coroutine|external_future", "put `await` before the call"),
+    (r"No module named|cannot import name", "use what Python has built in, or the modules named in the rules"),
+    (r"'NoneType' object|None", "a value is None here: test for it first"),
+    (r"Permission denied|not supported in this environment", "there are no files; use the inputs and the tools"),
+]  # fmt: skip
+_LIMIT_HINTS = {
+    "interpreter_s": "do less work in loops, or leave a loop that never ends",
+    "memory_bytes": "keep less at once",
+    "suspensions": "call tools fewer times, several at once with asyncio.gather",
+    "recursion": "use a loop",
+}
+
+
+def hint_for(error: GuestError) -> str:
+    """What to do about an error, in a few words; empty when there is nothing to add."""
+    if error.limit is not None:
+        return _LIMIT_HINTS.get(error.limit, "")
+    if error.class_name in (
+        "AttributeError",
+        "TypeError",
+        "ImportError",
+        "ModuleNotFoundError",
+        "PermissionError",
+        "RuntimeError",
+    ):
+        for pattern, hint in _HINTS:
+            if re.search(pattern, error.message):
+                return hint
+    if error.class_name == "KeyError":
+        return "print the keys that are there, or use .get()"
+    return ""
 
 
 def _split(text: str) -> tuple[str, str]:

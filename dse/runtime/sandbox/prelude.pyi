@@ -1,3 +1,4 @@
+# ruff: noqa: UP035, ASYNC109
 # What the type checker does not know of the interpreter: builtins that it rejects although they run, and the shims.
 # Star-imported into guest code; names with a leading underscore stay in here.
 import datetime as _datetime
