@@ -7,6 +7,7 @@ each, then ``submit``) or with one script. Replies carry their token counts, so 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -145,10 +146,13 @@ def scenario(calls: int, *, asynchronous: bool = True, delay_s: float = 0.0, par
         script = (f"total = 0.0\nfor i in range({calls}):\n    found = await get_expense(user_id=i, quarter='Q1')\n"
                   "    total += found['amount']\nsubmit(total=total)")  # fmt: skip
     answer = sum(10.0 + i for i in range(calls))
+    numbers = itertools.count()
 
     def reply(request: Any) -> Completion:
         if not request["tools"]:
-            return Completion(f"[[ ## code ## ]]\n```python\n{script}\n```\n\n[[ ## completed ## ]]", usage=_USAGE)
+            # The number makes each script a new one: answers of the checker are kept by content.
+            code = f"# script {next(numbers)}\n{script}"
+            return Completion(f"[[ ## code ## ]]\n```python\n{code}\n```\n\n[[ ## completed ## ]]", usage=_USAGE)
         done = sum(1 for message in request["messages"] if message["role"] == "tool")
         if done >= calls:
             parts = [ToolCallPart("", "submit", {"total": answer})]

@@ -68,7 +68,12 @@ def _tidy(schema: Any) -> Any:
 
 def schema_of(adapter: TypeAdapter[Any], mode: JsonSchemaMode) -> Schema:
     """The JSON Schema of a type: ``validation`` for what goes in, ``serialization`` for what comes out."""
-    schema: Schema = _tidy(adapter.json_schema(mode=mode, schema_generator=_Generator, by_alias=True))
+    raw = adapter.json_schema(mode=mode, schema_generator=_Generator, by_alias=True)
+    name = raw.get("title")
+    schema: Schema = _tidy(raw)
+    if mode == "serialization" and name and "properties" in schema:  # a returned object keeps its class name
+        defs = schema.pop("$defs", {})
+        schema = {"$ref": f"#/$defs/{name}", "$defs": {**defs, name: schema}}
     return schema
 
 

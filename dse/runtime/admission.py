@@ -20,11 +20,12 @@ class Ticket:
 
     kind: str
     ready: asyncio.Future[None] | None = None
-    admitted: bool = False
 
 
 @dataclass
 class Admission:
+    """Decides which calls run now. One event loop, no locks."""
+
     waiting: list[Ticket] = field(default_factory=list)
     active: list[Ticket] = field(default_factory=list)
 
@@ -38,7 +39,7 @@ class Admission:
         for tickets in (self.waiting, self.active):
             if ticket in tickets:
                 tickets.remove(ticket)
-        self._admit()
+                self._admit()
 
     @contextlib.asynccontextmanager
     async def admitted(self, ticket: Ticket) -> AsyncIterator[None]:
@@ -51,23 +52,21 @@ class Admission:
         finally:
             self.withdraw(ticket)
 
-    def _may_start(self, ticket: Ticket, ahead: list[Ticket]) -> bool:
-        if ticket.kind == "exclusive":
-            return not self.active and not ahead
-        if any(t.kind == "exclusive" for t in (*self.active, *ahead)):
-            return False
-        if ticket.kind == "ordered":
-            return not any(t.kind == "ordered" for t in (*self.active, *ahead))
-        return True
-
     def _admit(self) -> None:
-        ahead: list[Ticket] = []
+        """Start every ticket that may: one pass, because hundreds may wait."""
+        before = bool(self.active)  # something is active, or ahead in the order
+        ordered = any(t.kind == "ordered" for t in self.active)
+        exclusive = any(t.kind == "exclusive" for t in self.active)
         for ticket in list(self.waiting):
+            if exclusive:
+                return  # nothing overtakes an exclusive call
+            blocked = (ticket.kind == "exclusive" and before) or (ticket.kind == "ordered" and ordered)
             # A ticket that is not waiting yet (still being checked) keeps its place in the order.
-            if ticket.ready is not None and self._may_start(ticket, ahead):
+            if ticket.ready is not None and not blocked:
                 self.waiting.remove(ticket)
                 self.active.append(ticket)
                 if not ticket.ready.done():
                     ticket.ready.set_result(None)
-            else:
-                ahead.append(ticket)
+            before = True
+            ordered = ordered or ticket.kind == "ordered"
+            exclusive = ticket.kind == "exclusive"

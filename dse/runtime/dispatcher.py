@@ -8,27 +8,30 @@ journal -> back to the caller. Every call leaves a receipt, also one that was re
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import operator
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
 from pydantic import ValidationError
 
-from dse.canonical import canonical_json, digest
-from dse.contracts.schema import canonical_sets, dump_wire, model_values, wire_from_guest
+from dse.canonical import canonical_json, digest, sha256_hex
+from dse.contracts.schema import canonical_sets, dump_wire, guest_from_wire, model_values, wire_from_guest
 from dse.contracts.signature import validation_summary
 from dse.contracts.tool import Tool, ToolContext, ToolContract
 from dse.contracts.toolbox import Toolbox
 from dse.errors import (
+    BudgetExhausted,
     DseError,
     InfrastructureError,
+    LimitExceeded,
     RunSuspended,
     ToolArgumentError,
     ToolDenied,
@@ -100,21 +103,39 @@ class CallResult:
     receipt: Mapping[str, Any]
 
 
+_PART = r"[^\s/\\\"'<>|]+"  # of a path
 _PATHS = re.compile(
-    r"""(?:File\s+)?["']?(?:[A-Za-z]:\\[^\s"',;)]+|(?<![\w:/])/(?:[\w.@+-]+/)+[\w.@+-]*|~/[\w./@+-]+)["']?(?:,\s*line\s+\d+)?"""
+    rf"""(?:File\s+)?(?:
+      (["'])(?:file:|~|\.{{0,2}}/|\.{{0,2}}\\|[A-Za-z]:[\\/])[^"'\n]*\1                   # anything quoted that begins like a path
+    | file:/+[^\s"']*
+    | (?<![A-Za-z])[A-Za-z]:[\\/]+(?:{_PART}(?:\x20{_PART})*[\\/]+)*(?:{_PART})?         # C:\..., with spaces inside folders
+    | \\\\(?:{_PART}(?:\x20{_PART})*\\+)*(?:{_PART})?                                 # \\server\share
+    | (?<![\w/.~])(?:\.{{1,2}}|~\w*)?/(?:{_PART}(?:\x20{_PART})*/+)*(?:{_PART})            # /a/b, ./a, ../a, ~/a
+    | (?<=File\ )(["'])[^"'\n]*\2
+    )(?:,\s*line\s+\d+(?:,\s*in\s+\S+)?)?""",
+    re.VERBOSE,
 )
+_LONGEST_MESSAGE = 300
+
+
+def without_paths(text: str) -> str:
+    """One line of `text` for a model: nothing after a traceback begins, host paths as ``<path>``, at most 300 characters."""
+    text = _PATHS.sub("<path>", text[:4_000].split("Traceback (most recent call last)")[0])
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
 
 
 def safe_message(exc: BaseException) -> str:
-    """What a model may be told about an exception: class and first lines, without host paths."""
-    text = _PATHS.sub("<path>", str(exc)).split("Traceback (most recent call last)")[0]
-    text = " ".join(text.split())
-    if len(text) > 300:
-        text = text[:297] + "..."
+    """What a model may be told about an exception: its class and text, without host paths or tracebacks."""
+    try:
+        text = without_paths(str(exc))
+    except Exception:  # an exception that cannot even say what it is
+        text = ""
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 
 def _needs_approval(contract: ToolContract, wire: Mapping[str, Any], toolbox: Toolbox) -> bool:
+    """Whether a call needs a decision; whatever cannot be decided does."""
     approval = contract.approval
     if approval is None:
         return False
@@ -122,15 +143,34 @@ def _needs_approval(contract: ToolContract, wire: Mapping[str, Any], toolbox: To
         return True
     if approval.rule is not None:
         rule = toolbox.rules.get(f"{approval.rule}@{approval.version}")
-        return True if rule is None else bool(rule(dict(wire)))  # an unknown rule fails closed
+        try:
+            return True if rule is None else rule(copy.deepcopy(dict(wire))) is not False
+        except Exception:
+            return True
+    properties, defs = contract.parameters["properties"], contract.parameters.get("$defs", {})
     for name, conditions in (approval.when or {}).items():
         for op, expected in conditions.items():
             try:
-                if not _OPERATORS[op](wire.get(name), expected):
+                # Compared as what they are: decimals as numbers, dates as dates.
+                value = guest_from_wire(wire.get(name), properties[name], defs)
+                many = op in ("in", "not_in")
+                wanted = [guest_from_wire(one, properties[name], defs) for one in (expected if many else [expected])]
+                if not _OPERATORS[op](value, wanted if many else wanted[0]):
                     return False
-            except TypeError:
+            except Exception:
                 return True  # values that cannot be compared need a person
     return True
+
+
+@dataclass
+class _Progress:
+    """How far a call's implementation got, whatever middleware makes of it."""
+
+    state: Literal["untouched", "none", "unknown", "completed"] = "untouched"
+
+    def declined(self) -> None:
+        """The implementation raised ToolFailed on purpose: it declares that nothing was done this time."""
+        self.state = "none"
 
 
 class Dispatcher:
@@ -140,11 +180,13 @@ class Dispatcher:
         approve: ``callable(ApprovalRequest) -> bool | (bool, reason)``, sync or async. Without one, a call that
             needs a decision suspends the run.
         middleware: outermost first; each wraps the execution of the implementation.
+        clock, sleep: for rates, in seconds.
     """
 
     def __init__(
         self, run: Run, toolbox: Toolbox, *, deps: Any = None, approve: Callable[[ApprovalRequest], Any] | None = None,
-        middleware: Sequence[Middleware] = (),
+        middleware: Sequence[Middleware] = (), clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[Any]] = anyio.sleep,
     ) -> None:  # fmt: skip
         self.run = run
         self.toolbox = toolbox

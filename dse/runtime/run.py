@@ -57,11 +57,13 @@ class Secrets:
     Attributes:
         names: fields to hide at any depth of arguments, results, inputs and outputs.
         results: tools whose whole result is hidden.
+        replies: an output is sensitive, so everything that may hold it before it is parsed is hidden.
     """
 
-    def __init__(self, names: Iterable[str] = ()) -> None:
+    def __init__(self, names: Iterable[str] = (), *, replies: bool = False) -> None:
         self.names = set(names)
         self.results: set[str] = set()
+        self.replies = replies
         self._values: set[str] = set()
         self._pattern: re.Pattern[str] | None = None
 
@@ -98,9 +100,12 @@ class Secrets:
 
     def entry(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """A copy of a journal entry that may be shown. Its own keys are structure, whatever fields are called."""
-        shown = {}
+        shown: dict[str, Any] = {}
+        unparsed = _UNPARSED.get(entry["kind"], ()) if self.replies else ()
         for key, value in entry.items():
-            if key in ("calls", "tool_calls") and isinstance(value, list):
+            if key in unparsed and value is not None:
+                shown[key] = REDACTED
+            elif key in ("calls", "tool_calls") and isinstance(value, list):
                 shown[key] = [self._call(c) if isinstance(c, dict) else c for c in value]
             else:
                 shown[key] = self.hide(value)
@@ -113,6 +118,10 @@ class Secrets:
         if self.names and shown.get("raw") is not None:
             shown["raw"] = REDACTED  # malformed JSON: nobody knows which part is what
         return shown
+
+
+_UNPARSED = {"model_call": ("text",), "repair": ("problem",), "feed": ("code",), "print": ("text",), "observation": ("value",),
+             "code_error": ("message", "problems")}  # fmt: skip
 
 
 class Journal:
@@ -192,7 +201,7 @@ class Run:
         self.replicate = replicate
         self.meter = Meter(self.limits)
         self.journal = Journal()
-        self.secrets = Secrets(spec.sensitive)
+        self.secrets = Secrets(spec.sensitive, replies=any(f.sensitive for f in spec.outputs.values()))
         self.secrets.remember(self.wire_inputs, spec.sensitive)
         self.effects = Effects()
         self.receipts: list[dict[str, Any]] = []
@@ -304,6 +313,8 @@ class Run:
             self.secrets.remember(values, self.spec.sensitive)
         try:
             wire = self.spec.wire_outputs(self.spec.validate_outputs(values))
+            if self.secrets.names:
+                self.secrets.remember(wire, self.spec.sensitive)
             size = len(canonical_json(wire))
         except ValidationError:
             raise

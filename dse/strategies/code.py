@@ -38,11 +38,11 @@ __all__ = ["Code"]
 
 _RULES = '''"""Functions and types you can use. Write plain Python that calls them.
 
-The variables {inputs} hold the inputs. Tools are async: `await tool(...)`, or several at once with
-`await asyncio.gather(...)`; top-level await works. End by calling `submit(...)`: only that is an answer. What you
-print, and the value of the last line, is shown to you if you do not submit; variables are kept for your next script.
-This is a small Python: standard modules such as asyncio, json, re, math, datetime, decimal, collections, itertools,
-functools and statistics; no files, no network, no class inheritance, no generators with yield, no eval.
+The inputs are there as variables: {inputs}. Tools are async: `await tool(...)`, or several at once with
+`await asyncio.gather(...)`; top-level await works. End by calling `submit(...)`: only that is an answer. If you do
+not submit, you are shown what the script printed and the value of its last line; variables are kept for your next
+script. This is a small Python: standard modules such as asyncio, json, re, math, datetime, decimal, collections,
+itertools, functools and statistics; no files, no network, no class inheritance, no generators with yield, no eval.
 """'''
 _GUEST_ERRORS = {ToolNotAllowed: "NameError", ToolArgumentError: "ValueError", ToolTimeout: "TimeoutError",
                  ToolDenied: "PermissionError"}  # fmt: skip

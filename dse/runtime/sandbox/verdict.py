@@ -36,7 +36,8 @@ _CLASS = re.compile(r"Class `dse_x_(\w+)` has no attribute `(\w+)`")
 _INDEX = re.compile(
     r"Method `__getitem__` of type .* cannot be called with key of type `(.+)` on object of type `(.+)`$", re.DOTALL
 )
-_SUBTYPES = {"int": {"float", "complex"}, "bool": {"int", "float"}, "float": {"complex"}}
+# `float` in an inferred type may hold an int: the checker widens a dict of both to `float`.
+_SUBTYPES = {"int": {"float", "complex"}, "bool": {"int", "float"}, "float": {"complex", "int"}}
 _CONTAINERS = {
     "list": {"list", "Sequence", "MutableSequence", "Iterable", "Collection"},
     "tuple": {"tuple", "Sequence", "Iterable", "Collection"},
