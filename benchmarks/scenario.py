@@ -7,8 +7,10 @@ each, then ``submit``) or with one script. Replies carry their token counts, so 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from dse.plan import Plan
 from dse.strategies.base import seed_plan
 from dse.testing.scripted import ScriptedEngine
 
-__all__ = ["Scenario", "scenario"]
+__all__ = ["Gauge", "Scenario", "expense", "scenario"]
 
 Quarter = Literal["Q1", "Q2", "Q3", "Q4"]
 _USAGE = Usage(200, 20, "exact")
@@ -42,6 +44,23 @@ class Expense(TypedDict):
 
 def expense(user_id: int, quarter: str) -> Expense:
     return {"user_id": user_id, "quarter": quarter, "amount": 10.0 + user_id, "category": "travel"}
+
+
+class Gauge:
+    """How many tools run at the same time, and how many did at most."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.now -= 1
 
 
 @dataclass(frozen=True)
@@ -100,10 +119,13 @@ class Scenario:
         self.engine.requests.clear()
 
 
-def scenario(calls: int, *, asynchronous: bool = True, delay_s: float = 0.0, parallel: bool = False) -> Scenario:
+def scenario(
+    calls: int, *, asynchronous: bool = True, delay_s: float = 0.0, parallel: bool = False, gauge: Gauge | None = None
+) -> Scenario:
     """A scenario with an async or a sync tool that waits `delay_s` seconds.
 
     Args:
+        gauge: counts the sync tools that run.
         parallel: all calls in one round, in code gathered; else one after the other.
     """
 
@@ -125,8 +147,9 @@ def scenario(calls: int, *, asynchronous: bool = True, delay_s: float = 0.0, par
             user_id: the person's id
             quarter: the quarter of this year
         """
-        if delay_s:
-            time.sleep(delay_s)
+        with gauge or contextlib.nullcontext():
+            if delay_s:
+                time.sleep(delay_s)
         return expense(user_id, quarter)
 
     get_expense_sync.__name__ = "get_expense"

@@ -55,7 +55,8 @@ def _tickets(module: Any) -> tuple[Mapping[str, Any], Any]:
 
 
 SHIPPED = (
-    Shipped("expenses", "signatures.expenses", Rows(search=10, select=30, holdout=40), _expenses),
+    Shipped("expenses", "signatures.expenses", Rows(search=10, select=30, holdout=40), _expenses,
+            Space(allow=("all", "minimal"), demos={"code": 2, "direct": 2})),  # tool-by-tool runs are long: no demos for them
     Shipped("assistant", "signatures.assistant", Rows(search=10, select=20, holdout=20), _assistant),
     Shipped("tickets", "signatures.tickets", Rows(search=16, select=24, holdout=36), _tickets),
 )

@@ -18,32 +18,53 @@ T = TypeVar("T")
 _lock = threading.Lock()
 _portal: BlockingPortal | None = None
 _manager: AbstractContextManager[BlockingPortal] | None = None
-_pid = 0
+_inherited: list[Any] = []
 
 
 def _get() -> BlockingPortal:
-    global _portal, _manager, _pid
+    global _portal, _manager
     with _lock:
-        if _portal is None or _pid != os.getpid():  # a forked child has no portal thread
+        if _portal is None:
             from anyio.from_thread import start_blocking_portal
 
             _manager = start_blocking_portal()
             _portal = _manager.__enter__()
-            _pid = os.getpid()
         return _portal
+
+
+def _after_fork() -> None:
+    """A forked child has no portal thread. The parent's objects stay referenced: closing them would wait for that thread."""
+    global _portal, _manager, _lock
+    _inherited.append((_portal, _manager))
+    _portal = _manager = None
+    _lock = threading.Lock()  # the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @atexit.register
 def _close() -> None:
+    """Runs that nobody waits for any more are cancelled, not waited for."""
     global _portal, _manager
-    if _manager is not None and _pid == os.getpid():
+    if _manager is not None:
         manager, _manager, _portal = _manager, None, None
-        manager.__exit__(None, None, None)
+        leaving = SystemExit()
+        manager.__exit__(SystemExit, leaving, None)
 
 
 def run_sync(fn: Callable[..., Awaitable[T]], *args: Any) -> T:
-    """Run ``fn(*args)`` on the portal thread and wait for it. Not from the portal thread itself."""
+    """Run ``fn(*args)`` on the portal thread and wait for it. Not from the portal thread itself.
+
+    Being interrupted (Ctrl-C) cancels what runs there.
+    """
     portal = _get()
     if threading.get_ident() == getattr(portal, "_event_loop_thread_id", None):
         raise RuntimeError("a sync call inside dse's own event loop would wait for itself: use the async face")
-    return portal.call(fn, *args)
+    future = portal.start_task_soon(fn, *args)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import math
 import random
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -20,20 +21,24 @@ from dse.errors import (
     InfrastructureError,
     LimitExceeded,
     ModelError,
+    PlanError,
     RunFailed,
     RunSuspended,
     SignatureMismatch,
+    StoreUnavailable,
     ToolboxError,
     UnprovenModel,
 )
 from dse.plan import Plan, program_id
 from dse.portal import run_sync
 from dse.runtime.dispatcher import Dispatcher, Middleware
-from dse.runtime.run import Run, redact
+from dse.runtime.redaction import REDACTED, redact, safe_message
+from dse.runtime.run import Run
 from dse.strategies.base import check_plan, seed_plan, strategy
 
 if TYPE_CHECKING:
     from dse.artifacts.artifact import Artifact
+    from dse.contracts.tool import Rate
     from dse.models.lm import LanguageModel
 
 __all__ = ["Prediction", "Program", "RunHandle", "load"]
@@ -89,9 +94,11 @@ class RunHandle:
         return self._future.result(timeout_s)
 
     async def aresult(self) -> Prediction:
-        return await asyncio.wrap_future(self._future)
+        """`result` for async code. Giving up waiting does not end the run; `cancel` does."""
+        return await asyncio.shield(asyncio.wrap_future(self._future))
 
     def cancel(self) -> None:
+        """End the run as soon as it waits for something; `result` then raises ``CancelledError``."""
         self._future.cancel()
 
 
@@ -113,14 +120,15 @@ class Program:
     """
 
     def __init__(
-        self, signature: type[Signature], plan: Plan | str, *, lm: Any = None, toolbox: Toolbox | None = None, deps: Any = None,
-        approve: Callable[[Any], Any] | None = None, middleware: Sequence[Middleware] = (), store: Any = None,
-        stamp: Mapping[str, Any] | None = None,
+        self, signature: type[Signature], plan: Plan | str, *, lm: Any = None, toolbox: Toolbox | None = None,
+        deps: Any = None, approve: Callable[[Any], Any] | None = None, middleware: Sequence[Middleware] = (),
+        store: Any = None, stamp: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.signature = signature
         self.spec: SignatureSpec = signature.spec()
         self.plan = seed_plan(self.spec, plan) if isinstance(plan, str) else plan
         check_plan(self.spec, self.plan)
+        check_limits(self.spec, self.plan)
         self.toolbox = toolbox if toolbox is not None else self.spec.toolbox()
         check_toolbox(self.spec, self.plan, self.toolbox)
         self.strategy = strategy(self.plan.mode)
@@ -144,7 +152,7 @@ class Program:
 
     # --- running
 
-    def __call__(self, *, deps: Any = None, **inputs: Any) -> Prediction:
+    def __call__(self, /, *, deps: Any = None, **inputs: Any) -> Prediction:
         """Run to the end, from synchronous code.
 
         Raises:
@@ -152,11 +160,11 @@ class Program:
         """
         return run_sync(lambda: self.acall(deps=deps, **inputs))
 
-    async def acall(self, *, deps: Any = None, **inputs: Any) -> Prediction:
+    async def acall(self, /, *, deps: Any = None, **inputs: Any) -> Prediction:
         """Run to the end."""
         return await self.execute(self.new_run(inputs), deps=deps)
 
-    def start(self, *, deps: Any = None, **inputs: Any) -> RunHandle:
+    def start(self, /, *, deps: Any = None, **inputs: Any) -> RunHandle:
         """Start a run in the background and return at once."""
         from dse.portal import _get
 
@@ -164,12 +172,11 @@ class Program:
         future = _get().start_task_soon(lambda: self.execute(run, deps=deps))
         return RunHandle(self, run, future)
 
-    async def astream(self, *, deps: Any = None, **inputs: Any) -> AsyncIterator[dict[str, Any]]:
+    async def astream(self, /, *, deps: Any = None, **inputs: Any) -> AsyncIterator[dict[str, Any]]:
         """Events as they happen: the journal's entries, then ``{"kind": "result" | "error", ...}``."""
         run = self.new_run(inputs)
         events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        hide = self.spec.sensitive | {n for name in self.plan.allow for n in self.toolbox[name].contract.sensitive}
-        run.journal.subscribers.append(lambda entry: events.put_nowait(redact(entry, hide)))
+        run.journal.subscribers.append(lambda entry: events.put_nowait(run.secrets.entry(entry)))
         task = asyncio.create_task(self.execute(run, deps=deps))
         task.add_done_callback(lambda _: events.put_nowait({"kind": "_end"}))
         try:
@@ -186,7 +193,7 @@ class Program:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def stream(self, *, deps: Any = None, **inputs: Any) -> Iterator[dict[str, Any]]:
+    def stream(self, /, *, deps: Any = None, **inputs: Any) -> Iterator[dict[str, Any]]:
         """`astream` for synchronous code."""
         from dse.portal import _get
 
@@ -212,17 +219,20 @@ class Program:
             RunFailed: with ``details['receipt']``; the candidate's failure.
             RunSuspended, InfrastructureError, UserError
         """
-        run.dispatcher = Dispatcher(run, toolbox or self.toolbox, deps=self.deps if deps is None else deps,
-                                    approve=approve or self.approve, middleware=self.middleware)  # fmt: skip
+        run.dispatcher = Dispatcher(run, self.toolbox if toolbox is None else toolbox,
+                                    deps=self.deps if deps is None else deps, approve=approve or self.approve,
+                                    middleware=self.middleware)  # fmt: skip
+        run.start()
         run.journal.add("run_started", program_id=run.program_id, inputs=run.wire_inputs, seed=run.seed,
                         clock=run.clock.isoformat(), mode=run.plan.mode)  # fmt: skip
         try:
             outputs = await self._attempts(run)
-        except DseError as exc:
+        except (Exception, asyncio.CancelledError) as exc:
             receipt = await self._finish(run, None, exc)
-            exc.details.setdefault("run_id", run.run_id)
-            exc.details["receipt"] = receipt
-            exc.details.setdefault("effects", run.effects.summary())
+            if isinstance(exc, DseError):
+                exc.details.setdefault("run_id", run.run_id)
+                exc.details["receipt"] = receipt
+                exc.details.setdefault("effects", run.effects.summary())
             raise
         receipt = await self._finish(run, outputs, None)
         return Prediction(self.spec.validate_outputs(outputs), outputs, receipt)
@@ -230,47 +240,47 @@ class Program:
     async def _attempts(self, run: Run) -> dict[str, Any]:
         while True:
             try:
-                try:
-                    with anyio.fail_after(run.limits.active_s):
-                        return await self.strategy.run(run)
-                except TimeoutError:
-                    raise run.limit("active_s", f"{run.limits.active_s:g} s", f"{run.limits.active_s:g} s") from None
+                with run.active():
+                    return await self.strategy.run(run)
             except LimitExceeded as exc:
-                outcome = exc.details.get("outcome", "abort")
-                if outcome == "retry" and run.attempt < run.limits.max_retries and run.effects.repeatable:
-                    run.attempt += 1
-                    run.journal.add("retry", limit=exc.details.get("limit"), attempt=run.attempt)
-                    continue
-                if outcome == "retry":
+                if exc.details.get("outcome") != "retry":
+                    raise
+                if run.attempt >= run.limits.max_retries or not run.effects.repeatable:
                     exc.details["outcome"] = "fail_step"
-                raise
+                    raise
+                run.again()
+                run.journal.add("retry", limit=exc.details.get("limit"), attempt=run.attempt)
 
-    async def _finish(self, run: Run, outputs: dict[str, Any] | None, exc: DseError | None) -> dict[str, Any]:
-        hidden = self.spec.sensitive
-        if exc is None:
-            outcome = "ok"
-        elif isinstance(exc, RunSuspended):
-            outcome = "suspended"
-        elif isinstance(exc, RunFailed):
-            outcome = "failed"
-        elif isinstance(exc, InfrastructureError):
-            outcome = "infrastructure"
-        else:
-            outcome = "refused"
+    async def _finish(self, run: Run, outputs: dict[str, Any] | None, exc: BaseException | None) -> dict[str, Any]:
+        secrets = run.secrets
+        outcome = _outcome(exc)
+        error: dict[str, Any] | None = None
+        if isinstance(exc, DseError):
+            error = secrets.scrub(exc.to_dict())
+            if secrets.replies and isinstance(exc, RunFailed) and error["value"] is not None:
+                error["value"] = REDACTED  # may quote an output that did not fit
+        elif exc is not None:
+            what = secrets.text(safe_message(exc))
+            error = {"code": None, "class": type(exc).__name__, "what": what, "value": None, "remedy": ""}
+        details = exc.details if isinstance(exc, DseError) else {}
         run.journal.add("run_finished", outcome=outcome, outputs=outputs)
         receipt = {
             **self.stamp, "run_id": run.run_id, "program_id": run.program_id, "signature": self.spec.name,
-            "mode": run.plan.mode, "model": self.lm.name if self.lm else None, "outcome": outcome,
-            "error": exc.to_dict() if exc else None,
-            "limit": exc.details.get("limit") if exc else None,
-            "limit_outcome": exc.details.get("outcome") if exc else None,
-            "inputs": redact(run.wire_inputs, hidden), "outputs": redact(outputs, hidden),
-            "effects": run.effects.summary(), "calls": run.receipts, "usage": dict(run.meter.to_dict()),
-            "attempts": run.attempt + 1, "seed": run.seed, "clock": run.clock.isoformat(),
-            "transcript_hash": run.journal.transcript_hash(),
+            "mode": run.plan.mode, "model": self.lm.name if self.lm else None, "outcome": outcome, "error": error,
+            "limit": details.get("limit"), "limit_outcome": details.get("outcome"),
+            "inputs": _shown(run, run.wire_inputs), "outputs": None if outputs is None else _shown(run, outputs),
+            "effects": run.effects.summary(), "calls": [secrets.scrub(call) for call in run.receipts],
+            "usage": dict(run.meter.to_dict()), "attempts": run.attempt + 1, "seed": run.seed,
+            "clock": run.clock.isoformat(), "transcript_hash": run.journal.transcript_hash(),
         }  # fmt: skip
         if self.store is not None:
-            await self.store.threaded(self.store.save_run, receipt, run.journal.entries)
+            entries = [secrets.entry(entry) for entry in run.journal.entries]
+            try:
+                with anyio.CancelScope(shield=True):  # a cancelled run is kept as well
+                    await self.store.threaded(self.store.save_run, receipt, entries)
+            except StoreUnavailable as failure:
+                failure.details["receipt"] = receipt
+                raise
         return receipt
 
     # --- neighbours
@@ -291,6 +301,21 @@ class Program:
         return as_dspy(self, environment)
 
 
+def _outcome(exc: BaseException | None) -> str:
+    """``ok``, ``suspended``, ``failed``, ``infrastructure``, ``refused``, ``cancelled`` or ``crashed``."""
+    if exc is None:
+        return "ok"
+    kinds = (
+        (RunSuspended, "suspended"), (RunFailed, "failed"), (InfrastructureError, "infrastructure"), (DseError, "refused"),
+        (asyncio.CancelledError, "cancelled"),
+    )  # fmt: skip
+    return next((outcome for cls, outcome in kinds if isinstance(exc, cls)), "crashed")
+
+
+def _shown(run: Run, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return run.secrets.scrub(redact(dict(fields), run.spec.sensitive))
+
+
 class _Stream:
     def __init__(self, events: AsyncIterator[dict[str, Any]]) -> None:
         self.events = events
@@ -303,6 +328,18 @@ class _Stream:
 
     async def next(self) -> dict[str, Any] | None:
         return await anext(self.events, None)
+
+
+def check_limits(spec: SignatureSpec, plan: Plan) -> None:
+    """Refuse a bound for a tool that does not exist: nothing would enforce it.
+
+    Raises:
+        PlanError
+    """
+    unknown = sorted(set(plan.limits.calls_per_tool) - set(spec.tool_names))
+    if unknown:
+        raise PlanError("Limits(calls_per_tool=...) names tools that the signature does not declare",
+                        value=", ".join(unknown), remedy=f"The signature declares: {', '.join(spec.tool_names) or 'no tools'}.")  # fmt: skip
 
 
 def check_toolbox(spec: SignatureSpec, plan: Plan, toolbox: Toolbox) -> None:
@@ -323,9 +360,10 @@ def check_toolbox(spec: SignatureSpec, plan: Plan, toolbox: Toolbox) -> None:
 
 
 def load(
-    ref: str | Path | Artifact, *, signature: type[Signature], lm: Any = None, toolbox: Toolbox | None = None, deps: Any = None,
-    allow: Any = None, limits: Mapping[str, Any] | None = None, allow_unproven: bool = False, require_signature: bool = False,
-    approve: Callable[[Any], Any] | None = None, middleware: Sequence[Middleware] = (), store: Any = None,
+    ref: str | Path | Artifact, *, signature: type[Signature], lm: Any = None, toolbox: Toolbox | None = None,
+    deps: Any = None, allow: Any = None, limits: Mapping[str, Any] | None = None, allow_unproven: bool = False,
+    require_signature: bool = False, approve: Callable[[Any], Any] | None = None, middleware: Sequence[Middleware] = (),
+    store: Any = None,
 ) -> Program:  # fmt: skip
     """Load an artifact as a program that executes exactly its plan.
 
@@ -348,8 +386,9 @@ def load(
     spec = signature.spec()
     program = artifact.program
     if program.signature.get("signature_id") != spec.signature_id:
-        raise SignatureMismatch(f"The artifact was compiled for another {program.signature.get('name')}", value=spec.name,
-                                remedy="Compile again for the changed signature, or load with the one it was made for.")  # fmt: skip
+        raise SignatureMismatch(
+            f"The artifact was compiled for another {program.signature.get('name')}", value=spec.name,
+            remedy="Compile again for the changed signature, or load with the one it was made for.")  # fmt: skip
     tools = toolbox if toolbox is not None else spec.toolbox()
     tools = tightened(tools, program.contracts)
     plan = program.plan.narrowed(allow, limits) if allow is not None or limits else program.plan
@@ -403,9 +442,7 @@ def looser_fields(bound: Any, proven: Any) -> list[str]:
 
     looser = [name for name in ("timeout_s", "max_calls", "max_output_bytes")
               if number(getattr(bound, name)) > number(getattr(proven, name))]  # fmt: skip
-    if proven.rate is not None and (
-        bound.rate is None or bound.rate.calls / bound.rate.per_s > proven.rate.calls / proven.rate.per_s
-    ):
+    if proven.rate is not None and (bound.rate is None or _most_calls(bound.rate, proven.rate.per_s) > proven.rate.calls):
         looser.append("rate")
     if proven.approval is not None and bound.approval != proven.approval and not (bound.approval and bound.approval.always):
         looser.append("approval")
@@ -421,3 +458,6 @@ def looser_fields(bound: Any, proven: Any) -> list[str]:
     return looser
 
 
+def _most_calls(rate: Rate, seconds: float) -> int:
+    """Calls that `rate` lets into a window of `seconds` at most."""
+    return rate.calls * math.ceil(seconds / rate.per_s)

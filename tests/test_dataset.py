@@ -283,7 +283,11 @@ def test_holdout_is_refused_and_out_of_sight():
     assert len(data) == len(list(data)) == len(data.rows) == 28
     shown = repr(data) + repr(vars(data)) + str(data.describe()) + repr(data.holdout_summary()) + repr(data.overlaps(["x"]))
     shown += pickle.dumps((data.rows, data.split("search"), data.split("select"))).decode("latin-1")
-    assert not any(f"{secret}'" in shown or f"{secret}\x94" in shown for secret in secrets)
+
+    def is_shown(answer: str) -> bool:
+        return f"{answer}'" in shown or f"{answer}\x94" in shown  # in a repr, in a pickle
+
+    assert all(is_shown(row.answer) for row in data) and not any(map(is_shown, secrets))
     assert not {row.id for row in opened} & {row.id for row in data}
     for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(Refused):
@@ -295,7 +299,8 @@ def test_opening_is_recorded_first_and_counted():
     opened = data.open_holdout(ledger, purpose="gate", compile_id="c-1")
     (entry,) = ledger.entries
     assert set(entry) == {"dataset", "revision", "row_hashes", "purpose", "compile_id"}
-    assert (entry["dataset"], entry["revision"], entry["purpose"], entry["compile_id"]) == ("demo", data.revision, "gate", "c-1")
+    assert (entry["dataset"], entry["revision"]) == ("demo", data.revision)
+    assert (entry["purpose"], entry["compile_id"]) == ("gate", "c-1")
     assert entry["row_hashes"] == sorted(row.row_hash for row in opened)
     assert isinstance(opened, Holdout) and opened.openings == 1 and "secret" not in repr(opened)
     assert data.open_holdout(ledger).openings == 2
@@ -351,16 +356,21 @@ def test_save_and_load_round_trip(folder: Path):
     data, again = make(), Dataset.load(folder)
     assert again.revision == data.revision and again.assignment == data.assignment
     assert again.rows == data.rows and again.split_hashes == data.split_hashes and again.path == folder
-    assert [json.loads(line)["id"] for line in (folder / "data.jsonl").read_text().splitlines()] == [f"r{i}" for i in range(40)]
+    lines = (folder / "data.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [f"r{i}" for i in range(40)]
     stored = json.loads((folder / "dataset.json").read_text())
-    assert list(stored) == ["format", "name", "signature", "fields", "cluster_key", "license", "source", "builder", "split", "revision"]
+    assert list(stored) == [
+        "format", "name", "signature", "fields", "cluster_key", "license", "source", "builder", "split", "revision",
+    ]  # fmt: skip
     assert stored["revision"] == data.revision and stored["split"]["algorithm"] == "quota-hash-1"
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=20), min_size=6, max_size=6))
 def test_any_text_survives_a_round_trip(tmp_path_factory: pytest.TempPathFactory, texts: list[str]):
-    rows = [{"id": f"r{i}", "question": words(i), "answer": [text, None, 1.0], "scenario": i} for i, text in enumerate(texts)]
+    rows = [
+        {"id": f"r{i}", "question": words(i), "answer": [text, None, 1.0], "scenario": i} for i, text in enumerate(texts)
+    ]
     folder = tmp_path_factory.mktemp("any")
     made = make(rows)
     made.save(folder)
@@ -838,7 +848,7 @@ def test_jsonl(tmp_path: Path):
     assert again.assignment == data.assignment
 
 
-class Colour(str, enum.Enum):
+class Colour(enum.StrEnum):
     RED = "red"
 
 
@@ -1050,7 +1060,8 @@ def test_many_rows_load_in_reasonable_time(tmp_path: Path):
 def test_importing_is_light():
     code = (
         "import sys, dse.evaluation.dataset, dse.evaluation.metric;"
-        "print(sorted({'dspy', 'pandas', 'sqlalchemy', 'scipy', 'matplotlib', 'pydantic_monty', 'numpy'} & set(sys.modules)))"
+        "heavy = {'dspy', 'pandas', 'sqlalchemy', 'scipy', 'matplotlib', 'pydantic_monty', 'numpy'};"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

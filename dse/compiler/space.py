@@ -25,14 +25,17 @@ class Space:
 
     Attributes:
         allow: names among ``all``, ``union``, ``minimal``.
-        demos: demonstrations per prompt; 0 for none.
+        demos: demonstrations per prompt, one number or one per mode; 0 for none.
         cross: every prompt with every allow-list. By default one factor varies at a time: seed prompts with every
             allow-list, demonstrations with the smallest.
     """
 
     allow: tuple[str, ...] = ("all", "union", "minimal")
-    demos: int = 2
+    demos: int | Mapping[str, int] = 2
     cross: bool = False
+
+    def demos_of(self, mode: str) -> int:
+        return self.demos if isinstance(self.demos, int) else self.demos.get(mode, 0)
 
 
 def fitting_modes(spec: SignatureSpec, asked: Iterable[str] | None) -> tuple[str, ...]:
@@ -72,8 +75,9 @@ def candidates(
         for label, allow in mine.items():
             add(f"{mode}/{label}/seed", seed_plan(spec, mode, allow, limits), [])
         shown = mine if space.cross else {list(mine)[-1]: list(mine.values())[-1]}
-        for label, allow in shown.items() if space.demos else ():
-            made = bootstrap(spec, mode, of_mode, search, allow, k=space.demos, success=success)
+        k = space.demos_of(mode)
+        for label, allow in shown.items() if k else ():
+            made = bootstrap(spec, mode, of_mode, search, allow, k=k, success=success)
             if made is not None:
                 prompts, rows = made
                 add(f"{mode}/{label}/demos", Plan(mode=mode, prompts=prompts, allow=tuple(allow), limits=limits), rows)

@@ -231,9 +231,9 @@ def _dspy_cached(key: str, holder: _Holder) -> Any:
     spec = holder.spec
     fields: dict[str, Any] = {}
     for f in spec.inputs.values():
-        fields[f.name] = (f.annotation, dspy.InputField(desc=f.desc or None))
+        fields[f.name] = (f.annotation, dspy.InputField(**({"desc": f.desc} if f.desc else {})))
     for f in spec.outputs.values():
-        fields[f.name] = (f.annotation, dspy.OutputField(desc=f.desc or None))
+        fields[f.name] = (f.annotation, dspy.OutputField(**({"desc": f.desc} if f.desc else {})))
     return dspy.Signature(fields, spec.instructions, signature_name=spec.name)
 
 

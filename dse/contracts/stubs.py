@@ -38,7 +38,7 @@ class _Writer:
         self.classes: dict[str, str] = {}
         self.names: dict[bytes, str] = {}
         self.taken = set(taken)
-        self.imports: set[str] = set()
+        self.going_in = False  # arguments take what their validation takes; results are exactly their type
 
     def annotation(self, schema: Any, defs: Mapping[str, Any], hint: str) -> str:
         if not isinstance(schema, dict) or not schema:
@@ -62,6 +62,8 @@ class _Writer:
         if isinstance(kind, list):
             return " | ".join(self.annotation({**schema, "type": one}, defs, hint) for one in kind)
         if kind == "string":
+            if schema.get("format") == "decimal" and self.going_in:
+                return "Decimal | float"
             return _FORMATS.get(schema.get("format", ""), "str")
         if kind in _PRIMITIVES:
             return _PRIMITIVES[kind]
@@ -80,7 +82,9 @@ class _Writer:
         return f"set[{item}]" if schema.get("uniqueItems") and not item[:1].isupper() else f"list[{item}]"
 
     def typed_dict(self, schema: Mapping[str, Any], defs: Mapping[str, Any], hint: str) -> str:
-        key = canonical_json({"schema": schema, "defs": _used(schema, defs)})
+        used = _used(schema, defs)
+        exact = b'"decimal"' in canonical_json([schema, used]) and self.going_in
+        key = canonical_json({"schema": schema, "defs": used, "going_in": exact})
         if key in self.names:
             return self.names[key]
         base = re.sub(r"\W+", "_", hint, flags=re.ASCII).strip("_") or "Record"
@@ -161,6 +165,7 @@ def _function(writer: _Writer, name: str, parameters: Mapping[str, Any], returns
     defs = parameters.get("$defs", {})
     required = set(parameters.get("required", ()))
     first, rest, notes = [], [], []
+    writer.going_in = True
     for field, sub in parameters.get("properties", {}).items():
         type_ = writer.annotation(sub, defs, name[:1].upper() + name[1:] + field[:1].upper() + field[1:])
         if field in required:
@@ -170,6 +175,7 @@ def _function(writer: _Writer, name: str, parameters: Mapping[str, Any], returns
         note = _note(sub, schema_level=False)
         if note:
             notes.append(f"{field}: {note}")
+    writer.going_in = False
     star = ["*"] if keyword_only and (first or rest) else []
     text = doc + ("\n\n" if doc and notes else "") + "\n".join(notes)
     body = f"    {_doc(text, 4)}\n    ..." if text else "    ..."

@@ -11,7 +11,6 @@ import asyncio
 import copy
 import inspect
 import operator
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,25 +45,27 @@ from dse.errors import (
     Unserialisable,
 )  # fmt: skip
 from dse.runtime.admission import Admission, Ticket
-from dse.runtime.run import REDACTED, Run, redact
+from dse.runtime.redaction import REDACTED, redact, safe_message, without_paths
+from dse.runtime.run import Run
 
 __all__ = ["ApprovalRequest", "CallResult", "Dispatcher", "Middleware", "ToolCall"]
 
 SYNC_TOOL_THREADS = 512
-_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("dse_tool_threads")
+_tool_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("dse_tool_threads")
+_approval_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("dse_approval_threads")
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "eq": operator.eq, "ne": operator.ne, "gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le,
     "in": lambda a, b: a in b, "not_in": lambda a, b: a not in b,
 }  # fmt: skip
 
 
-def tool_threads() -> anyio.CapacityLimiter:
-    """The limiter of threads that run synchronous tools; shared with nothing else."""
+def _threads(limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter]) -> anyio.CapacityLimiter:
+    """A limiter of threads of its own, per event loop; shared with nothing else."""
     try:
-        return _limiter.get()
+        return limiter.get()
     except LookupError:
-        _limiter.set(anyio.CapacityLimiter(SYNC_TOOL_THREADS))
-        return _limiter.get()
+        limiter.set(anyio.CapacityLimiter(SYNC_TOOL_THREADS))
+        return limiter.get()
 
 
 @dataclass(frozen=True)
@@ -103,37 +104,6 @@ class CallResult:
     receipt: Mapping[str, Any]
 
 
-_PART = r"[^\s/\\\"'<>|]+"  # of a path
-_PATHS = re.compile(
-    rf"""(?:File\s+)?(?:
-      (["'])(?:file:|~|\.{{0,2}}/|\.{{0,2}}\\|[A-Za-z]:[\\/])[^"'\n]*\1                   # anything quoted that begins like a path
-    | file:/+[^\s"']*
-    | (?<![A-Za-z])[A-Za-z]:[\\/]+(?:{_PART}(?:\x20{_PART})*[\\/]+)*(?:{_PART})?         # C:\..., with spaces inside folders
-    | \\\\(?:{_PART}(?:\x20{_PART})*\\+)*(?:{_PART})?                                 # \\server\share
-    | (?<![\w/.~])(?:\.{{1,2}}|~\w*)?/(?:{_PART}(?:\x20{_PART})*/+)*(?:{_PART})            # /a/b, ./a, ../a, ~/a
-    | (?<=File\ )(["'])[^"'\n]*\2
-    )(?:,\s*line\s+\d+(?:,\s*in\s+\S+)?)?""",
-    re.VERBOSE,
-)
-_LONGEST_MESSAGE = 300
-
-
-def without_paths(text: str) -> str:
-    """One line of `text` for a model: nothing after a traceback begins, host paths as ``<path>``, at most 300 characters."""
-    text = _PATHS.sub("<path>", text[:4_000].split("Traceback (most recent call last)")[0])
-    text = " ".join(text.split())
-    return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
-
-
-def safe_message(exc: BaseException) -> str:
-    """What a model may be told about an exception: its class and text, without host paths or tracebacks."""
-    try:
-        text = without_paths(str(exc))
-    except Exception:  # an exception that cannot even say what it is
-        text = ""
-    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
-
-
 def _needs_approval(contract: ToolContract, wire: Mapping[str, Any], toolbox: Toolbox) -> bool:
     """Whether a call needs a decision; whatever cannot be decided does."""
     approval = contract.approval
@@ -144,10 +114,11 @@ def _needs_approval(contract: ToolContract, wire: Mapping[str, Any], toolbox: To
     if approval.rule is not None:
         rule = toolbox.rules.get(f"{approval.rule}@{approval.version}")
         try:
-            return True if rule is None else rule(copy.deepcopy(dict(wire))) is not False
+            answer = None if rule is None else rule(copy.deepcopy(dict(wire)))
+            return True if answer is None else bool(answer)
         except Exception:
             return True
-    properties, defs = contract.parameters["properties"], contract.parameters.get("$defs", {})
+    properties, defs = contract.parameters.get("properties", {}), contract.parameters.get("$defs", {})
     for name, conditions in (approval.when or {}).items():
         for op, expected in conditions.items():
             try:
@@ -162,15 +133,26 @@ def _needs_approval(contract: ToolContract, wire: Mapping[str, Any], toolbox: To
     return True
 
 
-@dataclass
+def _invalid(exc: Exception, contract: ToolContract) -> str:
+    """What is wrong with arguments or a result; without the values where some of them are sensitive."""
+    if not isinstance(exc, ValidationError):
+        return safe_message(exc)
+    if not contract.sensitive:
+        return validation_summary(exc)
+    found = exc.errors(include_url=False, include_context=False, include_input=False)
+    own_words = ("value_error", "assertion_error")  # a validator's text may quote the value
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'value'}: {'invalid' if e['type'] in own_words else e['msg']}"
+                     for e in found[:8])  # fmt: skip
+
+
+def _own_class(fault: ToolFault) -> type[ToolFault]:
+    return next(cls for cls in type(fault).__mro__ if cls.__module__ == ToolFault.__module__)
+
+
 class _Progress:
     """How far a call's implementation got, whatever middleware makes of it."""
 
     state: Literal["untouched", "none", "unknown", "completed"] = "untouched"
-
-    def declined(self) -> None:
-        """The implementation raised ToolFailed on purpose: it declares that nothing was done this time."""
-        self.state = "none"
 
 
 class Dispatcher:
@@ -196,9 +178,20 @@ class Dispatcher:
         self.middleware = tuple(middleware)
         self.admission = Admission()
         self.next_id = 1
+        self.pending: list[dict[str, Any]] = []  # calls that wait for a decision nobody here can take
+        self._clock = clock
+        self._sleep = sleep
+        for tool in filter(None, map(toolbox.get, self.allow)):
+            run.secrets.names.update(n for n in tool.contract.sensitive if n != "return")
+            if "return" in tool.contract.sensitive:
+                run.secrets.results.add(tool.name)
 
-    async def call(self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> CallResult:
+    async def call(self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *,
+                   malformed: bool = False) -> CallResult:  # fmt: skip
         """Call a tool with guest or JSON values.
+
+        Args:
+            malformed: the arguments could not be read at all; the call is refused, with a receipt like any other.
 
         Raises:
             ToolFault: what the program may see and handle.
@@ -206,28 +199,43 @@ class Dispatcher:
         """
         call_id = self.next_id
         self.next_id += 1
-        receipt: dict[str, Any] = {"call_id": call_id, "tool": name, "effect": None, "arguments": None,
-                                   "arguments_hash": None, "result_hash": None, "outcome": "refused", "latency_s": 0.0}  # fmt: skip
+        receipt: dict[str, Any] = {
+            "call_id": call_id, "tool": name, "effect": None, "arguments": None, "arguments_hash": None, "result_hash": None,
+            "outcome": "refused", "latency_s": 0.0,
+        }  # fmt: skip
         self.run.receipts.append(receipt)
         ticket: Ticket | None = None
+        charged = 0.0
         try:
-            tool, contract = self._allowed(name)
-            receipt["effect"] = contract.effect
-            wire, typed = self._arguments(tool, args, kwargs or {})
-            receipt["arguments_hash"] = digest(wire)
-            receipt["arguments"] = redact(wire, set(contract.sensitive))
+            try:
+                tool, contract = self._allowed(name)
+                receipt["effect"] = contract.effect
+                wire, typed = self._arguments(tool, args, kwargs or {}, malformed)
+                receipt["arguments_hash"] = arguments_hash = digest(wire)
+            except ToolFault:
+                self._count(0.0)  # refused calls count too, or a loop of them would never end
+                raise
+            receipt["arguments"] = redact(wire, contract.sensitive)
             self._budget(contract)
+            charged = contract.cost_usd
             ticket = self.admission.ticket(contract.concurrency)
-            await self._rate(contract)
-            await self._approval(contract, wire, call_id)
+            slot = await self._rate(contract)
+            await self._approval(contract, wire, arguments_hash, call_id)
             async with self.admission.admitted(ticket):
+                if slot is not None and self._clock() - slot > contract.rate.per_s / 10:  # type: ignore[union-attr]
+                    await self._rate(contract)  # a decision or other calls took so long that the slot has passed
+                charged = 0.0
                 value = await self._execute(tool, wire, typed, call_id, receipt)
             return CallResult(value, call_id, receipt)
-        except DseError as exc:
+        except BaseException as exc:
             if receipt["outcome"] == "refused":
-                receipt["fault"] = exc.code
-                receipt["message"] = exc.what
-                self.run.journal.add("tool_refused", call_id=call_id, tool=name, fault=exc.code, message=exc.what)
+                self.run.meter.refund_tool(charged)
+                if isinstance(exc, DseError):
+                    fault, message = exc.code, exc.what
+                else:
+                    fault, message = None, "cancelled" if isinstance(exc, asyncio.CancelledError) else safe_message(exc)
+                receipt.update(fault=fault, message=self.run.secrets.text(message))
+                self.run.journal.add("tool_refused", call_id=call_id, tool=name, fault=fault, message=receipt["message"])
             raise
         finally:
             if ticket is not None:
@@ -242,12 +250,16 @@ class Dispatcher:
             raise InfrastructureError("A tool has no implementation", value=name, remedy="Bind one to the toolbox.")
         return tool, tool.contract
 
-    def _arguments(self, tool: Tool, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _arguments(
+        self, tool: Tool, args: Sequence[Any], kwargs: Mapping[str, Any], malformed: bool
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         contract = tool.contract
         names = list(contract.parameters.get("properties", {}))
+        remedy = f"Parameters: {', '.join(names) or 'none'}."
+        if malformed:
+            raise ToolArgumentError(f"The arguments of {tool.name}() are not a JSON object", remedy="Send valid JSON.")
         if len(args) > len(names):
-            raise ToolArgumentError(f"{tool.name}() takes {len(names)} arguments but {len(args)} were given",
-                                    remedy=f"Parameters: {', '.join(names) or 'none'}.")  # fmt: skip
+            raise ToolArgumentError(f"{tool.name}() takes {len(names)} arguments but {len(args)} were given", remedy=remedy)
         given: dict[str, Any] = dict(zip(names, args, strict=False))
         for key, value in kwargs.items():
             if key in given:
@@ -255,141 +267,206 @@ class Dispatcher:
             given[key] = value
         try:
             wire = {key: wire_from_guest(value, key) for key, value in given.items()}
-            validate = getattr(tool.params, "validate", None)
+            if contract.sensitive:
+                self.run.secrets.remember(wire, contract.sensitive)
             if isinstance(tool.params, type):
                 made = tool.params.model_validate(wire)
                 typed = model_values(made)
-                canonical = canonical_sets(made.model_dump(mode="json", by_alias=True, warnings="error"), contract.parameters)
+                dumped = made.model_dump(mode="json", by_alias=True, warnings="error")
+                canonical = canonical_sets(dumped, contract.parameters)
             else:  # a contract bound as data
-                typed = canonical = validate(wire)  # type: ignore[misc]
-        except ValidationError as exc:
-            raise ToolArgumentError(f"Invalid arguments for {tool.name}(): {validation_summary(exc)}",
-                                    remedy=f"Parameters: {', '.join(names) or 'none'}.") from None  # fmt: skip
+                unknown = sorted(set(wire) - set(names))
+                if unknown and not contract.parameters.get("additionalProperties"):
+                    raise ToolArgumentError(f"{tool.name}() has no parameter {unknown[0]!r}", remedy=remedy)
+                canonical = tool.params.validate(wire)
+                typed = copy.deepcopy(canonical)
+            canonical_json(canonical)
+        except ToolArgumentError:
+            raise
         except Unserialisable as exc:
             raise ToolArgumentError(f"Invalid arguments for {tool.name}(): {exc.what}", remedy=exc.remedy) from None
+        except Exception as exc:  # also from a validator that cannot take what the model gave
+            problem = _invalid(exc, contract)
+            raise ToolArgumentError(f"Invalid arguments for {tool.name}(): {problem}", remedy=remedy) from None
         return canonical, typed
 
+    def _count(self, cost_usd: float) -> None:
+        """One more call of all calls; as a failed step, the limit is a fault of this call."""
+        try:
+            self.run.meter.before_tool_call(cost_usd)
+        except LimitExceeded as exc:
+            if exc.details["outcome"] != "fail_step":
+                raise
+            name = exc.details["limit"]
+            raise ToolLimitReached(f"The run reached its limit of {name}", limit=name,
+                                   remedy="Go on with the results you have.") from None  # fmt: skip
+
     def _budget(self, contract: ToolContract) -> None:
+        self._count(contract.cost_usd)
         meter = self.run.meter
-        meter.before_tool_call(contract.cost_usd)
         bounds = [b for b in (contract.max_calls, self.run.limits.calls_per_tool.get(contract.name)) if b is not None]
         if bounds and meter.per_tool[contract.name] >= min(bounds):
             raise ToolLimitReached(f"{contract.name} may be called {min(bounds)} times in one run, and was",
                                    remedy="Go on with the results you have.", limit=min(bounds))  # fmt: skip
         meter.charge_tool(contract.name, contract.cost_usd)
 
-    async def _rate(self, contract: ToolContract) -> None:
+    async def _rate(self, contract: ToolContract) -> float | None:
+        """Wait for a slot of a rated tool; gives its time."""
         if contract.rate is None:
-            return
-        wait = self.toolbox.reserve_slot(contract.name, contract.rate, time.monotonic(), contract.timeout_s)
+            return None
+        now = self._clock()
+        wait = self.toolbox.reserve_slot(contract.name, contract.rate, now, contract.timeout_s)
         if wait is None:
-            raise ToolRateLimited(f"{contract.name} is limited to {contract.rate.calls} calls in {contract.rate.per_s} s",
+            raise ToolRateLimited(f"{contract.name} is limited to {contract.rate.calls} calls in {contract.rate.per_s:g} s",
                                   remedy="Call it less often.")  # fmt: skip
         if wait > 0:
-            await anyio.sleep(wait)
+            await self._sleep(wait)
+        return now + wait
 
-    async def _approval(self, contract: ToolContract, wire: dict[str, Any], call_id: int) -> None:
+    async def _approval(self, contract: ToolContract, wire: dict[str, Any], arguments_hash: str, call_id: int) -> None:
         if not _needs_approval(contract, wire, self.toolbox):
             return
-        request = ApprovalRequest(contract.name, call_id, contract.effect, wire, digest(wire), self.run.run_id)
+        run = self.run
         if self.approve is None:
-            shown = {"tool": request.tool, "call_id": call_id, "effect": request.effect,
-                     "arguments": redact(wire, set(contract.sensitive)), "arguments_hash": request.arguments_hash}  # fmt: skip
-            raise RunSuspended(f"{contract.name} needs a decision before it runs", value=self.run.run_id,
+            self.pending.append({
+                "tool": contract.name, "call_id": call_id, "effect": contract.effect,
+                "arguments": redact(wire, contract.sensitive), "arguments_hash": arguments_hash})  # fmt: skip
+            # Calls of the same round that wait as well join this very list.
+            raise RunSuspended(f"{contract.name} needs a decision before it runs", value=run.run_id,
                                remedy="Give the program approve=, a function that decides.",
-                               run_id=self.run.run_id, pending=[shown])  # fmt: skip
-        decision = self.approve(request)
-        if inspect.isawaitable(decision):
-            decision = await decision
+                               run_id=run.run_id, pending=self.pending)  # fmt: skip
+        request = ApprovalRequest(contract.name, call_id, contract.effect, copy.deepcopy(wire), arguments_hash, run.run_id)
+        try:
+            with run.waiting():
+                decision = await self._decision(request)
+        except Exception as exc:
+            raise InfrastructureError(
+                f"No decision about {contract.name} could be had", value=safe_message(exc),
+                remedy="The tool was not run; correct the function given as approve=.") from exc  # fmt: skip
         granted, reason = decision if isinstance(decision, tuple) else (decision, "")
-        self.run.journal.add("approval", call_id=call_id, tool=contract.name, arguments_hash=request.arguments_hash,
-                             granted=bool(granted), reason=str(reason))  # fmt: skip
+        granted = granted is True  # anything else that happens to be true is no decision
+        reason = without_paths(str(reason))
+        run.journal.add("approval", call_id=call_id, tool=contract.name, arguments_hash=arguments_hash, granted=granted,
+                        reason=run.secrets.text(reason))  # fmt: skip
         if not granted:
             raise ToolDenied(f"{contract.name} was denied" + (f": {reason}" if reason else ""),
                              remedy="Do not try the same call again.")  # fmt: skip
 
-    async def _execute(self, tool: Tool, wire: dict[str, Any], typed: dict[str, Any], call_id: int, receipt: dict[str, Any]) -> Any:
+    async def _decision(self, request: ApprovalRequest) -> Any:
+        approve = self.approve
+        assert approve is not None
+        if inspect.iscoroutinefunction(approve) or inspect.iscoroutinefunction(getattr(approve, "__call__", None)):  # noqa: B004
+            return await approve(request)
+        # In a thread: a person who is asked there must not stop every other run.
+        threads = _threads(_approval_limiter)
+        decision = await anyio.to_thread.run_sync(approve, request, abandon_on_cancel=True, limiter=threads)
+        return await decision if inspect.isawaitable(decision) else decision
+
+    async def _execute(
+        self, tool: Tool, wire: dict[str, Any], typed: dict[str, Any], call_id: int, receipt: dict[str, Any]
+    ) -> Any:
         contract, run = tool.contract, self.run
         key = digest([run.run_id, call_id, contract.name])[7:39]
         started = time.perf_counter()
-        deadline = anyio.current_time() + contract.timeout_s
-        context = ToolContext(self.deps, run.run_id, call_id, key, deadline)
+        context = ToolContext(self.deps, run.run_id, call_id, key, anyio.current_time() + contract.timeout_s)
         call = ToolCall(contract.name, contract, typed, wire, context)
         run.journal.add("tool_intent", call_id=call_id, tool=contract.name, arguments=wire, idempotency_key=key)
-        status, value, fault = "unknown", None, None
+        progress = _Progress()
+        value, result_hash, error = None, None, None
         try:
-            try:
-                with anyio.fail_after(contract.timeout_s):
-                    raw = await self._through_middleware(tool, call)
-                status = "completed"
-                value = self._returned(tool, raw)
-            except TimeoutError:
-                fault = ToolTimeout(f"{contract.name} did not finish within {contract.timeout_s:g} s"
-                                    + (_UNKNOWN_WRITE if contract.effect == "write" else ""))  # fmt: skip
-            except ToolFault as exc:
-                fault = exc
-                if status != "completed" and type(exc) is ToolFailed:
-                    status = "none"  # raised by the implementation on purpose: it declares that nothing was done
-            except InfrastructureError:
-                raise
-            except Exception as exc:
-                fault = ToolFailed(f"{contract.name} failed: {safe_message(exc)}"
-                                   + (_UNKNOWN_WRITE if contract.effect == "write" else ""))  # fmt: skip
-            if fault is not None:
-                raise fault
-            return value
-        finally:
-            latency = time.perf_counter() - started
-            if contract.effect == "write" and status != "none":
-                run.effects.add(contract.name, call_id, status, contract.idempotent)
-            hidden = "return" in contract.sensitive
-            shown = REDACTED if hidden else redact(value, set(contract.sensitive))
-            receipt["latency_s"] = latency
-            receipt["idempotency_key"] = key
-            if fault is None and status == "completed":
-                receipt.update(outcome="ok", result_hash=digest(value))
-            else:
-                code = fault.code if fault else "DSE400"
-                receipt.update(outcome="fault", fault=code, message=fault.what if fault else "cancelled")
-            run.journal.add("tool_outcome", call_id=call_id, tool=contract.name, outcome=receipt["outcome"], result=shown,
-                            fault=receipt.get("fault"), message=receipt.get("message"), latency_s=latency)  # fmt: skip
+            with anyio.move_on_after(contract.timeout_s) as scope:
+                raw = await self._through_middleware(tool, call, progress)
+            if scope.cancelled_caught:
+                raise ToolTimeout(f"{contract.name} did not finish within {contract.timeout_s:g} s")
+            if progress.state == "untouched":  # middleware answered in the tool's place
+                progress.state = "completed"
+            value, result_hash = self._returned(tool, raw)
+        except BaseException as exc:
+            error = self._failure(contract, exc, progress)
+        receipt.update(latency_s=time.perf_counter() - started, idempotency_key=key, result_hash=result_hash)
+        if error is None:
+            receipt["outcome"] = "ok"
+        elif isinstance(error, DseError):
+            receipt.update(outcome="fault", fault=error.code, message=run.secrets.text(error.what))
+        else:
+            receipt.update(outcome="cancelled", fault=None, message="cancelled")
+        if contract.effect == "write" and progress.state != "none":
+            run.effects.add(contract.name, call_id, "completed" if progress.state == "completed" else "unknown",
+                            contract.idempotent)  # fmt: skip
+        if contract.sensitive:
+            run.secrets.remember(value, None if "return" in contract.sensitive else contract.sensitive)
+        shown = REDACTED if "return" in contract.sensitive and error is None else redact(value, contract.sensitive)
+        run.journal.add(
+            "tool_outcome", call_id=call_id, tool=contract.name, outcome=receipt["outcome"], result=shown,
+            fault=receipt.get("fault"), message=receipt.get("message"), latency_s=receipt["latency_s"],
+        )  # fmt: skip
+        if error is not None:
+            raise error
+        return value
 
-    async def _through_middleware(self, tool: Tool, call: ToolCall) -> Any:
+    def _failure(self, contract: ToolContract, exc: BaseException, progress: _Progress) -> BaseException:
+        """The fault that the program sees for whatever was raised, or `exc` itself where it ends the run."""
+        if isinstance(exc, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                return exc
+            fault = ToolFailed(f"{contract.name} failed: it was cancelled from within")
+        elif isinstance(exc, (InfrastructureError, BudgetExhausted, GeneratorExit, KeyboardInterrupt)):
+            return exc
+        elif isinstance(exc, ToolFault):
+            if isinstance(exc, ToolFailed) and progress.state == "untouched":
+                progress.state = "none"  # middleware refused on purpose before anything was done
+            fault = _own_class(exc)(without_paths(exc.what), remedy=without_paths(exc.remedy))
+        else:
+            fault = ToolFailed(f"{contract.name} failed: {safe_message(exc)}")
+        if contract.effect == "write" and progress.state != "none":
+            known = progress.state == "completed"
+            fault.what += "; the call itself took effect" if known else "; it is not known whether it took effect"
+        return fault
+
+    async def _through_middleware(self, tool: Tool, call: ToolCall, progress: _Progress) -> Any:
         async def implementation(call: ToolCall) -> Any:
-            arguments = dict(call.arguments)
-            if tool.context_parameter:
-                arguments[tool.context_parameter] = call.context
-            fn = tool.fn
-            assert fn is not None
-            if tool.is_async:
-                return await fn(**arguments)
-            if not isinstance(tool.params, type):
-                result = fn(**arguments)
-                return await result if inspect.isawaitable(result) else result
-            return await anyio.to_thread.run_sync(lambda: fn(**arguments), abandon_on_cancel=True, limiter=tool_threads())
+            before, progress.state = progress.state, "unknown"
+            try:
+                result = await _run_implementation(tool, call)
+            except ToolFailed:  # on purpose: the implementation declares that nothing was done
+                progress.state = "none" if before == "untouched" else before
+                raise
+            progress.state = "completed"
+            return result
 
         step: Next = implementation
         for layer in reversed(self.middleware):
             step = _wrap(layer, step)
         return await step(call)
 
-    def _returned(self, tool: Tool, raw: Any) -> Any:
+    def _returned(self, tool: Tool, raw: Any) -> tuple[Any, str]:
+        """The wire form of a result, and its hash."""
         contract = tool.contract
         try:
             wire = dump_wire(tool.returns, tool.returns.validate_python(raw, from_attributes=True), contract.returns)
-            size = len(canonical_json(wire))
+            text = canonical_json(wire)
         except ValidationError as exc:
             raise ToolReturnError(f"{contract.name} returned something else than its contract promises: "
-                                  f"{validation_summary(exc)}") from None  # fmt: skip
+                                  f"{_invalid(exc, contract)}") from None  # fmt: skip
         except Exception as exc:
             raise ToolReturnError(f"{contract.name} returned a value that has no JSON form: {safe_message(exc)}") from None
-        if size > contract.max_output_bytes:
-            raise ToolOutputTooLarge(f"{contract.name} returned {size} bytes; {contract.max_output_bytes} are allowed",
+        if len(text) > contract.max_output_bytes:
+            raise ToolOutputTooLarge(f"{contract.name} returned {len(text)} bytes; {contract.max_output_bytes} are allowed",
                                      remedy="Ask for less.")  # fmt: skip
-        return wire
+        return wire, f"sha256:{sha256_hex(text)}"
 
 
-_UNKNOWN_WRITE = "; it is not known whether it took effect"
+async def _run_implementation(tool: Tool, call: ToolCall) -> Any:
+    arguments = dict(call.arguments)
+    if tool.context_parameter:
+        arguments[tool.context_parameter] = call.context
+    fn = tool.fn
+    assert fn is not None
+    if tool.is_async:
+        return await fn(**arguments)
+    result = await anyio.to_thread.run_sync(lambda: fn(**arguments), abandon_on_cancel=True, limiter=_threads(_tool_limiter))
+    return await result if inspect.isawaitable(result) else result  # a plain function may hand out a coroutine
 
 
 def _wrap(layer: Middleware, step: Next) -> Next:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,103 +25,13 @@ from dse.errors import (
 )
 from dse.limits import Meter
 from dse.plan import Plan
+from dse.runtime.redaction import Secrets, safe_message
 
 if TYPE_CHECKING:
     from dse.models.lm import Completion, LanguageModel
     from dse.runtime.dispatcher import Dispatcher
 
-__all__ = ["Effects", "Journal", "Run", "Secrets", "redact"]
-
-REDACTED = "[redacted]"
-_SHORTEST_SECRET = 4  # shorter values would take innocent text with them
-
-
-def redact(value: Any, names: frozenset[str] | set[str]) -> Any:
-    """`value` with every field of those names replaced, at any depth."""
-    if not names:
-        return value
-    if isinstance(value, dict):
-        return {k: REDACTED if k in names else redact(v, names) for k, v in value.items()}
-    if isinstance(value, list):
-        return [redact(item, names) for item in value]
-    return value
-
-
-class Secrets:
-    """What receipts, streams and stored journals must not show.
-
-    Fields are hidden by name; their values (text and numbers of at least four characters) are remembered and
-    hidden wherever they come up again: in messages, prints, scripts, what the model says.
-
-    Attributes:
-        names: fields to hide at any depth of arguments, results, inputs and outputs.
-        results: tools whose whole result is hidden.
-        replies: an output is sensitive, so everything that may hold it before it is parsed is hidden.
-    """
-
-    def __init__(self, names: Iterable[str] = (), *, replies: bool = False) -> None:
-        self.names = set(names)
-        self.results: set[str] = set()
-        self.replies = replies
-        self._values: set[str] = set()
-        self._pattern: re.Pattern[str] | None = None
-
-    def remember(self, value: Any, names: Iterable[str] | None = None) -> None:
-        """Take note of the values below `names` (None: of everything in `value`)."""
-        if isinstance(value, Mapping):
-            for key, item in value.items():
-                self.remember(item, None if names is None or key in names else names)
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            for item in value:
-                self.remember(item, names)
-        elif names is None and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            text = str(value)
-            if len(text) >= _SHORTEST_SECRET and text not in self._values:
-                self._values.add(text)
-                self._pattern = None
-
-    def text(self, text: str) -> str:
-        """`text` without any value that is known to be sensitive."""
-        if not self._values:
-            return text
-        if self._pattern is None:
-            longest_first = sorted(self._values, key=lambda value: (-len(value), value))
-            self._pattern = re.compile("|".join(map(re.escape, longest_first)))
-        return self._pattern.sub(REDACTED, text)
-
-    def hide(self, value: Any) -> Any:
-        """A copy of JSON data with sensitive fields and values replaced."""
-        if isinstance(value, dict):
-            return {k: REDACTED if k in self.names else self.hide(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self.hide(item) for item in value]
-        return self.text(value) if isinstance(value, str) else value
-
-    def entry(self, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """A copy of a journal entry that may be shown. Its own keys are structure, whatever fields are called."""
-        shown: dict[str, Any] = {}
-        unparsed = _UNPARSED.get(entry["kind"], ()) if self.replies else ()
-        for key, value in entry.items():
-            if key in unparsed and value is not None:
-                shown[key] = REDACTED
-            elif key in ("calls", "tool_calls") and isinstance(value, list):
-                shown[key] = [self._call(c) if isinstance(c, dict) else c for c in value]
-            else:
-                shown[key] = self.hide(value)
-        return shown
-
-    def _call(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        shown = {key: self.hide(value) for key, value in call.items()}
-        if "result" in shown and call.get("name") in self.results:
-            shown["result"] = REDACTED
-        if self.names and shown.get("raw") is not None:
-            shown["raw"] = REDACTED  # malformed JSON: nobody knows which part is what
-        return shown
-
-
-_UNPARSED = {"model_call": ("text",), "repair": ("problem",), "feed": ("code",), "print": ("text",), "observation": ("value",),
-             "code_error": ("message", "problems")}  # fmt: skip
-
+__all__ = ["Effects", "Journal", "Run"]
 
 class Journal:
     """What happened, in order, as plain data. Subscribers see each entry as it is added."""
@@ -283,10 +192,8 @@ class Run:
         if self.limits.tokens is not None and None in (completion.usage.input_tokens, completion.usage.output_tokens):
             completion = _with_estimated_usage(completion, request)
         self.meter.after_model_call(completion)
-        entry = {
-            "text": completion.text,
-            "tool_calls": [{"id": c.id, "name": c.name, "arguments": c.arguments, "raw": c.raw} for c in completion.tool_calls],
-        }
+        calls = [{"id": c.id, "name": c.name, "arguments": c.arguments, "raw": c.raw} for c in completion.tool_calls]
+        entry = {"text": completion.text, "tool_calls": calls}
         try:
             canonical_json(entry)
         except Unserialisable as exc:
@@ -321,7 +228,7 @@ class Run:
         except Unserialisable as exc:
             raise ValueError(f"{exc.what}. {exc.remedy}") from None
         except Exception as exc:  # a validator of the signature's types that cannot take what the model gave
-            raise ValueError(f"the outputs cannot be validated: {type(exc).__name__}: {str(exc)[:200]}") from None
+            raise ValueError(f"the outputs cannot be validated: {safe_message(exc)}") from None
         if size > self.limits.output_bytes:
             if self.limits.outcome("output_bytes") == "fail_step":
                 raise ValueError(f"the outputs take {size} bytes; {self.limits.output_bytes} are allowed")

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from dse.contracts.signature import SignatureSpec, dspy_signature, validation_summary
 from dse.contracts.stubs import function_schema
-from dse.errors import NoSubmission, ToolArgumentError, ToolFault
+from dse.contracts.tool import ToolContract
+from dse.errors import NoSubmission, ToolFault
 from dse.plan import Prompt
 from dse.runtime.dispatcher import gather_calls
 from dse.runtime.run import Run
@@ -57,6 +58,33 @@ def _inputs_only(base: Any) -> Any:
     return base
 
 
+_schemas: dict[str, dict[str, Any]] = {}
+
+
+def _schema(contract: ToolContract) -> dict[str, Any]:
+    """The native schema of a tool, made once per interface."""
+    if contract.interface_id not in _schemas:
+        if len(_schemas) > 1_024:
+            _schemas.clear()
+        _schemas[contract.interface_id] = function_schema(contract)
+    return _schemas[contract.interface_id]
+
+
+def _trajectory(demo: Mapping[str, Any], spec: SignatureSpec) -> dict[str, Any]:
+    """A demonstration as inputs, rounds and outputs.
+
+    `ToolCalling.demo` makes it so; dspy's optimizers make one from the predictor's fields, whose last word is in
+    ``tool_calls``.
+    """
+    if "rounds" in demo:
+        return dict(demo)
+    calls = [{"name": c["name"], "arguments": c.get("arguments", {}), "result": None} for c in demo.get("tool_calls", ())]
+    answer = next((c["arguments"] for c in calls if c["name"] == "submit"), {name: demo.get(name) for name in spec.outputs})
+    others = [c for c in calls if c["name"] != "submit"]
+    inputs = {name: demo[name] for name in spec.inputs if name in demo}
+    return {"inputs": inputs, "rounds": [{"calls": others}] if others else [], "outputs": answer}
+
+
 def _message_of(fault: ToolFault) -> dict[str, Any]:
     return {"error": {"class": type(fault).__name__, "message": fault.message}}
 
@@ -88,7 +116,7 @@ class ToolCalling:
     async def run(self, run: Run) -> dict[str, Any]:
         contracts = [t.contract for t in (run.dispatcher.toolbox[name] for name in run.plan.allow)]
         submit = {"name": "submit", "description": _SUBMIT, "parameters": run.spec.output_schema}
-        tools = [*(function_schema(contract) for contract in contracts), submit]
+        tools = [*map(_schema, contracts), submit]
         native = run.model is not None and run.model.supports_tools
         return await (_Native(run, tools) if native else _Text(run, tools)).loop()
 
@@ -104,26 +132,24 @@ class _Rounds:
         self.outputs: dict[str, Any] | None = None
         self.prompt = run.plan.prompts["act"]
 
-    def repair(self, problem: str) -> None:
-        self.problem = problem
+    def repair(self, problem: str, *, submitted: bool = False) -> None:
+        self.problem = problem if submitted else ""
         self.repairs += 1
         self.run.journal.add("repair", predictor="act", problem=problem)
 
     def exhausted(self) -> bool:
         return self.repairs > self.run.limits.repairs
 
-    async def execute(self, calls: list[tuple[str, dict[str, Any] | None, str | None]]) -> list[Any]:
-        """Results in the order of `calls`: wire values, or error records. Sets `outputs` on a valid submission."""
+    async def execute(self, calls: list[tuple[str, dict[str, Any] | None]]) -> list[Any]:
+        """Results in the order of `calls`: wire values, or error records. Sets `outputs` on a valid submission.
 
-        async def one(name: str, arguments: dict[str, Any] | None, raw: str | None) -> Any:
-            if arguments is None:
-                shown = (raw or "")[:200]
-                self.run.journal.add("tool_refused", call_id=None, tool=name, fault="DSE202", message="malformed arguments")
-                fault = ToolArgumentError(f"The arguments of {name} are not a JSON object: {shown}",
-                                          remedy="Send valid JSON.")  # fmt: skip
-                return _message_of(fault)
+        Args:
+            calls: names with arguments (None where the model's JSON was malformed).
+        """
+
+        async def one(name: str, arguments: dict[str, Any] | None) -> Any:
             try:
-                return (await self.run.dispatcher.call(name, (), arguments)).value
+                return (await self.run.dispatcher.call(name, (), arguments, malformed=arguments is None)).value
             except ToolFault as fault:
                 return _message_of(fault)
 
@@ -134,26 +160,33 @@ class _Rounds:
             if isinstance(result, BaseException):
                 raise result
             results[index] = result
-        for index, (name, arguments, raw) in enumerate(calls):
-            if name == "submit" and self.outputs is None:
-                results[index] = self._submit(arguments, raw)
         if others:
             self.run.journal.add("round", calls=[
                 {"name": c[0], "arguments": c[1], "result": results[i]} for i, c in others])  # fmt: skip
+        problems = []
+        for index, (name, arguments) in enumerate(calls):
+            if name == "submit" and self.outputs is None:
+                problem = self._submit(arguments)
+                if problem is None:
+                    continue
+                problems.append(problem)
+                message = f"The answer does not fit: {problem}. Submit again."
+                results[index] = {"error": {"class": "ValidationError", "message": message}}
+        if problems and self.outputs is None:
+            self.repair("; ".join(dict.fromkeys(problems)), submitted=True)
         return results
 
-    def _submit(self, arguments: dict[str, Any] | None, raw: str | None) -> Any:
+    def _submit(self, arguments: dict[str, Any] | None) -> str | None:
+        """Take an answer, or say what is wrong with it."""
+        if arguments is None:
+            return "the arguments are not a JSON object"
         try:
-            if arguments is None:
-                raise ValueError(f"the arguments are not a JSON object: {(raw or '')[:200]}")
             self.outputs = self.run.accept_outputs(arguments)
-            return "accepted"
         except ValidationError as exc:
-            problem = validation_summary(exc)
+            return validation_summary(exc)
         except ValueError as exc:
-            problem = str(exc)
-        self.repair(problem)
-        return {"error": {"class": "ValidationError", "message": f"The answer does not fit: {problem}. Submit again."}}
+            return str(exc)
+        return None
 
     def failed(self) -> Exception:
         if self.problem:
@@ -171,6 +204,7 @@ class _Native(_Rounds):
 
     def _demo(self, demo: Mapping[str, Any], predictor: Predictor, number: int) -> list[dict[str, Any]]:
         """A demonstration as the conversation it was."""
+        demo = _trajectory(demo, self.run.spec)
         messages = [self._user(demo["inputs"], predictor)]
         rounds = [*demo["rounds"], {"calls": [{"name": "submit", "arguments": demo["outputs"], "result": "accepted"}]}]
         for index, one in enumerate(rounds):
@@ -188,6 +222,7 @@ class _Native(_Rounds):
         for number, demo in enumerate(self.prompt.demos):
             messages += self._demo(demo, predictor, number)
         messages.append(self._user(run.inputs, predictor))
+        used: set[str] = set()
         while not self.exhausted():
             request = {"messages": list(messages), "tools": self.tools, "tool_choice": "auto"}
             completion = await run.complete(request, predictor="act")
@@ -196,15 +231,17 @@ class _Native(_Rounds):
                 messages.append({"role": "assistant", "content": completion.text or ""})
                 messages.append({"role": "user", "content": "Call a tool, or call `submit` with the final answer."})
                 continue
-            calls, used = [], set()
-            for index, call in enumerate(completion.tool_calls):
-                ident = call.id if call.id and call.id not in used else f"call_{len(messages)}_{index}"
+            calls = []
+            for call in completion.tool_calls:
+                ident, number = call.id, len(used)
+                while not ident or ident in used:
+                    ident, number = f"call_{number}", number + 1
                 used.add(ident)
                 calls.append((ident, call))
             messages.append({"role": "assistant", "content": completion.text, "tool_calls": [
-                {"id": ident, "name": c.name, "arguments": c.arguments if c.arguments is not None else {}}
+                {"id": ident, "name": c.name, **({"raw": c.raw or ""} if c.arguments is None else {"arguments": c.arguments})}
                 for ident, c in calls]})  # fmt: skip
-            results = await self.execute([(c.name, c.arguments, c.raw) for _, c in calls])
+            results = await self.execute([(c.name, c.arguments) for _, c in calls])
             if self.outputs is not None:
                 if run.trace:
                     run.trace("act", dict(run.inputs), {"tool_calls": [
@@ -239,7 +276,7 @@ class _Text(_Rounds):
                 self.repair("no tool was called")
                 transcript.append("Your last reply called nothing: call a tool, or `submit`.")
                 continue
-            results = await self.execute([(one.name, one.arguments, None) for one in parsed])
+            results = await self.execute([(one.name, one.arguments) for one in parsed])
             if self.outputs is not None:
                 return self.outputs
             for one, result in zip(parsed, results, strict=True):
@@ -247,6 +284,7 @@ class _Text(_Rounds):
         raise self.failed()
 
     def _demo(self, demo: Mapping[str, Any]) -> dict[str, Any]:
+        demo = _trajectory(demo, self.run.spec)
         lines = [f"{c['name']}({json.dumps(c['arguments'], ensure_ascii=False)}) -> {_text(c['result'])}"
                  for one in demo["rounds"] for c in one["calls"]]  # fmt: skip
         return {**demo["inputs"], "tools": "(as below)", "transcript": "\n".join(lines) or "(nothing yet)",

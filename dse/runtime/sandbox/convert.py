@@ -66,7 +66,7 @@ def to_plain(value: Any, depth: int = 0) -> Any:
 
 
 def _name_of(value: Any) -> str:
-    return f"`{getattr(value, 'name', None) or getattr(value, '__name__', None) or value!r}`"
+    return f"`{getattr(value, 'name', None) or getattr(value, '__name__', None) or repr(value)}`"
 
 
 def _explain(text: str) -> str:

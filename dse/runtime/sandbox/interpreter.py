@@ -192,7 +192,7 @@ class Session:
     async def aclose(self) -> None:
         """Returns the worker, or ends it when a turn is still running. Idempotent."""
         with anyio.CancelScope(shield=True):
-            await self._in_thread(self._leave, self._workers.threads()[0])
+            await anyio.to_thread.run_sync(self._leave, limiter=self._workers.threads()[0])
 
     # --- threads
 
@@ -211,7 +211,6 @@ class Session:
         def run() -> Any:
             with self._lock:
                 if self._abandoned:
-                    self._leave_locked()
                     return None
                 self._in_turn = True
             try:
@@ -237,11 +236,14 @@ class Session:
     def _abandon(self) -> None:
         """Nobody waits for the running turn any more: it may end by itself, but not take long."""
         with self._lock:
-            self._abandoned = True
-            self._dead = faults.crash("the turn was cancelled")
+            self._dead = self._dead or faults.crash("the turn was cancelled")
             if not self._in_turn:
+                self._abandoned = True
                 self._leave_locked()
                 return
+            if self._abandoned:
+                return
+            self._abandoned = True
         timer = threading.Timer(_KILL_AFTER_S, self._kill)
         timer.daemon = True
         timer.start()
@@ -255,7 +257,10 @@ class Session:
     def _leave(self) -> None:
         with self._lock:
             self._dead = self._dead or faults.crash("the session was closed")
-            self._leave_locked()
+            if not self._in_turn:
+                self._leave_locked()
+                return
+        self._abandon()
 
     def _leave_locked(self) -> None:
         guest, self._guest, self._snapshot = self._guest, None, None

@@ -20,6 +20,8 @@ __all__ = ["WorkerPool"]
 _OPENERS = 4  # threads that may wait for a free worker at the same time
 _numbers = itertools.count()
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+_started = False  # a native pool was started in this process
+_forked = False  # ... and this process is a fork of that one: the native module hangs in here
 
 
 class _Holder(Protocol):
@@ -68,6 +70,7 @@ class WorkerPool:
         Raises:
             SandboxUnavailable: it cannot be started, or the pool is closed or belongs to a parent process.
         """
+        global _started
         with self._lock:
             if self.state == "open":
                 return
@@ -81,7 +84,7 @@ class WorkerPool:
                     checkout_timeout=self.checkout_timeout_s,
                 )
                 native.__enter__()
-            except (OSError, pydantic_monty.MontyError) as error:
+            except (OSError, RuntimeError, pydantic_monty.MontyError) as error:
                 raise SandboxUnavailable(
                     "the interpreter workers cannot be started",
                     value=f"{type(error).__name__}: {error}",
@@ -89,15 +92,16 @@ class WorkerPool:
                 ) from error
             self._native, self.state = native, "open"
             _pools.add(self)
+            _started = True
 
     def refuse_if_unusable(self) -> None:
         """Raises SandboxUnavailable when no worker can be had any more."""
         if self.state == "closed":
             raise SandboxUnavailable("the sandbox is closed", remedy="Create a new one")
-        if self.state == "forked":
+        if self.state == "forked" or _forked:
             raise SandboxUnavailable(
-                "this process was forked after the sandbox had started; the workers belong to the parent",
-                remedy="Create a new sandbox in the child, or start processes with 'spawn'",
+                "this process was forked after a sandbox had started; the workers belong to the parent",
+                remedy="Start processes with 'spawn' or 'forkserver', or before the first use of a sandbox",
             )
 
     def lend(self, **options: Any) -> Any:
@@ -106,16 +110,22 @@ class WorkerPool:
         Raises:
             SandboxUnavailable: none became free in time, or the pool is closed.
         """
+        import pydantic_monty
+
         self.start()
-        native = self._native
-        if native is None:
-            self.refuse_if_unusable()
-        session = native.checkout(**options)
-        try:
-            session.__enter__()
-        except TimeoutError:
-            raise self.exhausted() from None
-        return session
+        for last in (False, False, True):
+            native = self._native
+            if native is None:
+                self.refuse_if_unusable()
+            session = native.checkout(**options)
+            try:
+                session.__enter__()
+                return session
+            except TimeoutError:
+                raise self.exhausted() from None
+            except pydantic_monty.MontyError as error:  # an idle worker had died
+                if last:
+                    raise SandboxUnavailable("interpreter workers end before they can be used", value=str(error)) from error
 
     def exhausted(self) -> SandboxUnavailable:
         return SandboxUnavailable(
@@ -147,6 +157,8 @@ class WorkerPool:
 
 
 def _disown_all() -> None:
+    global _forked
+    _forked = _forked or _started
     for pool in list(_pools):
         pool.disown()
 
