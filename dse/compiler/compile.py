@@ -255,7 +255,7 @@ class _Compile:
             "toolbox": toolbox.revision(self.spec.tool_names), "objective": task.objective.to_dict(),
             "limits": task.limits.model_dump(mode="json"), "required": list(task.required), "modes": list(self.modes),
             "rows": [self.rows.search, self.rows.select, self.rows.holdout],
-            "space": [list(self.space.allow), {mode: self.space.demos_of(mode) for mode in self.modes}, self.space.cross], "success": self.success, "seed": self.seed,
+            "space": [{mode: list(self.space.allow_of(mode)) for mode in self.modes}, {mode: self.space.demos_of(mode) for mode in self.modes}, self.space.cross], "success": self.success, "seed": self.seed,
             "model": [self.model.name, dict(self.model.params)], "prices": self.prices.name if self.prices else None,
         })  # fmt: skip
 

@@ -24,15 +24,18 @@ class Space:
     """What is tried.
 
     Attributes:
-        allow: names among ``all``, ``union``, ``minimal``.
+        allow: names among ``all``, ``union``, ``minimal``, for every mode or per mode.
         demos: demonstrations per prompt, one number or one per mode; 0 for none.
         cross: every prompt with every allow-list. By default one factor varies at a time: seed prompts with every
             allow-list, demonstrations with the smallest.
     """
 
-    allow: tuple[str, ...] = ("all", "union", "minimal")
+    allow: tuple[str, ...] | Mapping[str, tuple[str, ...]] = ("all", "union", "minimal")
     demos: int | Mapping[str, int] = 2
     cross: bool = False
+
+    def allow_of(self, mode: str) -> tuple[str, ...]:
+        return self.allow if isinstance(self.allow, tuple) else self.allow.get(mode, ("all",))
 
     def demos_of(self, mode: str) -> int:
         return self.demos if isinstance(self.demos, int) else self.demos.get(mode, 0)
@@ -61,7 +64,6 @@ def candidates(
     plans: dict[str, Plan] = {}
     sources: dict[str, list[str]] = {}
     seen: set[str] = set()
-    named: Mapping[str, tuple[str, ...]] = {n: a for n, a in lists.named().items() if n in space.allow}
 
     def add(name: str, plan: Plan, rows: list[str]) -> None:
         if plan.plan_id not in seen:
@@ -70,7 +72,8 @@ def candidates(
             sources[name] = rows
 
     for mode in modes:
-        mine = {"none": ()} if mode == "direct" else named
+        named = {name: allow for name, allow in lists.named().items() if name in space.allow_of(mode)}
+        mine: Mapping[str, tuple[str, ...]] = {"none": ()} if mode == "direct" else named
         of_mode = [r for r in records if r.candidate.split("/")[0] == mode]
         for label, allow in mine.items():
             add(f"{mode}/{label}/seed", seed_plan(spec, mode, allow, limits), [])
