@@ -339,7 +339,8 @@ def check_limits(spec: SignatureSpec, plan: Plan) -> None:
     unknown = sorted(set(plan.limits.calls_per_tool) - set(spec.tool_names))
     if unknown:
         raise PlanError("Limits(calls_per_tool=...) names tools that the signature does not declare",
-                        value=", ".join(unknown), remedy=f"The signature declares: {', '.join(spec.tool_names) or 'no tools'}.")  # fmt: skip
+                        value=", ".join(unknown),
+                        remedy=f"The signature declares: {', '.join(spec.tool_names) or 'no tools'}.")  # fmt: skip
 
 
 def check_toolbox(spec: SignatureSpec, plan: Plan, toolbox: Toolbox) -> None:

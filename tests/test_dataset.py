@@ -432,6 +432,15 @@ def test_append_keeps_placements_and_changes_nothing_else(folder: Path):
     assert Dataset.load(folder).assignment == bigger.assignment
 
 
+def test_a_dataset_goes_on_after_it_was_saved(tmp_path: Path):
+    data = make()
+    data.save(tmp_path / "demo")
+    bigger = data.append(make_rows(4, 2, start=40))
+    bigger.save()
+    bigger.append(make_rows(4, 2, start=44)).save()
+    assert Dataset.load(tmp_path / "demo").describe()["rows"] == 48
+
+
 def test_append_is_all_or_nothing(folder: Path):
     data = Dataset.load(folder)
     good, bad = make_rows(2, 2, start=50)

@@ -1,5 +1,6 @@
 """The sandbox with the real interpreter: turns, limits, crashes, determinism, many sessions."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 import asyncio
@@ -10,7 +11,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Coroutine
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
@@ -23,7 +24,7 @@ from dse.runtime import sandbox
 from dse.runtime.sandbox import Failed, Finished, Raise, Sandbox, SandboxLimits, Session, Turn, Value, Waiting, lint
 from dse.runtime.sandbox.convert import NotPlain, bounded_repr, to_plain
 
-CLOCK = datetime(2026, 3, 4, 12, tzinfo=timezone.utc)
+CLOCK = datetime(2026, 3, 4, 12, tzinfo=UTC)
 ASYNC = frozenset({"fetch", "other"})
 SYNC = frozenset({"submit"})
 
@@ -43,7 +44,9 @@ async def opened(box: Sandbox, **options: Any) -> Session:
 Answer = Callable[[Any], Any]
 
 
-async def drive(session: Session, turn: Turn, answer: Answer = lambda call: Value(call.args[0])) -> tuple[Turn, list[str], str]:
+async def drive(
+    session: Session, turn: Turn, answer: Answer = lambda call: Value(call.args[0])
+) -> tuple[Turn, list[str], str]:
     """Answers every pending call; gives the last turn, the names called, and everything printed."""
     calls: dict[int, Any] = {}
     prints = turn.prints
@@ -128,7 +131,9 @@ def test_two_awaits_in_five_coroutines() -> None:
         first = await session.feed(TWO_AWAITS)
         assert isinstance(first, Waiting) and [c.name for c in first.calls] == ["fetch"] * 5
         second = await session.resume({i: Value(i * 10) for i in first.pending})
-        assert isinstance(second, Waiting) and [(c.name, c.args) for c in second.calls] == [("other", (i * 10 + 1,)) for i in range(5)]
+        assert isinstance(second, Waiting) and [(c.name, c.args) for c in second.calls] == [
+            ("other", (i * 10 + 1,)) for i in range(5)
+        ]
         assert second.prints == "".join(f"first {i} {i * 10}\n" for i in range(5))
         last = await session.resume({i: Value(i) for i in second.pending})
         assert isinstance(last, Finished) and last.value == list(second.pending) == [5, 6, 7, 8, 9]
@@ -232,7 +237,12 @@ def test_exceptions_for_the_guest() -> None:
             seen.append((type(e).__name__, str(e)))
     seen
     """
-    given_ = [Raise("ValueError", "bad"), Raise("PermissionError", "no"), Raise("ToolDenied", "never"), Raise("MemoryError", "x")]
+    given_ = [
+        Raise("ValueError", "bad"),
+        Raise("PermissionError", "no"),
+        Raise("ToolDenied", "never"),
+        Raise("MemoryError", "x"),
+    ]
     value = result(textwrap.dedent(code), answer=lambda call: given_[call.args[0]])
     assert value == [
         ("ValueError", "bad"), ("PermissionError", "no"), ("RuntimeError", "ToolDenied: never"), ("RuntimeError", "MemoryError: x"),
@@ -283,7 +293,10 @@ def test_misuse_is_refused() -> None:
 @pytest.mark.parametrize(
     ("code", "arguments"),
     [
-        ("@dataclass\nclass P:\n    x: int\n    tags: list\nawait fetch([P(1, [P(2, [])])])", [{"x": 1, "tags": [{"x": 2, "tags": []}]}]),
+        (
+            "@dataclass\nclass P:\n    x: int\n    tags: list\nawait fetch([P(1, [P(2, [])])])",
+            [{"x": 1, "tags": [{"x": 2, "tags": []}]}],
+        ),
         ("await fetch({'a': (1, 2.5, None, True), 'b': {3}})", {"a": (1, 2.5, None, True), "b": {3}}),
         ("await fetch([x * 2 for x in range(3)])", [0, 2, 4]),
         ("await fetch('<b>not a repr</b>')", "<b>not a repr</b>"),
@@ -321,7 +334,9 @@ def test_what_a_value_shows() -> None:
         session = await opened(box)
         turn = await session.feed("[{'n': i} for i in range(10000)]")
         assert isinstance(turn, Finished) and len(turn.value_repr) < 2100
-        assert turn.value_repr.startswith("list of 10000 items, beginning: [{'n': 0}, {'n': 1}") and turn.value_repr.endswith("…")
+        assert turn.value_repr.startswith(
+            "list of 10000 items, beginning: [{'n': 0}, {'n': 1}"
+        ) and turn.value_repr.endswith("…")
         turn = await session.feed("x = 0\nfor _ in range(5000):\n    x = [x]\nx")
         assert isinstance(turn, Finished) and "..." in turn.value_repr
 
@@ -329,8 +344,14 @@ def test_what_a_value_shows() -> None:
 
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=5), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(codec="utf-8")),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=5), inner, max_size=4)
+    ),
     max_leaves=15,
 )
 
@@ -457,7 +478,11 @@ def test_lines_are_those_of_the_feed_even_with_shims_and_earlier_functions() -> 
 
 
 def test_there_is_no_way_out() -> None:
-    for code in ("import os\nos.environ['PATH']", "import os\nos.listdir('/')", "from pathlib import Path\nPath('/etc').exists()"):
+    for code in (
+        "import os\nos.environ['PATH']",
+        "import os\nos.listdir('/')",
+        "from pathlib import Path\nPath('/etc').exists()",
+    ):
         failed, _ = failure(code)
         assert failed.error.class_name in ("PermissionError", "RuntimeError")
 

@@ -128,13 +128,14 @@ _PATHS = re.compile(
     )(?:,\s*line\s+\d+(?:,\s*in\s+\S+)?)?""",
     re.VERBOSE,
 )
+_FRAMES = re.compile(r'^[ \t]*File "[^"\n]*", line \d+.*(?:\n[ \t]+\S.*)*', re.MULTILINE)  # with their source lines
 _LONGEST_MESSAGE = 300
 
 
 def without_paths(text: str) -> str:
     """`text` as one line for a model: cut where a traceback begins, host paths as ``<path>``, at most 300 characters."""
     text = text[:4_000].split("Traceback (most recent call last)")[0]
-    text = " ".join(_PATHS.sub("<path>", text).split())
+    text = " ".join(_PATHS.sub("<path>", _FRAMES.sub("<path>", text)).split())
     return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
 
 

@@ -239,7 +239,8 @@ class _Native(_Rounds):
                 used.add(ident)
                 calls.append((ident, call))
             messages.append({"role": "assistant", "content": completion.text, "tool_calls": [
-                {"id": ident, "name": c.name, **({"raw": c.raw or ""} if c.arguments is None else {"arguments": c.arguments})}
+                {"id": ident, "name": c.name or "unknown"}
+                | ({"raw": c.raw or ""} if c.arguments is None else {"arguments": c.arguments})
                 for ident, c in calls]})  # fmt: skip
             results = await self.execute([(c.name, c.arguments) for _, c in calls])
             if self.outputs is not None:

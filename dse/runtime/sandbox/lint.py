@@ -48,6 +48,7 @@ _NAMES = {
     "breakpoint": "use print()", "super": "classes cannot inherit here", "memoryview": "use bytes",
     "bytearray": "use a list of ints and bytes()", "issubclass": "compare the types", "delattr": "assign None",
     "aiter": "use a list", "anext": "use a list",
+    "SystemExit": "let the code run to its end",
 }  # fmt: skip
 _ASYNCIO = {
     "TaskGroup": "use asyncio.gather", "wait": "use asyncio.gather", "Lock": "leave it out: only an `await` switches tasks",
@@ -342,11 +343,8 @@ class _Linter:
                     node, "eager", f"{name.rpartition('.')[2]}() evaluates every item here, so every call is made",
                     "use a loop with break if that matters", warning=True,
                 )  # fmt: skip
-        if name.startswith("builtins.") and _is_exception(name.removeprefix("builtins.")):
-            if name == "builtins.SystemExit":
-                yield self._lacks(node, "SystemExit is", "let the code run to its end")
-            elif len(node.args) > 1:
-                yield self._lacks(node, "an exception with several arguments is", "give it one message")
+        if name.startswith("builtins.") and _is_exception(name.removeprefix("builtins.")) and len(node.args) > 1:
+            yield self._lacks(node, "an exception with several arguments is", "give it one message")
         if name == "json.dumps" and any(k.arg == "cls" for k in node.keywords):
             yield self._lacks(node, "json.dumps(cls=...) is", "use default=str, or convert the values")
 

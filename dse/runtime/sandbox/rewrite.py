@@ -448,7 +448,7 @@ class _Rewriter:
             root = root.value
         if isinstance(root, ast.Name) and root.id in _TYPES and root.id not in self.s.bound:
             return False
-        return not (isinstance(root, ast.Name) and root.id in self.s.imports)
+        return not (isinstance(root, ast.Name) and (root.id in self.s.imports or root.id.startswith(PREFIX)))
 
     def _is_function(self, node: ast.expr) -> bool:
         return isinstance(node, ast.Lambda) or (isinstance(node, ast.Name) and node.id in self.s.functions)
