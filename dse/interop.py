@@ -19,7 +19,7 @@ from dse.portal import run_sync
 __all__ = ["DseModule", "as_dspy"]
 
 
-class DseModule(dspy.Module):
+class DseModule(dspy.Module):  # type: ignore[misc]
     """A program as a dspy module. Inputs as keywords; gives a ``dspy.Prediction`` of the outputs."""
 
     def __init__(self, program: Any, environment: Environment | None = None) -> None:

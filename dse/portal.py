@@ -10,7 +10,9 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from anyio.abc import BlockingPortal
+    from concurrent.futures import Future
+
+    from anyio.from_thread import BlockingPortal
 
 __all__ = ["run_sync"]
 
@@ -62,7 +64,7 @@ def run_sync(fn: Callable[..., Awaitable[T]], *args: Any) -> T:
     portal = _get()
     if threading.get_ident() == getattr(portal, "_event_loop_thread_id", None):
         raise RuntimeError("a sync call inside dse's own event loop would wait for itself: use the async face")
-    future = portal.start_task_soon(fn, *args)
+    future: Future[T] = portal.start_task_soon(fn, *args)
     try:
         return future.result()
     except BaseException:

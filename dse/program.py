@@ -91,7 +91,8 @@ class RunHandle:
 
     def result(self, timeout_s: float | None = None) -> Prediction:
         """Wait for the end. Raises what the run raised."""
-        return self._future.result(timeout_s)
+        prediction: Prediction = self._future.result(timeout_s)
+        return prediction
 
     async def aresult(self) -> Prediction:
         """`result` for async code. Giving up waiting does not end the run; `cancel` does."""
@@ -312,7 +313,7 @@ def _outcome(exc: BaseException | None) -> str:
     return next((outcome for cls, outcome in kinds if isinstance(exc, cls)), "crashed")
 
 
-def _shown(run: Run, fields: Mapping[str, Any]) -> dict[str, Any]:
+def _shown(run: Run, fields: Mapping[str, Any]) -> Any:
     return run.secrets.scrub(redact(dict(fields), run.spec.sensitive))
 
 

@@ -250,7 +250,7 @@ class _Compile:
         return digest({
             "signature": self.spec.signature_id, "semantics": SEMANTICS_VERSION,
             "contracts": {n: [toolbox[n].contract.interface_id, toolbox[n].contract.policy_id] for n in self.spec.tool_names},
-            "dataset": self.data.revision, "metric": [metric.name, metric.revision],
+            "dataset": [self.data.revision, dict(self.data.split_hashes)], "metric": [metric.name, metric.revision],
             "environment": [environment.name, environment.revision] if environment else None,
             "toolbox": toolbox.revision(self.spec.tool_names), "objective": task.objective.to_dict(),
             "limits": task.limits.model_dump(mode="json"), "required": list(task.required), "modes": list(self.modes),

@@ -112,7 +112,7 @@ class _Builder:
         self.building: set[str] = set()
         self.count = 0
 
-    def type(self, schema: Schema | bool) -> Any:
+    def annotation(self, schema: Schema | bool) -> Any:
         if schema is True or schema == {}:
             return Any
         if not isinstance(schema, dict):
@@ -125,18 +125,18 @@ class _Builder:
             return Literal[tuple(schema["enum"])]
         for key in ("anyOf", "oneOf"):
             if key in schema:
-                return Union[tuple(self.type(sub) for sub in schema[key])]  # noqa: UP007
+                return Union[tuple(self.annotation(sub) for sub in schema[key])]  # noqa: UP007
         if len(schema.get("allOf", ())) == 1:
-            return self.type(schema["allOf"][0])
+            return self.annotation(schema["allOf"][0])
         kind = schema.get("type")
         if isinstance(kind, list):
-            return Union[tuple(self.type({**schema, "type": one}) for one in kind)]  # noqa: UP007
+            return Union[tuple(self.annotation({**schema, "type": one}) for one in kind)]  # noqa: UP007
         return self.constrained(self.plain(kind, schema), schema)
 
     def named(self, name: str) -> Any:
         target = self.defs[name]
         if target.get("type") != "object" or "properties" not in target:
-            return self.type(target)
+            return self.annotation(target)
         if name not in self.models and name not in self.building:
             self.building.add(name)
             self.models[name] = self.model(name, target)
@@ -150,9 +150,9 @@ class _Builder:
             return _PRIMITIVES[kind]
         if kind == "array":
             if "prefixItems" in schema:
-                parts = tuple(self.type(sub) for sub in schema["prefixItems"])
+                parts = tuple(self.annotation(sub) for sub in schema["prefixItems"])
                 return tuple[parts]  # type: ignore[valid-type]
-            item = self.type(schema.get("items", True))
+            item = self.annotation(schema.get("items", True))
             if schema.get("uniqueItems"):
                 return set[item]  # type: ignore[valid-type]
             return list[item]  # type: ignore[valid-type]
@@ -160,7 +160,7 @@ class _Builder:
             if "properties" in schema:
                 self.count += 1
                 return self.model(f"Object{self.count}", schema)
-            value = self.type(schema.get("additionalProperties", True))
+            value = self.annotation(schema.get("additionalProperties", True))
             return dict[str, value]  # type: ignore[valid-type]
         return Any
 
@@ -174,7 +174,7 @@ class _Builder:
         required = set(schema.get("required", ()))
         fields: dict[str, Any] = {}
         for index, (key, sub) in enumerate(schema["properties"].items()):
-            type_ = self.type(sub)
+            type_ = self.annotation(sub)
             # Keys may be no identifiers; every field is addressed by its alias.
             if key in required:
                 fields[f"f{index}"] = (type_, Field(alias=key))
@@ -190,7 +190,7 @@ def _adapter(text: bytes) -> TypeAdapter[Any]:
 
     schema = parse_json(text)
     builder = _Builder(schema.get("$defs", {}))
-    type_ = builder.type({k: v for k, v in schema.items() if k != "$defs"})
+    type_ = builder.annotation({k: v for k, v in schema.items() if k != "$defs"})
     for model in builder.models.values():
         model.model_rebuild(_types_namespace=dict(builder.models))
     return TypeAdapter(type_)

@@ -79,5 +79,5 @@ def environment(factory: Callable[[Any], Any] | None = None, /, *, revision: str
     """
     if factory is None:
         return lambda fn: environment(fn, revision=revision, name=name)
-    return Environment(factory, name=name or getattr(factory, "__name__", "environment"),
+    return Environment(factory, name=name or str(getattr(factory, "__name__", "environment")),
                        revision=revision or source_revision(factory))  # fmt: skip

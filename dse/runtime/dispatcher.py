@@ -410,7 +410,7 @@ class Dispatcher:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 return exc
-            fault = ToolFailed(f"{contract.name} failed: it was cancelled from within")
+            fault: ToolFault = ToolFailed(f"{contract.name} failed: it was cancelled from within")
         elif isinstance(exc, (InfrastructureError, BudgetExhausted, GeneratorExit, KeyboardInterrupt)):
             return exc
         elif isinstance(exc, ToolFault):

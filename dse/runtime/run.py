@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Effects", "Journal", "Run"]
 
+
 class Journal:
     """What happened, in order, as plain data. Subscribers see each entry as it is added."""
 

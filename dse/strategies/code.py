@@ -308,11 +308,11 @@ class _CodeSession:
                 raise LimitExceeded(f"The script reached its limit of {name}", value=error.message,
                                     remedy=f"Raise Limits({name}=...) if the task needs it.", limit=name,
                                     outcome=outcome)  # fmt: skip
-        hint = ""
+        hint = sandbox.hint_for(error)
         if error.dead:
             await self.close()
             self.earlier.clear()
-            hint = "All variables are lost: start afresh."
+            hint = f"{hint} All variables are lost: start afresh.".strip()
         return self._failed(error.class_name, error.message, error.line, hint)
 
 

@@ -66,7 +66,8 @@ class Predictor:
 
     def user_message(self, signature: Any, inputs: Mapping[str, Any]) -> str:
         """Only the inputs, without the reminder of the output format."""
-        return _adapter().format_user_message_content(signature, dict(inputs))
+        content: str = _adapter().format_user_message_content(signature, dict(inputs))
+        return content
 
     def parse(self, text: str) -> dict[str, Any]:
         """The output fields in `text`.

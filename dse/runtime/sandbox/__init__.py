@@ -7,7 +7,8 @@ The only room that knows the interpreter. Importing this package does not import
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from dse.runtime.sandbox.checker import PRELUDE, Checker
 from dse.runtime.sandbox.faults import hint_for
@@ -34,6 +35,9 @@ __all__ = [
 ]  # fmt: skip
 
 
+_Service = TypeVar("_Service", Sandbox, Checker)
+
+
 def pool() -> Sandbox:
     """The process's own sandbox; made when first asked for, and anew once it is closed or inherited by a fork."""
     return _shared("pool", Sandbox)
@@ -44,11 +48,11 @@ def checker() -> Checker:
     return _shared("checker", Checker)
 
 
-def _shared(name: str, make: type) -> Any:
+def _shared(name: str, make: Callable[[], _Service]) -> _Service:
     with _lock:
         if name not in _instances or not _instances[name].usable:
             _instances[name] = make()
-        return _instances[name]
+        return cast("_Service", _instances[name])
 
 
 _instances: dict[str, Any] = {}

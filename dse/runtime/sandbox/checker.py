@@ -98,7 +98,7 @@ class Checker:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return list(self._cache[key])
-        found = await self._in_thread(self._check, stubs, declarations, tuple(earlier), code)
+        found: list[Diagnostic] = await self._in_thread(self._check, stubs, declarations, tuple(earlier), code)
         with self._lock:
             self._cache[key] = tuple(found)
             while len(self._cache) > self._size:
@@ -289,7 +289,7 @@ class _Bench:
     def alive(self) -> bool:
         """Whether the worker still answers."""
         try:
-            return self.guest.feed_run("1", skip_type_check=True) == 1
+            return bool(self.guest.feed_run("1", skip_type_check=True) == 1)
         except Exception:
             return False
 

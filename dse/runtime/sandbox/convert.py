@@ -126,7 +126,7 @@ def _write(value: Any, out: list[str], left: int, depth: int) -> int:
         out.append("...")
         return left - 3
     if isinstance(value, (list, tuple, set, frozenset)) and value:
-        start, end = {"list": "[]", "tuple": "()"}.get(type(value).__name__, "{}")
+        start, end = {"list": ("[", "]"), "tuple": ("(", ")")}.get(type(value).__name__, ("{", "}"))
         left = _put(start, out, left)
         for i, item in enumerate(value):
             if left <= 0:

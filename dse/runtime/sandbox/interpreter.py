@@ -203,7 +203,8 @@ class Session:
             self._dead = faults.crash("the sandbox was closed")
         if self._dead is not None:
             return Failed(self._dead)
-        return await self._in_thread(work, self._workers.threads()[0])
+        turn: Turn = await self._in_thread(work, self._workers.threads()[0])
+        return turn
 
     async def _in_thread(self, work: Callable[[], Any], limiter: anyio.CapacityLimiter) -> Any:
         """Runs ``work`` in a thread. When the task is cancelled meanwhile, the session is given up."""

@@ -174,11 +174,10 @@ class _Linter:
             if name in self.tools:
                 yield self._say(node, "tool-rebound", f"`{name}` is a tool and cannot be redefined", "choose another name")
         for node in ast.walk(self.s.tree):
-            name = getattr(node, "id", None) or getattr(node, "arg", None) or getattr(node, "name", None)
-            if isinstance(name, str) and name.startswith("dse_") and name not in self.tools:
-                if not isinstance(node, ast.alias):
-                    at = node if hasattr(node, "lineno") else self.s.parents[node]
-                    yield self._say(at, "reserved", f"`{name}`: names that begin with dse_ are reserved")
+            used = getattr(node, "id", None) or getattr(node, "arg", None) or getattr(node, "name", None)
+            if isinstance(used, str) and used.startswith("dse_") and used not in self.tools:
+                at = node if hasattr(node, "lineno") else self.s.parents[node]
+                yield self._say(at, "reserved", f"`{used}`: names that begin with dse_ are reserved")
 
     def _on_Name(self, node: ast.Name) -> Iterator[Diagnostic]:
         if isinstance(node.ctx, ast.Load) and node.id in _NAMES and node.id not in self.s.bound:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from dse.runtime.sandbox.shims import (
     AUTO_MODULES,
@@ -253,10 +253,10 @@ class _Rewriter:
         for target in node.targets:
             end = self.s.end(target)
             if isinstance(target, ast.Name):
-                closers.append(lambda end=end: self._close(end, " = None"))
+                closers.append(partial(self._close, end, " = None"))
             elif isinstance(target, ast.Subscript):
                 if isinstance(target.slice, ast.Slice):
-                    closers.append(lambda end=end: self._close(end, " = []"))
+                    closers.append(partial(self._close, end, " = []"))
                 else:
                     bracket = self.s.find("[", self.s.end(target.value), self.s.start(target.slice))
                     assert bracket is not None

@@ -63,10 +63,12 @@ class Source:
         )
 
     def start(self, node: ast.AST) -> int:
-        return self._lines[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
+        at: int = self._lines[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
+        return at
 
     def end(self, node: ast.AST) -> int:
-        return self._lines[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
+        at: int = self._lines[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
+        return at
 
     def segment(self, node: ast.AST) -> str:
         return self.data[self.start(node) : self.end(node)].decode()

@@ -195,15 +195,12 @@ def _node_at(tree: ast.AST | None, line: int, column: int) -> ast.AST | None:
     """The largest expression that begins here."""
     if tree is None:
         return None
-    best: ast.AST | None = None
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.expr, ast.AugAssign)) and node.lineno == line and node.col_offset == column - 1:
-            if best is None or (node.end_lineno or 0, node.end_col_offset or 0) > (
-                best.end_lineno or 0,
-                best.end_col_offset or 0,
-            ):  # type: ignore[attr-defined]
-                best = node
-    return best
+    here = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.expr, ast.AugAssign)) and node.lineno == line and node.col_offset == column - 1
+    ]
+    return max(here, key=lambda node: (node.end_lineno or 0, node.end_col_offset or 0), default=None)
 
 
 def _in_annotation(tree: ast.AST | None, line: int, column: int) -> bool:
