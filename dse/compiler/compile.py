@@ -140,7 +140,7 @@ class _Compile:
         self.notes: list[str] = []
         self.started = time.monotonic()
         self.model = self._model(lm, record, budget)
-        self.label = model_label or getattr(self.model, "label", None) or self._label(lm)
+        self.label = model_label or _label(self.model)
         self.evaluator = Evaluator(task, self.model, self.store, concurrency=concurrency, progress=progress)
         self.data: Dataset = task.load_dataset()
         self.modes = fitting_modes(self.spec, task.modes)
@@ -153,10 +153,6 @@ class _Compile:
         model = resolve_model(lm, record=record, prices=self.prices)
         self.budgeted = BudgetedModel(model, budget or Budget(), self.prices)
         return self.budgeted
-
-    @staticmethod
-    def _label(lm: Any) -> str:
-        return str(lm) if isinstance(lm, str) else getattr(lm, "source", None) or getattr(lm, "name", type(lm).__name__)
 
     async def run(self) -> CompileResult:
         holdout = self.data.holdout_summary()
@@ -385,6 +381,17 @@ def _paired(records: Sequence[RolloutRecord], candidate: str, incumbent: str) ->
     theirs = {r.row_hash: r for r in records if r.candidate == incumbent}
     return [PairedRow(h, a.cluster, a.score, b.score, a.cost_usd, b.cost_usd, a.latency_s, b.latency_s)
             for h, a in mine.items() for b in (theirs[h],)]  # fmt: skip
+
+
+def _label(model: Any) -> str:
+    """What the completions are: the source that a recording names, or the model's name."""
+    layer = model
+    while layer is not None:
+        cassette = getattr(layer, "cassette", None)
+        if cassette is not None:
+            return str(cassette.header.source)
+        layer = getattr(layer, "inner", None)
+    return str(model.name)
 
 
 def _worst(sources: Any) -> str:

@@ -28,7 +28,7 @@ from dse.plan import Plan
 from dse.runtime.redaction import Secrets, safe_message
 
 if TYPE_CHECKING:
-    from dse.models.lm import Completion, LanguageModel
+    from dse.models.lm import Completion, LanguageModel, Request
     from dse.runtime.dispatcher import Dispatcher
 
 __all__ = ["Effects", "Journal", "Run"]
@@ -173,7 +173,7 @@ class Run:
 
     # --- the model
 
-    async def complete(self, request: dict[str, Any], *, predictor: str) -> Completion:
+    async def complete(self, request: Request, *, predictor: str) -> Completion:
         """Ask the model, within the limits; journals the request's id and the completion.
 
         Raises:
@@ -244,11 +244,11 @@ class Run:
         return self.meter.exceeded(name, used, allowed)
 
 
-def _with_estimated_usage(completion: Completion, request: dict[str, Any]) -> Completion:
+def _with_estimated_usage(completion: Completion, request: Request) -> Completion:
     """A limit on tokens holds also where the model does not count them."""
     import dataclasses
 
     from dse.models.lm import estimate_usage
 
-    usage = estimate_usage(request, completion.text, completion.tool_calls)  # type: ignore[arg-type]
+    usage = estimate_usage(request, completion.text, completion.tool_calls)
     return dataclasses.replace(completion, usage=usage)

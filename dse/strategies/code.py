@@ -246,9 +246,11 @@ class _CodeSession:
         await self._settle()
         text = "".join(prints)
         shown = f"Printed:\n{text}\n" if text else ""
+        self.earlier.append(code)  # also code that failed: what it defined before is still there
         if isinstance(turn, sandbox.Failed):
-            return shown + await self._guest_failed(turn.error, lint)
-        self.earlier.append(code)
+            return shown + await self._guest_failed(turn.error)
+        for call in turn.unawaited:
+            shown += f"{call.name}(...) was called without await: it did not run\n"
         value = turn.value_repr if turn.value is not None else ""
         run.journal.add("observation", value=value)
         if value:
@@ -296,7 +298,7 @@ class _CodeSession:
         self.run.journal.add("repair", predictor="code", problem=problem)
         return sandbox.Raise("ValueError", f"The answer does not fit: {problem}")
 
-    async def _guest_failed(self, error: Any, lint: Any) -> str:
+    async def _guest_failed(self, error: Any) -> str:
         run = self.run
         if error.kind == "crash":
             raise SandboxUnavailable("The interpreter worker died", value=error.message,

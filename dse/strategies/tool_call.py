@@ -224,8 +224,8 @@ class _Native(_Rounds):
         messages.append(self._user(run.inputs, predictor))
         used: set[str] = set()
         while not self.exhausted():
-            request = {"messages": list(messages), "tools": self.tools, "tool_choice": "auto"}
-            completion = await run.complete(request, predictor="act")
+            completion = await run.complete(
+                {"messages": list(messages), "tools": self.tools, "tool_choice": "auto"}, predictor="act")  # fmt: skip
             if not completion.tool_calls:
                 self.repair("no tool was called")
                 messages.append({"role": "assistant", "content": completion.text or ""})
