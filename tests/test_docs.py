@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,12 @@ def test_python_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
     text = page.read_text()
-    namespace: dict[str, object] = {"__name__": f"docs_{page.stem}"}
+    module = types.ModuleType(f"docs_{page.stem}")  # annotations are resolved in the module of a declaration
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     blocks = list(BLOCK.finditer(text))
     for found in blocks:
         line = text[: found.start()].count("\n") + 1
-        exec(compile("\n" * line + found[1], str(page), "exec"), namespace)
+        exec(compile("\n" * line + found[1], str(page), "exec"), module.__dict__)
     assert blocks or page.name == "security.md"
 
 
@@ -38,7 +41,10 @@ def test_commands_in_the_docs_exist() -> None:
 
     command = typer.main.get_command(app)
     for page in PAGES:
-        for line in re.findall(r"(?:^|`)dse ([a-z]+)(?: ([a-z]+))?", page.read_text(), re.M):
+        text = page.read_text()
+        shell = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S))
+        spans = "\n".join(re.findall(r"`(dse [^`]+)`", text))
+        for line in re.findall(r"^dse ([a-z]+)(?: ([a-z]+))?", f"{shell}\n{spans}", re.M):
             assert line[0] in command.commands, line
             sub = getattr(command.commands[line[0]], "commands", None)
             if sub is not None and line[1]:

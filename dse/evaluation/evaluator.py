@@ -12,22 +12,24 @@ import contextlib
 import datetime as dt
 import random
 import warnings
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from dse.canonical import canonical_json, digest
+from dse.canonical import canonical_json, digest, parse_json
 from dse.errors import (
     BudgetExhausted,
     CassetteMiss,
+    DseError,
     EnvironmentRequired,
     InfrastructureError,
     MetricError,
     RunFailed,
     RunSuspended,
     Unserialisable,
+    UserError,
 )
 from dse.evaluation.environment import World
 from dse.evaluation.metric import MetricContext
@@ -37,7 +39,8 @@ from dse.program import Prediction, Program
 
 if TYPE_CHECKING:
     from dse.evaluation.dataset import Example
-    from dse.models.lm import LanguageModel
+    from dse.models.lm import Completion, LanguageModel
+    from dse.models.prices import PriceTable
     from dse.store.journal import Store
 
 __all__ = ["Evaluator", "LiveReads", "RolloutRecord", "evaluate", "summarise"]
@@ -56,8 +59,9 @@ class RolloutRecord:
     Attributes:
         score: in [0, 1]; 0 for a candidate's failure.
         outcome: ``ok`` or ``failed``; `error_class` says why it failed.
-        cost_usd: None where unknown; `cost_source` is ``exact``, ``estimated`` or ``unknown``.
-        latency_s: of the model as recorded, or the wall time of a live run (`latency_source`).
+        cost_usd: of model and tools; None where unknown; `cost_source` is ``exact``, ``estimated`` or ``unknown``.
+        latency_s: seconds of all the model's answers together; `latency_source` is ``recorded`` where a cassette
+            holds them (a replay gives the same), else ``measured``.
         reused: it was in the store already.
     """
 
@@ -100,9 +104,15 @@ class Evaluator:
         model: shared by all candidates.
         store: where rollouts and scores are kept; a private one in memory by default.
         concurrency: rollouts at a time.
-        attempts: of one rollout whose infrastructure fails, with growing pauses between them.
+        attempts: of one rollout whose infrastructure fails, with growing pauses between them. What the model
+            answered in an earlier attempt is not asked for again.
+        base_pause_s: the pause before attempt k+1 is ``base_pause_s * 2**(k-1)`` and up to a quarter more, or what
+            the endpoint asks for; one that asks for more than `max_pause_s` is not waited for.
         sleep: waits between attempts.
         progress: called with (what, done, total).
+        prices: costs are this table's, also those of rollouts that were stored under another one.
+
+    ``live`` names the read tools that candidates may call outside an environment.
     """
 
     task: Task
@@ -111,9 +121,13 @@ class Evaluator:
     concurrency: int = 8
     attempts: int = 4
     base_pause_s: float = 0.5
+    max_pause_s: float = 120.0
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep
     progress: Progress | None = None
+    prices: PriceTable | None = None
+    live: set[str] = field(default_factory=set)
     _programs: dict[str, Program] = field(default_factory=dict)
+    _underway: dict[str, anyio.Lock] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.store is None:
@@ -140,22 +154,27 @@ class Evaluator:
                                       remedy="Give the task an environment=, a fresh world per rollout.")  # fmt: skip
         reads = sorted(name for name, effect in effects.items() if effect == "read")
         if reads:
-            warnings.warn(f"read tools outside an environment make the evidence live: {', '.join(reads)}", LiveReads,
-                          stacklevel=4)  # fmt: skip
+            self.live.update(reads)
+            warnings.warn(live_reads(reads), LiveReads, stacklevel=4)
 
     def rollout_id(self, program: Program, example: Example, replicate: int = 0) -> str:
         """Everything that could change what happens, as one id."""
         environment = self.task.environment
+        # Prices are arithmetic on tokens, unless a run can end because of them.
+        prices = self.prices.to_dict() if self.prices and program.plan.limits.cost_usd is not None else None
         return digest({
             "program": program.program_id, "row": example.row_hash, "replicate": replicate,
             "environment": [environment.name, environment.revision] if environment else None,
             "toolbox": program.toolbox.revision(program.plan.allow), "semantics": SEMANTICS_VERSION,
+            **({"prices": prices} if prices else {}),
         })  # fmt: skip
 
     async def evaluate(
         self, candidates: Mapping[str, Plan], examples: Sequence[Example], *, replicate: int = 0, what: str = "rollouts"
     ) -> list[RolloutRecord]:
         """All candidates on all examples; in the order (example, candidate).
+
+        After a failure no further rollout starts; those under way end and are stored, then the failure is raised.
 
         Raises:
             InfrastructureError: it lasted longer than the attempts.
@@ -165,71 +184,105 @@ class Evaluator:
         for plan in candidates.values():
             self.program(plan)
         results: list[RolloutRecord | None] = [None] * len(jobs)
+        failures: list[Exception] = []
         slots = anyio.Semaphore(max(1, self.concurrency))
         done = 0
 
         async def one(index: int) -> None:
             nonlocal done
-            name, plan, example = jobs[index]
             async with slots:
-                results[index] = await self.rollout(name, plan, example, replicate)
+                if failures:
+                    return
+                try:
+                    results[index] = await self.rollout(*jobs[index], replicate)
+                except Exception as exc:
+                    failures.append(exc)
+                    return
             done += 1
             if self.progress:
                 self.progress(what, done, len(jobs))
 
-        try:
-            async with anyio.create_task_group() as group:
-                for index in range(len(jobs)):
-                    group.start_soon(one, index)
-        except BaseExceptionGroup as group_error:
-            raise _first(group_error) from None
+        async with anyio.create_task_group() as group:
+            for index in range(len(jobs)):
+                group.start_soon(one, index)
+        if failures:
+            raise _first(failures)
         return [r for r in results if r is not None]
 
     async def rollout(self, name: str, plan: Plan, example: Example, replicate: int = 0) -> RolloutRecord:
         """One rollout, from the store if it is there, and its score."""
-        assert self.store is not None
         program = self.program(plan)
         rollout_id = self.rollout_id(program, example, replicate)
-        row = await self.store.threaded(self.store.rollout, rollout_id)
-        reused = row is not None
-        if row is None:
-            row = await self._run(program, example, rollout_id, replicate)
-            await self.store.threaded(self.store.save_rollout, row)
-        metric = self.task.metric
-        metric_id = f"{metric.name}@{metric.revision}"
-        scored = await self.store.threaded(self.store.score, rollout_id, metric_id)
-        if scored is None:
-            scored = await self._score(program, row, example)
-            await self.store.threaded(self.store.save_score, rollout_id, metric_id, scored["value"], scored["feedback"],
-                                      scored["components"])  # fmt: skip
+        async with self._underway.setdefault(rollout_id, anyio.Lock()):  # two names of one plan run once
+            row, reused = await self._stored(program, example, rollout_id, replicate)
+            scored = await self._scored(program, row, example)
+        cost, cost_source = self._cost(row)
         return RolloutRecord(
             rollout_id=rollout_id, candidate=name, row_id=example.id, row_hash=example.row_hash, cluster=example.cluster,
             score=scored["value"], components=scored["components"], feedback=scored["feedback"] or "", reused=reused,
-            journal=row["journal"],
+            journal=row["journal"], cost_usd=cost, cost_source=cost_source,
             **{k: row[k] for k in ("outcome", "error_class", "outputs", "receipt", "model_calls", "tool_calls", "input_tokens",
-                                   "output_tokens", "usage_source", "cost_usd", "cost_source", "latency_s", "latency_source")},
+                                   "output_tokens", "usage_source", "latency_s", "latency_source")},
         )  # fmt: skip
 
+    async def _stored(self, program: Program, example: Example, rollout_id: str, replicate: int) -> tuple[dict[str, Any], bool]:
+        """The rollout as the store has it, and whether it was there before."""
+        store = self.store
+        assert store is not None
+        row = await store.threaded(store.rollout, rollout_id)
+        if row is not None:
+            return row, True
+        await store.threaded(store.save_rollout, await self._run(program, example, rollout_id, replicate))
+        # Read back, so that a first run and a resumed one go on with the same data to the last detail.
+        row = await store.threaded(store.rollout, rollout_id)
+        assert row is not None
+        return row, False
+
+    async def _scored(self, program: Program, row: Mapping[str, Any], example: Example) -> dict[str, Any]:
+        store, metric = self.store, self.task.metric
+        assert store is not None
+        metric_id = f"{metric.name}@{metric.revision}"
+        scored = await store.threaded(store.score, row["rollout_id"], metric_id)
+        if scored is None:
+            scored = await self._score(program, row, example)
+            await store.threaded(store.save_score, row["rollout_id"], metric_id, scored["value"], scored["feedback"],
+                                 scored["components"])  # fmt: skip
+        return scored
+
+    def _cost(self, row: Mapping[str, Any]) -> tuple[float | None, str]:
+        if self.prices is None or not row["model_calls"]:
+            return row["cost_usd"], row["cost_source"]
+        from dse.models.lm import Usage
+
+        usage = Usage(row["input_tokens"], row["output_tokens"], row["usage_source"])
+        cost, source = self.prices.cost(row["model"], usage)
+        return (None, source) if cost is None else (cost + row["receipt"]["usage"]["tool_cost_usd"], source)
+
     async def _run(self, program: Program, example: Example, rollout_id: str, replicate: int) -> dict[str, Any]:
+        answered: dict[str, Completion] = {}
         for attempt in range(self.attempts):
             try:
-                return await self._attempt(program, example, rollout_id, replicate)
+                return await self._attempt(program, example, rollout_id, replicate, answered)
             except CassetteMiss:
                 raise  # asking again cannot help
             except InfrastructureError as exc:
-                if attempt + 1 >= self.attempts:
-                    exc.details["attempts"] = self.attempts
+                asked = exc.details.get("retry_after_s")
+                if attempt + 1 >= self.attempts or (asked or 0) > self.max_pause_s:
+                    exc.details["attempts"] = attempt + 1
                     raise
-                pause = exc.details.get("retry_after_s") or self.base_pause_s * 2**attempt
-                await self.sleep(pause * (1 + random.Random(f"{rollout_id}{attempt}").random() / 4))
+                pause = asked or self.base_pause_s * 2**attempt * (1 + random.Random(f"{rollout_id}{attempt}").random() / 4)
+                await self.sleep(pause)
         raise AssertionError("unreachable: the loop returns or raises")
 
-    async def _attempt(self, program: Program, example: Example, rollout_id: str, replicate: int) -> dict[str, Any]:
+    async def _attempt(self, program: Program, example: Example, rollout_id: str, replicate: int,
+                       answered: dict[str, Completion]) -> dict[str, Any]:  # fmt: skip
         # Clock and random come from the row, so that all candidates see the same on the same row.
         basis = int(digest([example.row_hash, replicate])[7:], 16)
         clock = dt.datetime(2026, 1, 1, tzinfo=dt.UTC) + dt.timedelta(minutes=basis % 525_600)
         run = program.new_run(example.inputs, run_id=f"rollout-{rollout_id[7:39]}", seed=basis % 2**48, clock=clock,
                               evaluation=True, replicate=replicate)  # fmt: skip
+        if run.model is not None:
+            run.model = _Answered(run.model, answered)
         environment = self.task.environment
         entered = environment.enter(example) if environment else contextlib.nullcontext(World(deps=self.task.deps))
         prediction: Prediction | None = None
@@ -240,25 +293,23 @@ class Evaluator:
             approve = world.approve or (_yes if environment else None)
             try:
                 prediction = await program.execute(run, deps=world.deps, toolbox=toolbox, approve=approve)
-            except (RunFailed, RunSuspended) as exc:
+            except RunFailed as exc:
                 error = exc
-            if world.state is not None:
-                state = world.state()
-                try:
-                    canonical_json(state)
-                except Unserialisable as exc:
-                    raise MetricError("An environment's end state must be plain JSON data", value=exc.what,
-                                      remedy="Return dicts, lists, strings and numbers from state().") from None  # fmt: skip
+            except RunSuspended as exc:
+                raise EnvironmentRequired("A call needs a decision, and nobody decides during an evaluation", value=exc.what,
+                                          remedy="Give the task an environment=, whose world may bring approve=.") from exc  # fmt: skip
+            state = _end_state(world)
         receipt = prediction.receipt if prediction else error.details["receipt"]  # type: ignore[union-attr]
         usage = receipt["usage"]
         recorded = [e["recorded"] for e in run.journal.entries if e["kind"] == "model_call"]
         replayed = bool(recorded) and all(recorded)
+        kept = replayed or cassette_of(program.lm) is not None
         # Times of this machine say nothing about a recorded run, and differ between two replays of it.
         stable = {**receipt, "usage": {k: v for k, v in usage.items() if k not in ("active_s", "interpreter_s")},
                   "calls": [{k: v for k, v in c.items() if k != "latency_s"} for c in receipt["calls"]]}  # fmt: skip
         return {
             "rollout_id": rollout_id, "program_id": program.program_id, "signature": program.spec.name, "mode": program.plan.mode,
-            "model": program.lm.name if program.lm else None, "allow": list(program.plan.allow), "dataset": None,
+            "model": program.lm.name if program.lm else None, "allow": list(program.plan.allow),
             "row_id": example.id, "row_hash": example.row_hash, "cluster": example.cluster, "replicate": replicate,
             "outcome": "ok" if prediction else "failed", "error_class": type(error).__name__ if error else None,
             "outputs": prediction.outputs if prediction else None, "end_state": state,
@@ -266,8 +317,7 @@ class Evaluator:
             "model_calls": usage["model_calls"], "tool_calls": usage["tool_calls"],
             "input_tokens": usage["input_tokens"], "output_tokens": usage["output_tokens"],
             "usage_source": usage["usage_source"], "cost_usd": usage["cost_usd"], "cost_source": usage["cost_source"],
-            "latency_s": usage["model_latency_s"] if replayed else usage["active_s"],
-            "latency_source": "recorded" if replayed else "measured",
+            "latency_s": usage["model_latency_s"], "latency_source": "recorded" if kept else "measured",
         }  # fmt: skip
 
     async def _score(self, program: Program, row: Mapping[str, Any], example: Example) -> dict[str, Any]:
@@ -285,20 +335,59 @@ def _yes(_: Any) -> bool:
     return True
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error to show: a budget or user error before the infrastructure failures it may have caused."""
-    flat: list[BaseException] = []
+def _end_state(world: World) -> Any:
+    """A copy, so that cleaning the world up cannot change it."""
+    if world.state is None:
+        return None
+    try:
+        return parse_json(canonical_json(world.state()))
+    except Unserialisable as exc:
+        raise MetricError("An environment's end state must be plain JSON data", value=exc.what,
+                          remedy="Return dicts, lists, strings and numbers from state().") from None  # fmt: skip
+    except DseError:
+        raise
+    except Exception as exc:
+        raise UserError(f"The end state of a world cannot be read: {type(exc).__name__}", value=str(exc),
+                        remedy="Correct the environment's state().") from exc  # fmt: skip
 
-    def walk(error: BaseException) -> None:
-        if isinstance(error, BaseExceptionGroup):
-            for sub in error.exceptions:
-                walk(sub)
-        else:
-            flat.append(error)
 
-    walk(group)
+class _Answered:
+    """A model that is not asked again what it answered in an earlier attempt at the same rollout."""
+
+    def __init__(self, inner: LanguageModel, answers: dict[str, Completion]) -> None:
+        self.inner = inner
+        self.name = inner.name
+        self.params = inner.params
+        self.supports_tools = inner.supports_tools
+        self._answers = answers
+
+    async def complete(self, request: Any, *, replicate: int = 0, occurrence: int = 0) -> Completion:
+        key = digest([request, occurrence])
+        if key not in self._answers:
+            self._answers[key] = await self.inner.complete(request, replicate=replicate, occurrence=occurrence)
+        return self._answers[key]
+
+    async def aclose(self) -> None:
+        """The inner model is not ours."""
+
+
+def live_reads(tools: Iterable[str]) -> str:
+    return f"read tools outside an environment make the evidence live: {', '.join(sorted(tools))}"
+
+
+def cassette_of(model: Any) -> Any:
+    """The cassette that `model` answers from or records to, through its wrappers; None without one."""
+    while model is not None:
+        if (cassette := getattr(model, "cassette", None)) is not None:
+            return cassette
+        model = getattr(model, "inner", None)
+    return None
+
+
+def _first(failures: Sequence[Exception]) -> Exception:
+    """The error to show: the user's or the budget's before the infrastructure failures it may have caused."""
     order = (BudgetExhausted, InfrastructureError)
-    return min(flat, key=lambda e: next((i + 1 for i, cls in enumerate(order) if isinstance(e, cls)), 0))
+    return min(failures, key=lambda e: next((i + 1 for i, cls in enumerate(order) if isinstance(e, cls)), 0))
 
 
 def summarise(records: Sequence[RolloutRecord]) -> dict[str, dict[str, Any]]:
@@ -329,23 +418,46 @@ def _worst(sources: set[str]) -> str:
 
 
 async def _evaluate(task: Task, plan: Plan, lm: Any, split: str, max_rows: int | None, store: Any, concurrency: int,
-                    progress: Progress | None) -> list[RolloutRecord]:  # fmt: skip
+                    progress: Progress | None, prices: PriceTable | None) -> list[RolloutRecord]:  # fmt: skip
     from dse.evaluation.sampling import spread
+    from dse.store.journal import opened
+
+    rows = spread(task.load_dataset().split(split), max_rows)
+    async with model_for(lm, prices=prices) as model:
+        with opened(store if store is not None else ":memory:") as kept:
+            evaluator = Evaluator(task, model, kept, concurrency=concurrency, progress=progress, prices=prices)
+            return await evaluator.evaluate({plan.mode: plan}, rows, what=split)
+
+
+@contextlib.asynccontextmanager
+async def model_for(lm: Any, **options: Any) -> AsyncIterator[LanguageModel | None]:
+    """The model that `lm` names, closed afterwards unless it is the caller's own; `options` as in `resolve_model`."""
     from dse.models.lm import resolve_model
 
-    model = resolve_model(lm) if lm is not None else None
-    data = task.load_dataset()
-    evaluator = Evaluator(task, model, store, concurrency=concurrency, progress=progress)
-    return await evaluator.evaluate({plan.mode: plan}, spread(data.split(split), max_rows), what=split)
+    if lm is None:
+        yield None
+        return
+    model = resolve_model(lm, **options)
+    try:
+        yield model
+    finally:
+        if isinstance(lm, str):
+            await model.aclose()
 
 
 def evaluate(task: Task, plan: Plan, *, lm: Any = None, split: str = "select", max_rows: int | None = None, store: Any = None,
-             concurrency: int = 8, progress: Progress | None = None) -> list[RolloutRecord]:  # fmt: skip
+             concurrency: int = 8, progress: Progress | None = None, prices: PriceTable | None = None) -> list[RolloutRecord]:  # fmt: skip
     """Score one plan on an open split of the task's dataset.
+
+    Args:
+        lm: a dspy model string, ``replay:FILE``, a ``dspy.LM``, an engine or a ``LanguageModel``.
+        max_rows: at most this many rows, spread over clusters.
+        store: a ``dse.Store`` or its file; default in memory.
+        prices: costs are this table's.
 
     Raises:
         Refused: for the sealed holdout, which only a compile opens.
     """
     from dse.portal import run_sync
 
-    return run_sync(_evaluate, task, plan, lm, split, max_rows, store, concurrency, progress)
+    return run_sync(_evaluate, task, plan, lm, split, max_rows, store, concurrency, progress, prices)

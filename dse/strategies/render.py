@@ -7,11 +7,14 @@ dspy's; the model is asked by the run, so that limits, journal and recordings se
 from __future__ import annotations
 
 import functools
+import types
+import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dse.canonical import digest
 from dse.plan import Prompt
+from dse.runtime.redaction import safe_message, without_paths
 
 if TYPE_CHECKING:
     import dspy
@@ -78,11 +81,16 @@ class Predictor:
         from dspy.utils.exceptions import AdapterParseError
 
         try:
-            return dict(_adapter().parse(self.base, text))
+            values = dict(_adapter().parse(self.base, text))
         except AdapterParseError as exc:
             raise ValueError(_parse_problem(exc, self.base, text)) from None
         except Exception as exc:
-            raise ValueError(f"the reply could not be read: {type(exc).__name__}: {str(exc)[:200]}") from None
+            raise ValueError(f"the reply could not be read: {safe_message(exc)}") from None
+        for name, field in self.base.output_fields.items():
+            # dspy reads every reply for `str | None` as text, so None could not be said.
+            if isinstance(values[name], str) and values[name] in ("null", "None") and _may_be_none(field.annotation):
+                values[name] = None
+        return values
 
 
 def _parse_problem(exc: Any, signature: Any, text: str) -> str:
@@ -91,7 +99,11 @@ def _parse_problem(exc: Any, signature: Any, text: str) -> str:
         return f"the reply lacks the field markers of: {', '.join(missing)}"
     lines = [line for line in str(getattr(exc, "message", None) or exc).splitlines() if line.strip()]
     useful = [line for line in lines if "rror" in line or "Input should" in line or "[type=" in line] or lines
-    return " ".join(useful)[:400]
+    return without_paths(" ".join(useful))
+
+
+def _may_be_none(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType) and type(None) in typing.get_args(annotation)
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
