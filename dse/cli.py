@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from dse import __version__
-from dse.errors import BudgetExhausted, DseError, InfrastructureError, UserError
+from dse.errors import ArtifactTampered, BudgetExhausted, DseError, InfrastructureError, StoreError, UserError
 
 __all__ = ["app", "main"]
 
@@ -26,10 +27,21 @@ dataset_app = typer.Typer(no_args_is_help=True, help="Check and seal datasets.")
 app.add_typer(artifacts_app, name="artifacts")
 app.add_typer(runs_app, name="runs")
 app.add_typer(dataset_app, name="dataset")
-out = Console(highlight=False, soft_wrap=False)
-err = Console(stderr=True, highlight=False)
 
-# Exit codes: 0 fine, 1 a check failed (score, verification), 2 the user's mistake, 3 infrastructure, 4 budget.
+
+def _console(**options: Any) -> Console:
+    """On a terminal as wide as it is; elsewhere wide enough for the tables, so that logs read the same everywhere."""
+    made = Console(highlight=False, emoji=False, **options)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = 140
+    return made
+
+
+out = _console()
+err = _console(stderr=True)
+
+# Exit codes: 0 fine, 1 a check failed (score, verification, a run without an answer), 2 the user's mistake,
+# 3 infrastructure, 4 budget.
 CHECK_FAILED, USER, INFRASTRUCTURE, BUDGET = 1, 2, 3, 4
 
 RegistryOption = Annotated[str, typer.Option("--registry", help="Folder of artifacts and aliases.")]
@@ -38,7 +50,7 @@ RegistryOption = Annotated[str, typer.Option("--registry", help="Folder of artif
 def load_object(spec: str) -> Any:
     """``package.module:NAME``, with the current folder importable."""
     module, _, name = spec.partition(":")
-    if not name:
+    if not name or not all(part.isidentifier() for part in module.split(".")):
         raise UserError("Expected MODULE:NAME", value=spec, remedy="For example signatures.expenses:task.")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -49,6 +61,32 @@ def load_object(spec: str) -> Any:
     if not hasattr(found, name):
         raise UserError(f"{module} has no {name!r}", value=spec, remedy="Name the task object in it.")
     return getattr(found, name)
+
+
+def load_task(spec: str) -> Any:
+    from dse.evaluation.task import Task
+
+    found = load_object(spec)
+    if not isinstance(found, Task):
+        raise UserError("This is not a dse.Task", value=f"{spec}: {type(found).__name__}", remedy="Name the task object.")
+    return found
+
+
+def load_spec(spec: str) -> tuple[Any, Any]:
+    """What ``MODULE:TASK`` or ``MODULE:SIGNATURE`` names, and its signature class."""
+    from dse.contracts.signature import Signature
+
+    found = load_object(spec)
+    signature = found if isinstance(found, type) else getattr(found, "signature", None)
+    if not (isinstance(signature, type) and issubclass(signature, Signature)):
+        raise UserError("This is neither a dse.Task nor a dse.Signature", value=f"{spec}: {type(found).__name__}",
+                        remedy="Name one of them.")  # fmt: skip
+    return found, signature
+
+
+def _say(text: str) -> None:
+    """A line of text as it is, however long."""
+    out.print(text, markup=False, soft_wrap=True)
 
 
 def _prices(path: str | None) -> Any:
@@ -104,7 +142,7 @@ def compile_command(
     bars = _Bars()
     with bars.progress:
         result = compile_task(
-            load_object(task), lm=lm, registry=registry, store=store, record=record, prices=_prices(prices),
+            load_task(task), lm=lm, registry=registry, store=store, record=record, prices=_prices(prices),
             budget=Budget(usd=budget_usd, model_calls=max_model_calls, minutes=max_minutes),
             rows=Rows(search_rows, select_rows, holdout_rows), concurrency=concurrency, seed=seed,
             progress=bars, say=err.print,
@@ -120,10 +158,10 @@ def eval_command(
     split: Annotated[str, typer.Option(help="search or select; the holdout stays sealed.")] = "select",
     lm: Annotated[str | None, typer.Option(help="Default the proven model.")] = None,
     min_score: Annotated[float | None, typer.Option(help="Fail below this mean score.")] = None,
-    against: Annotated[str | None, typer.Option(help="Also run this artifact or alias; fail if significantly worse.")] = None,
-    max_rows: int | None = None,
-    allow_unproven: bool = False,
-    concurrency: int = 8,
+    against: Annotated[str | None, typer.Option(help="Another artifact or alias; fail if significantly worse.")] = None,
+    max_rows: Annotated[int | None, typer.Option(min=1, help="Rows to use; default all.")] = None,
+    allow_unproven: Annotated[bool, typer.Option(help="Accept another model than the proven one.")] = False,
+    concurrency: Annotated[int, typer.Option(min=1, help="Rollouts at a time.")] = 8,
     store: Annotated[str | None, typer.Option(help="Database of rollouts; default in memory.")] = None,
 ) -> None:
     """Score an artifact on open rows; the exit code says whether it passed."""
@@ -133,7 +171,7 @@ def eval_command(
     bars = _Bars()
     with bars.progress:
         report = evaluate_artifact(
-            ref, load_object(task), data=data, split=split, lm=lm, against=against, max_rows=max_rows, min_score=min_score,
+            ref, load_task(task), data=data, split=split, lm=lm, against=against, max_rows=max_rows, min_score=min_score,
             allow_unproven=allow_unproven, concurrency=concurrency, store=store, progress=bars,
         )  # fmt: skip
     print_eval(out, report)
@@ -147,45 +185,54 @@ def run_command(
     task: Annotated[str, typer.Option(help="MODULE:TASK, or MODULE:SIGNATURE.")],
     input: Annotated[str, typer.Option("--input", help="Inputs as a JSON object, @FILE or - for standard input.")],
     lm: Annotated[str | None, typer.Option(help="Default the proven model.")] = None,
-    deps: Annotated[str | None, typer.Option(help="MODULE:OBJECT (or factory) handed to tools.")] = None,
+    deps: Annotated[str | None, typer.Option(help="MODULE:OBJECT (or function that makes it) handed to tools.")] = None,
     allow: Annotated[str | None, typer.Option(help="Comma-separated tools: narrows the allow-list.")] = None,
     store: Annotated[str | None, typer.Option(help="Database to keep the run in.")] = None,
-    allow_unproven: bool = False,
+    allow_unproven: Annotated[bool, typer.Option(help="Accept another model than the proven one.")] = False,
     receipt: Annotated[bool, typer.Option(help="Print the receipt as well.")] = False,
 ) -> None:
     """Load an artifact and run it on one input."""
-    from dse.canonical import parse_json
-    from dse.contracts.signature import Signature
     from dse.program import load
 
-    text = sys.stdin.read() if input == "-" else Path(input[1:]).read_text() if input.startswith("@") else input
-    found = load_object(task)
-    signature = found if isinstance(found, type) and issubclass(found, Signature) else found.signature
-    dependencies = load_object(deps) if deps else getattr(found, "deps", None)
+    values = _inputs(input)
+    found, signature = load_spec(task)
+    dependencies = getattr(found, "deps", None)
+    if deps:
+        dependencies = load_object(deps)
+        if callable(dependencies):
+            dependencies = dependencies()
     program = load(
-        ref, signature=signature, lm=lm, toolbox=getattr(found, "toolbox", None),
-        deps=dependencies() if isinstance(dependencies, type) or callable(dependencies) else dependencies,
+        ref, signature=signature, lm=lm, toolbox=getattr(found, "toolbox", None), deps=dependencies,
         allow=[name.strip() for name in allow.split(",") if name.strip()] if allow is not None else None,
-        store=_store(store), allow_unproven=allow_unproven,
+        store=_store(store) if store else None, allow_unproven=allow_unproven,
     )  # fmt: skip
-    values = parse_json(text, source="--input")
-    if not isinstance(values, dict):
-        raise UserError("--input must be a JSON object", value=type(values).__name__, remedy='For example {"question": "..."}.')
     prediction = program(**values)
     out.print_json(data={"outputs": prediction.outputs, "receipt": prediction.receipt} if receipt else prediction.outputs)
+
+
+def _inputs(source: str) -> dict[str, Any]:
+    from dse.canonical import parse_json
+
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source[1:]).read_text() if source.startswith("@") else source
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UserError("The input file cannot be read", value=source, remedy=str(exc)) from exc
+    values = parse_json(text, source="--input")
+    if not isinstance(values, dict):
+        raise UserError("--input must be a JSON object", value=type(values).__name__,
+                        remedy='For example {"question": "..."}.')  # fmt: skip
+    return values
 
 
 @app.command("stubs")
 def stubs_command(task: Annotated[str, typer.Argument(help="MODULE:TASK or MODULE:SIGNATURE")]) -> None:
     """Print the typed stubs that the type checker and the model see."""
     from dse.contracts.stubs import stubs_for
-
-    found = load_object(task)
-    spec = found.spec() if callable(getattr(found, "spec", None)) else found.spec
-    text = stubs_for([tool.contract for tool in spec.tools], outputs=spec.output_schema)
     from dse.portal import run_sync
     from dse.runtime import services
 
+    spec = load_spec(task)[1].spec()
+    text = stubs_for([tool.contract for tool in spec.tools], outputs=spec.output_schema)
     run_sync(services.checker().validate_stubs, text)
     print(text, end="")
 
@@ -196,25 +243,34 @@ def explain_command(ref: Annotated[str, typer.Argument(help="Artifact reference.
     from dse.analysis.report import explain
     from dse.artifacts.registry import Registry
 
-    out.print(explain(Registry.resolve(ref)))
+    _say(explain(Registry.resolve(ref)))
 
 
 # --- artifacts
 
 
 @artifacts_app.command("list")
-def artifacts_list(registry: RegistryOption = "artifacts", signature: str | None = None) -> None:
+def artifacts_list(
+    signature: Annotated[str | None, typer.Argument(help="Only those of this signature.")] = None,
+    registry: RegistryOption = "artifacts",
+) -> None:
     """All artifacts with their aliases."""
     from dse.artifacts.registry import Registry
 
-    found = Registry(registry)
-    table = Table("signature", "artifact", "mode", "model", "verdict", "aliases")
-    for artifact in found.list(signature):
-        name = artifact.program.signature["name"]
-        aliases = [alias for alias, ident in found.aliases(name).items() if ident == artifact.artifact_id]
-        table.add_row(name, artifact.artifact_id[7:19], artifact.program.plan.mode, artifact.program.model.name,
-                      str(artifact.evidence.gate.get("verdict")), ", ".join(sorted(aliases)))  # fmt: skip
+    table = Table("signature", "artifact", "mode", "model", "verdict", "aliases", "made")
+    broken = []
+    for row in Registry(registry).list(signature):
+        if row.error:
+            broken.append(f"{row.path}: {row.error}")
+        if row.artifact_id:
+            aliases = ", ".join(row.aliases)
+            cells = (row.signature, row.artifact_id[7:19], row.mode, row.model, row.verdict, aliases, row.created)
+            table.add_row(*(escape(cell or "") for cell in cells))
     out.print(table)
+    for line in broken:
+        err.print(line, markup=False, soft_wrap=True)
+    if broken:
+        raise typer.Exit(CHECK_FAILED)
 
 
 @artifacts_app.command("show")
@@ -222,7 +278,7 @@ def artifacts_show(ref: str) -> None:
     """Summary of one artifact."""
     from dse.artifacts.registry import Registry
 
-    out.print(Registry.resolve(ref).summary(), markup=False)
+    _say(Registry.resolve(ref).summary())
 
 
 @artifacts_app.command("diff")
@@ -231,7 +287,7 @@ def artifacts_diff(ref: str, other: str) -> None:
     from dse.artifacts.registry import Registry
 
     for change in Registry.resolve(ref).diff(Registry.resolve(other)):
-        out.print(str(change), markup=False)
+        _say(str(change))
 
 
 @artifacts_app.command("verify")
@@ -240,8 +296,12 @@ def artifacts_verify(ref: str) -> None:
     from dse.artifacts.registry import Registry
     from dse.compiler.gate import recompute
 
-    report = Registry.resolve(ref).verify(recompute=recompute)
-    out.print(str(report), markup=False)
+    try:
+        report = Registry.resolve(ref).verify(recompute=recompute)
+    except ArtifactTampered as exc:
+        _say(str(exc))
+        raise typer.Exit(CHECK_FAILED) from None
+    _say(str(report))
     if not report.ok:
         raise typer.Exit(CHECK_FAILED)
 
@@ -257,78 +317,87 @@ def artifacts_promote(
     from dse.artifacts.registry import Registry
 
     Registry(registry).promote(ref, reason=reason, by=by or os.environ.get("USER", "unknown"))
-    out.print(f"{ref} is champion now", markup=False)
+    _say(f"{ref} is champion now")
 
 
 @artifacts_app.command("rollback")
 def artifacts_rollback(
-    signature: str, reason: Annotated[str, typer.Option(help="Why; recorded.")], by: str = "", registry: RegistryOption = "artifacts"
+    signature: str,
+    reason: Annotated[str, typer.Option(help="Why; recorded.")],
+    by: Annotated[str, typer.Option(help="Who decides; recorded.")] = "",
+    registry: RegistryOption = "artifacts",
 ) -> None:
     """Make the previous champion the champion again."""
     from dse.artifacts.registry import Registry
 
-    Registry(registry).rollback(signature, reason=reason, by=by or os.environ.get("USER", "unknown"))
-    out.print(f"{signature} rolled back", markup=False)
+    back = Registry(registry).rollback(signature, reason=reason, by=by or os.environ.get("USER", "unknown"))
+    _say(f"{signature}: {back.artifact_id[7:19]} is champion again")
 
 
 # --- runs and datasets
 
 
-def _store(url: str | None) -> Any:
+def _store(url: str, *, existing: bool = False) -> Any:
     from dse.store.journal import Store
 
-    return Store(url) if url else None
+    if existing and "://" not in url and not Path(url).exists():  # a look must not make an empty one
+        raise StoreError("There is no store here", value=url, remedy="Name its file with --store.")
+    return Store(url)
+
+
+StoreOption = Annotated[str, typer.Option(help="Database of runs.")]
 
 
 @runs_app.command("list")
-def runs_list(store: str = "dse.db", limit: int = 20) -> None:
+def runs_list(store: StoreOption = "dse.db", limit: Annotated[int, typer.Option(min=1)] = 20) -> None:
     """The newest runs."""
     table = Table("run", "signature", "mode", "outcome", "created")
-    for run in _store(store).runs(limit):
+    for run in _store(store, existing=True).runs(limit):
         table.add_row(run["run_id"], run["signature"], run["mode"], run["outcome"], run["created"][:19])
     out.print(table)
 
 
 @runs_app.command("show")
-def runs_show(run_id: str, store: str = "dse.db", journal: bool = False) -> None:
+def runs_show(
+    run_id: str,
+    store: StoreOption = "dse.db",
+    journal: Annotated[bool, typer.Option(help="Print the journal as well.")] = False,
+) -> None:
     """Receipt of a run, and its journal."""
-    receipt, entries = _store(store).run(run_id)
+    receipt, entries = _store(store, existing=True).run(run_id)
     out.print_json(data={"receipt": receipt, "journal": entries} if journal else receipt)
 
 
 @dataset_app.command("check")
-def dataset_check(path: str, task: Annotated[str | None, typer.Option(help="Also check rows against this task.")] = None) -> None:
+def dataset_check(
+    path: str,
+    task: Annotated[str | None, typer.Option(help="MODULE:TASK or MODULE:SIGNATURE: also check rows against it.")] = None,
+) -> None:
     """Load a dataset with all checks and say what is in it."""
     from dse.evaluation.dataset import Dataset
 
     data = Dataset.load(path)
     if task:
-        data.check(load_object(task).signature)
+        data.check(load_spec(task)[1])
     out.print_json(data=data.describe())
 
 
 @dataset_app.command("seal")
 def dataset_seal(path: str) -> None:
     """Write revision and split assignment; existing assignments never change."""
-    from dse.evaluation.dataset import Dataset, seal
+    from dse.evaluation.dataset import seal
 
-    seal(path)
-    out.print_json(data=Dataset.load(path).describe())
+    out.print_json(data=seal(path).describe())
 
 
 def main() -> None:
     """Entry point: coded errors become one line and an exit code."""
     try:
         app(standalone_mode=True)
-    except BudgetExhausted as exc:
-        err.print(str(exc), markup=False)
-        sys.exit(BUDGET)
-    except InfrastructureError as exc:
-        err.print(str(exc), markup=False)
-        sys.exit(INFRASTRUCTURE)
     except DseError as exc:
-        err.print(str(exc), markup=False)
-        sys.exit(USER)
+        err.print(str(exc), markup=False, soft_wrap=True)
+        codes = ((BudgetExhausted, BUDGET), (InfrastructureError, INFRASTRUCTURE), (UserError, USER))
+        sys.exit(next((code for kind, code in codes if isinstance(exc, kind)), CHECK_FAILED))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import dspy
 
 from dse.errors import EnvironmentRequired
 from dse.evaluation.environment import Environment
+from dse.evaluation.rows import Example
 from dse.plan import Plan, Prompt
 from dse.portal import run_sync
 
@@ -20,7 +21,11 @@ __all__ = ["DseModule", "as_dspy"]
 
 
 class DseModule(dspy.Module):  # type: ignore[misc]
-    """A program as a dspy module. Inputs as keywords; gives a ``dspy.Prediction`` of the outputs."""
+    """A program as a dspy module. Inputs as keywords; gives a ``dspy.Prediction`` of the outputs.
+
+    It asks the program's own model, or the one given by ``set_lm``; ``dspy.settings.lm`` is not used. An environment's
+    factory gets an example with the inputs of the call and nothing else.
+    """
 
     def __init__(self, program: Any, environment: Environment | None = None) -> None:
         super().__init__()
@@ -52,7 +57,8 @@ class DseModule(dspy.Module):  # type: ignore[misc]
         from dse.program import Program
 
         base = self._program.value
-        program = Program(base.signature, self.current_plan(), lm=base.lm, toolbox=base.toolbox, deps=base.deps,
+        chosen = next((predict.lm for predict in self.predictors() if predict.lm is not None), base.lm)  # set_lm(...)
+        program = Program(base.signature, self.current_plan(), lm=chosen, toolbox=base.toolbox, deps=base.deps,
                           approve=base.approve, middleware=base.middleware, store=base.store)  # fmt: skip
         run = program.new_run(inputs)
         if trace is not None:
@@ -61,10 +67,12 @@ class DseModule(dspy.Module):  # type: ignore[misc]
         if environment is None:
             made = await program.execute(run)
         else:
-            example = dspy.Example(**inputs)
+            # dspy hands over the inputs only: the world cannot depend on labels or meta fields.
+            example = Example(run.run_id, run.wire_inputs)
             async with environment.enter(example) as world:
                 toolbox = program.toolbox.merged(world.tools) if world.tools else None
-                made = await program.execute(run, deps=world.deps, toolbox=toolbox, approve=world.approve or (lambda _: True))
+                approve = world.approve or (lambda _: True)
+                made = await program.execute(run, deps=world.deps, toolbox=toolbox, approve=approve)
         return dspy.Prediction(**{name: getattr(made, name) for name in program.spec.outputs})
 
 

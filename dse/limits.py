@@ -27,7 +27,7 @@ __all__ = ["LimitName", "Limits", "Meter", "Outcome"]
 Outcome = Literal["abort", "retry", "fail_step"]
 LimitName = Literal[
     "active_s", "interpreter_s", "memory_bytes", "recursion", "suspensions", "model_calls", "tool_calls", "tokens",
-    "cost_usd", "output_bytes", "value_bytes", "context",
+    "cost_usd", "output_bytes", "context",
 ]  # fmt: skip
 
 _DEFAULT_OUTCOMES: dict[str, Outcome] = {
@@ -36,7 +36,6 @@ _DEFAULT_OUTCOMES: dict[str, Outcome] = {
     "memory_bytes": "fail_step",
     "recursion": "fail_step",
     "suspensions": "fail_step",
-    "value_bytes": "fail_step",
     "model_calls": "abort",
     "tool_calls": "abort",
     "tokens": "abort",

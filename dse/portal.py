@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import threading
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
 
     from anyio.from_thread import BlockingPortal
 
-__all__ = ["run_sync"]
+__all__ = ["finish_sync", "run_sync", "start_soon"]
 
 T = TypeVar("T")
 _lock = threading.Lock()
 _portal: BlockingPortal | None = None
 _manager: AbstractContextManager[BlockingPortal] | None = None
 _inherited: list[Any] = []
+_finishing: set[asyncio.Future[Any]] = set()
 
 
 def _get() -> BlockingPortal:
@@ -56,17 +58,40 @@ def _close() -> None:
         manager.__exit__(SystemExit, leaving, None)
 
 
+def _here(portal: BlockingPortal) -> bool:
+    """Whether this is the portal thread."""
+    return threading.get_ident() == getattr(portal, "_event_loop_thread_id", None)
+
+
+def start_soon(fn: Callable[..., Awaitable[T]], *args: Any) -> Future[T]:
+    """Start ``fn(*args)`` on the portal thread; cancelling the future cancels it."""
+    portal = _get()
+    if _here(portal):
+        raise RuntimeError("a sync call inside dse's own event loop would wait for itself: use the async face")
+    future: Future[T] = portal.start_task_soon(fn, *args)
+    return future
+
+
 def run_sync(fn: Callable[..., Awaitable[T]], *args: Any) -> T:
     """Run ``fn(*args)`` on the portal thread and wait for it. Not from the portal thread itself.
 
     Being interrupted (Ctrl-C) cancels what runs there.
     """
-    portal = _get()
-    if threading.get_ident() == getattr(portal, "_event_loop_thread_id", None):
-        raise RuntimeError("a sync call inside dse's own event loop would wait for itself: use the async face")
-    future: Future[T] = portal.start_task_soon(fn, *args)
+    future = start_soon(fn, *args)
     try:
         return future.result()
     except BaseException:
         future.cancel()
         raise
+
+
+def finish_sync(fn: Callable[[], Awaitable[Any]]) -> None:
+    """`run_sync` for a finaliser, which may be called in any thread and when the interpreter is leaving."""
+    if _portal is None:
+        return  # closed: what ran there was cancelled
+    if _here(_portal):
+        task = asyncio.ensure_future(fn())
+        _finishing.add(task)
+        task.add_done_callback(_finishing.discard)
+    else:
+        run_sync(fn)

@@ -7,7 +7,7 @@ import datetime as dt
 import math
 import random
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from dse.errors import (
     UnprovenModel,
 )
 from dse.plan import Plan, program_id
-from dse.portal import run_sync
+from dse.portal import finish_sync, run_sync, start_soon
 from dse.runtime.dispatcher import Dispatcher, Middleware
 from dse.runtime.redaction import REDACTED, redact, safe_message
 from dse.runtime.run import Run
@@ -167,13 +167,10 @@ class Program:
 
     def start(self, /, *, deps: Any = None, **inputs: Any) -> RunHandle:
         """Start a run in the background and return at once."""
-        from dse.portal import _get
-
         run = self.new_run(inputs)
-        future = _get().start_task_soon(lambda: self.execute(run, deps=deps))
-        return RunHandle(self, run, future)
+        return RunHandle(self, run, start_soon(lambda: self.execute(run, deps=deps)))
 
-    async def astream(self, /, *, deps: Any = None, **inputs: Any) -> AsyncIterator[dict[str, Any]]:
+    async def astream(self, /, *, deps: Any = None, **inputs: Any) -> AsyncGenerator[dict[str, Any], None]:
         """Events as they happen: the journal's entries, then ``{"kind": "result" | "error", ...}``."""
         run = self.new_run(inputs)
         events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -196,11 +193,12 @@ class Program:
 
     def stream(self, /, *, deps: Any = None, **inputs: Any) -> Iterator[dict[str, Any]]:
         """`astream` for synchronous code."""
-        from dse.portal import _get
-
-        with _get().wrap_async_context_manager(_Stream(self.astream(deps=deps, **inputs))) as stream:
-            while (event := run_sync(stream.next)) is not None:
+        events = self.astream(deps=deps, **inputs)
+        try:
+            while (event := run_sync(anext, events, None)) is not None:
                 yield event
+        finally:
+            finish_sync(events.aclose)
 
     def new_run(self, inputs: Mapping[str, Any], *, run_id: str | None = None, seed: int | None = None,
                 clock: dt.datetime | None = None, evaluation: bool = False, replicate: int = 0) -> Run:  # fmt: skip
@@ -315,20 +313,6 @@ def _outcome(exc: BaseException | None) -> str:
 
 def _shown(run: Run, fields: Mapping[str, Any]) -> Any:
     return run.secrets.scrub(redact(dict(fields), run.spec.sensitive))
-
-
-class _Stream:
-    def __init__(self, events: AsyncIterator[dict[str, Any]]) -> None:
-        self.events = events
-
-    async def __aenter__(self) -> _Stream:
-        return self
-
-    async def __aexit__(self, *_: Any) -> None:
-        await self.events.aclose()  # type: ignore[attr-defined]
-
-    async def next(self) -> dict[str, Any] | None:
-        return await anext(self.events, None)
 
 
 def check_limits(spec: SignatureSpec, plan: Plan) -> None:

@@ -12,80 +12,87 @@ if TYPE_CHECKING:
 
 __all__ = ["calls", "candidates", "paired", "rollouts"]
 
+_CANDIDATE = (
+    "candidate", "mode", "allow", "n", "quality", "quality_low", "quality_high", "cost_usd", "cost_source", "tokens_in",
+    "tokens_out", "usage_source", "latency_s", "latency_source", "model_calls", "tool_calls", "failures",
+)  # fmt: skip
+_ROLLOUT = (
+    "rollout_id", "program_id", "signature", "mode", "model", "allow", "row_id", "row_hash", "cluster", "replicate",
+    "outcome", "error_class", "metric", "score", "feedback", "components", "model_calls", "tool_calls", "input_tokens",
+    "output_tokens", "usage_source", "cost_usd", "cost_source", "latency_s", "latency_source", "created", "candidate",
+    "stage",
+)  # fmt: skip
+_CALL = ("rollout_id", "signature", "mode", "call_id", "tool", "effect", "outcome", "fault", "latency_s")
+
+
+def _frame(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame:
+    """With all columns, also where there are no rows."""
+    import pandas as pd
+
+    return pd.DataFrame([[row.get(name) for name in columns] for row in rows], columns=list(columns))
+
 
 def candidates(source: Artifact | Store, compile_id: str | None = None) -> pd.DataFrame:
     """One row per candidate on select rows.
 
     Columns: candidate, mode, allow (tuple), n, quality, quality_low, quality_high (95%), cost_usd, cost_source,
-    tokens_in, tokens_out (per run), usage_source, latency_s, model_calls, tool_calls (per run), failures; from a store
-    also compile_id and signature.
+    tokens_in, tokens_out (per run), usage_source, latency_s, latency_source, model_calls, tool_calls (per run),
+    failures; from an artifact also program_id, from a store compile_id and signature.
     """
-    import pandas as pd
-
-    if hasattr(source, "evidence"):
-        frame = pd.DataFrame([dict(row) for row in source.evidence.modes])
-        if not frame.empty:
-            frame["allow"] = frame["allow"].map(tuple)
-        return frame
-    rows = []
-    for compiled in source.compiles():
-        if compile_id in (None, compiled["compile_id"]):
-            for name, row in compiled["report"]["table"].items():
-                rows.append({"compile_id": compiled["compile_id"], "signature": compiled["signature"], "candidate": name,
-                             "mode": name.split("/")[0], **row})  # fmt: skip
-    return pd.DataFrame(rows)
+    if not hasattr(source, "compiles"):
+        rows = [{**dict(row), "allow": tuple(row.allow)} for row in source.evidence.modes]
+        return _frame(rows, (*_CANDIDATE, "program_id"))
+    rows = [
+        {"compile_id": compiled["compile_id"], "signature": compiled["signature"], "candidate": name,
+         "mode": name.split("/")[0], **row, "allow": tuple(row["allow"])}
+        for compiled in source.compiles() if compile_id in (None, compiled["compile_id"])
+        for name, row in compiled["report"]["table"].items()
+    ]  # fmt: skip
+    return _frame(rows, ("compile_id", "signature", *_CANDIDATE))
 
 
 def rollouts(store: Store, signature: str | None = None) -> pd.DataFrame:
-    """One row per (rollout, metric): score, outcome, error_class, tokens, cost, latency, calls, and the stages and
-    candidate names under which compiles used it.
+    """One row per (rollout, metric), and per rollout without a score: what ran, how it went, what it used.
 
-    Columns: rollout_id, signature, mode, model, row_id, row_hash, cluster, replicate, outcome, error_class, score, metric,
-    feedback, model_calls, tool_calls, input_tokens, output_tokens, usage_source, cost_usd, cost_source, latency_s,
-    latency_source, candidate, stage.
+    Columns: rollout_id, program_id, signature, mode, model, allow, row_id, row_hash, cluster, replicate, outcome,
+    error_class, metric, score, feedback, components, model_calls, tool_calls, input_tokens, output_tokens,
+    usage_source, cost_usd and cost_source (as priced when it ran), latency_s, latency_source, created; and candidate
+    and stage, the name and the part of a compile under which it was used last (None: outside a compile).
     """
-    import pandas as pd
-
-    frame = pd.DataFrame(store.rollouts())
-    if frame.empty:
-        return frame
     named: dict[str, tuple[str, str]] = {}
     for compiled in store.compiles():
         for stage, pairs in compiled["report"]["rollouts"].items():
             for name, rollout_id in pairs:
                 named[rollout_id] = (name, stage)
-    frame["candidate"] = frame["rollout_id"].map(lambda r: named.get(r, (None, None))[0])
-    frame["stage"] = frame["rollout_id"].map(lambda r: named.get(r, (None, None))[1])
-    frame = frame.drop(columns=["receipt", "outputs"])
-    return frame[frame["signature"] == signature].reset_index(drop=True) if signature else frame
+    rows = []
+    for row in store.rollouts():
+        if signature in (None, row["signature"]):
+            name, stage = named.get(row["rollout_id"], (None, None))
+            rows.append({**row, "allow": tuple(row["allow"] or ()), "candidate": name, "stage": stage})
+    return _frame(rows, _ROLLOUT)
 
 
 def calls(store: Store, signature: str | None = None) -> pd.DataFrame:
     """One row per tool call: rollout_id, signature, mode, call_id, tool, effect, outcome, fault, latency_s (None where the
     run was replayed)."""
-    import pandas as pd
-
-    rows = []
+    rows, seen = [], set()
     for rollout in store.rollouts():
-        if signature in (None, rollout["signature"]):
+        if signature in (None, rollout["signature"]) and rollout["rollout_id"] not in seen:
+            seen.add(rollout["rollout_id"])  # a rollout comes once per metric
             for call in rollout["receipt"]["calls"]:
-                rows.append({"rollout_id": rollout["rollout_id"], "signature": rollout["signature"], "mode": rollout["mode"],
-                             "call_id": call["call_id"], "tool": call["tool"], "effect": call["effect"],
-                             "outcome": call["outcome"], "fault": call.get("fault"), "latency_s": call.get("latency_s")})  # fmt: skip
-    return pd.DataFrame(rows)
+                rows.append({**call, **{name: rollout[name] for name in ("rollout_id", "signature", "mode")}})
+    return _frame(rows, _CALL)
 
 
 def paired(artifact: Artifact) -> pd.DataFrame:
-    """The sealed rows of an artifact's gate: row_hash, cluster, candidate_score, incumbent_score, costs, latencies, difference."""
+    """The sealed rows of an artifact's gate.
+
+    Columns: row_hash, cluster, candidate_score, incumbent_score, candidate_cost, incumbent_cost, candidate_latency,
+    incumbent_latency, difference (of the scores).
+    """
     import pandas as pd
 
-    columns = ["row_hash", "cluster", "candidate_score", "incumbent_score", "candidate_cost", "incumbent_cost",
-               "candidate_latency", "incumbent_latency"]  # fmt: skip
-    frame = pd.DataFrame([list(row) for row in _rows(artifact)], columns=columns)
+    evidence = artifact.evidence.paired
+    frame = pd.DataFrame([list(row) for row in evidence.rows], columns=list(evidence.columns))
     frame["difference"] = frame["candidate_score"] - frame["incumbent_score"]
     return frame
-
-
-def _rows(artifact: Any) -> Any:
-    paired_rows = artifact.evidence.paired
-    return paired_rows["rows"] if isinstance(paired_rows, dict) else paired_rows.rows

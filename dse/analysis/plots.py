@@ -27,11 +27,13 @@ def _colour(mode: str) -> str:
 
 def plot_quality(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Mean quality of each candidate with its 95% interval, coloured by mode. `frame` from `candidates`."""
-    rows = frame.sort_values("quality")
+    rows = frame.sort_values("quality", kind="stable")
     ax = _axes(ax, 1.2 + 0.4 * len(rows))
     for y, (_, row) in enumerate(rows.iterrows()):
-        ax.errorbar(row["quality"], y, xerr=[[row["quality"] - row["quality_low"]], [row["quality_high"] - row["quality"]]],
-                    fmt="o", color=_colour(row["mode"]), capsize=3)  # fmt: skip
+        below, above = row["quality"] - row["quality_low"], row["quality_high"] - row["quality"]
+        # Rounding may leave a bound a hair on the wrong side of the mean, which matplotlib refuses.
+        ax.errorbar(row["quality"], y, xerr=[[max(0.0, below)], [max(0.0, above)]], fmt="o", color=_colour(row["mode"]),
+                    capsize=3)  # fmt: skip
     ax.set_yticks(range(len(rows)), rows["candidate"])
     ax.set_xlim(-0.02, 1.02)
     ax.set_xlabel("mean score on select rows, 95% interval")
@@ -40,8 +42,11 @@ def plot_quality(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def pareto_front(frame: pd.DataFrame, cost: str) -> pd.DataFrame:
-    """The candidates that no other beats in both quality and `cost`, cheapest first."""
-    ordered = frame.sort_values([cost, "quality"], ascending=[True, False])
+    """The candidates for which no other has at least their quality at no more `cost`, cheapest first.
+
+    Of several with equal quality and cost, the first.
+    """
+    ordered = frame.sort_values([cost, "quality"], ascending=[True, False], kind="stable")
     best, keep = float("-inf"), []
     for index, row in ordered.iterrows():
         if row["quality"] > best:
@@ -54,7 +59,7 @@ def plot_pareto(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Quality against cost per run (tokens where no price is known), with the Pareto front."""
     ax = _axes(ax)
     data = frame.assign(tokens=frame["tokens_in"] + frame["tokens_out"])
-    cost = "cost_usd" if data["cost_usd"].notna().all() else "tokens"
+    cost = "cost_usd" if len(data) and data["cost_usd"].notna().all() else "tokens"
     for mode, group in data.groupby("mode"):
         ax.scatter(group[cost], group["quality"], color=_colour(str(mode)), label=str(mode), zorder=3)
     front = pareto_front(data, cost)
@@ -72,12 +77,13 @@ def plot_pareto(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 def plot_wins(frame: pd.DataFrame, ax: Axes | None = None, labels: tuple[str, str] = ("candidate", "incumbent")) -> Axes:
     """Sealed rows by paired score difference: wins above zero, losses below. `frame` from `paired`."""
     ax = _axes(ax, 3.0)
-    rows = frame.sort_values("difference").reset_index(drop=True)
+    rows = frame.sort_values("difference", kind="stable").reset_index(drop=True)
     colours = ["#1b9e77" if d > 0 else "#d62728" if d < 0 else "#bbbbbb" for d in rows["difference"]]
     ax.bar(range(len(rows)), rows["difference"], color=colours, width=1.0)
     ax.plot(range(len(rows)), [0] * len(rows), color="#888888", linewidth=0.8)
     wins, losses = int((rows["difference"] > 0).sum()), int((rows["difference"] < 0).sum())
-    ax.set_title(f"{labels[0]} against {labels[1]}: {wins} wins, {losses} losses, {len(rows) - wins - losses} ties", fontsize=10)
+    ties = len(rows) - wins - losses
+    ax.set_title(f"{labels[0]} against {labels[1]}: {wins} wins, {losses} losses, {ties} ties", fontsize=10)
     ax.set_xlabel("sealed rows")
     ax.set_ylabel("score difference")
     ax.set_ylim(-1.05, 1.05)

@@ -28,9 +28,8 @@ def decision_table(table: Mapping[str, Mapping[str, Any]], *, winner: str = "", 
                    plans: Mapping[str, Any] | None = None, notes: bool = True) -> Table:  # fmt: skip
     """Candidates with quality and 95% interval, calls, tokens and cost per run, best quality first."""
     shown = Table(title=title or None, title_justify="left")
-    for name, justify in (("candidate", "left"), ("tools", "right"), ("quality (95%)", "left"), ("model calls", "right"),
-                          ("tool calls", "right"), ("tokens", "right"), ("USD/run", "right"), ("failed", "right")):  # fmt: skip
-        shown.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for name in ("candidate", "tools", "quality (95%)", "model calls", "tool calls", "tokens", "USD/run", "failed"):
+        shown.add_column(name, justify="left" if name in ("candidate", "quality (95%)") else "right")
     priced = any(row["cost_usd"] is not None for row in table.values())
     for name, row in sorted(table.items(), key=lambda item: -item[1]["quality"]):
         marks = [text for text, other in (("winner", winner), ("incumbent", incumbent)) if name == other]
@@ -56,14 +55,19 @@ def print_compile(console: Console, result: Any) -> None:
     console.print(f"Allow-lists: {len(lists['all'])} declared, {len(lists['union'])} used by successful runs, "
                   f"{len(lists['minimal'])} sufficient ({', '.join(lists['minimal']) or 'none'})", markup=False)  # fmt: skip
     spend = evidence.spend
-    money = "unknown" if spend["cost_usd"] is None else f"{spend['cost_usd']:.4f} USD ({spend['cost_source']}, prices: " \
-        f"{evidence.price_table or 'of the provider'})"  # fmt: skip
     console.print(f"Measured with {evidence.model_label}: {spend['model_calls']} completions, "
-                  f"{spend['input_tokens'] + spend['output_tokens']} tokens ({spend['usage_source']}), cost {money}",
-                  markup=False)  # fmt: skip
+                  f"{spend['input_tokens'] + spend['output_tokens']} tokens ({spend['usage_source']}), "
+                  f"cost {_money(evidence)}", markup=False)  # fmt: skip
     for note in result.notes:
         console.print(f"Note: {note}", markup=False)
     console.print(f"Artifact {result.ref} in mode {result.artifact.program.plan.mode}", markup=False)
+
+
+def _money(evidence: Any) -> str:
+    spend = evidence.spend
+    if spend["cost_usd"] is None:
+        return "unknown"
+    return f"{spend['cost_usd']:.4f} USD ({spend['cost_source']}, prices: {evidence.price_table or 'of the provider'})"
 
 
 def gate_lines(gate: Mapping[str, Any], winner: str, incumbent: str) -> list[str]:
@@ -121,14 +125,14 @@ def explain(artifact: Any) -> str:
     lines.append(f"Prompts: seed instructions with {demos} demonstrations from search rows." if demos else
                  "Prompts: seed instructions, no demonstrations.")  # fmt: skip
     spend = evidence.spend
-    cost = "unknown" if spend["cost_usd"] is None else f"{spend['cost_usd']:.4f} USD ({spend['cost_source']}, {evidence.price_table})"
     lines.append(f"It took {spend['model_calls']} completions, {spend['input_tokens'] + spend['output_tokens']} tokens "
-                 f"({spend['usage_source']}); cost {cost}. Completions: {evidence.model_label}.")  # fmt: skip
+                 f"({spend['usage_source']}); cost {_money(evidence)}. Completions: {evidence.model_label}.")  # fmt: skip
     lines += ["", "Not known:"]
-    lines.append(f"  differences below {gate['mde']:.3f} in utility would mostly go unseen on this holdout" if gate["mde"] is not None
-                 else "  this holdout can find no difference")  # fmt: skip
+    lines.append("  this holdout can find no difference" if gate["mde"] is None else
+                 f"  differences below {gate['mde']:.3f} in utility would mostly go unseen on this holdout")  # fmt: skip
     if evidence.holdout_openings > 1:
-        lines.append(f"  the holdout (or part of it) was opened {evidence.holdout_openings} times: read the p-value with that in mind")
+        lines.append(f"  the holdout (or part of it) was opened {evidence.holdout_openings} times: read the p-value with "
+                     "that in mind")  # fmt: skip
     lines.append("  how it does on inputs unlike the dataset's, and with any other model")
     lines += [f"  {note}" for note in evidence.notes]
     return "\n".join(lines)

@@ -34,13 +34,16 @@ class AllowLists:
         return {"all": self.all, "union": self.union, "minimal": self.minimal}
 
 
-def smallest_sufficient(runs_by_row: Iterable[Sequence[frozenset[str]]], required: Iterable[str] = ()) -> tuple[frozenset[str], bool]:
+def smallest_sufficient(
+    runs_by_row: Iterable[Sequence[frozenset[str]]], required: Iterable[str] = ()
+) -> tuple[frozenset[str], bool]:
     """A smallest S with, for every row, at least one run whose tools all lie in S; and whether that is certain.
 
-    Among sets of equal size, the first in alphabetical order. Exhaustive up to 18 tools, greedy beyond.
+    Rows without runs ask for nothing. Among sets of equal size, the first in alphabetical order. Exhaustive up to
+    18 tools between which there is a choice, greedy beyond.
     """
     must = frozenset(required)
-    rows = [_minimal_sets({tools - must for tools in runs}) for runs in runs_by_row]
+    rows = [_minimal_sets({tools - must for tools in runs}) for runs in runs_by_row if runs]
     forced: frozenset[str] = frozenset().union(*(next(iter(sets)) for sets in rows if len(sets) == 1))
     rows = [sets for sets in rows if not any(tools <= forced for tools in sets)]
     options = sorted(set().union(*(tools for sets in rows for tools in sets)) - forced) if rows else []

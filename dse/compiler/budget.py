@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dse.errors import BudgetExhausted, UserError
+from dse.errors import BudgetExhausted, ModelUnavailable, UserError
 
 if TYPE_CHECKING:
-    from dse.models.lm import Completion, LanguageModel
+    from dse.models.lm import Completion, LanguageModel, Usage
     from dse.models.prices import PriceTable
 
 __all__ = ["Budget", "BudgetedModel"]
 
 # Output tokens assumed for a request that is still to be made, where the model has no bound of its own.
 ASSUMED_OUTPUT_TOKENS = 4_096
+_OUTPUT_BOUNDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +26,8 @@ class Budget:
     """What a compile may spend. None means no bound.
 
     Attributes:
-        usd: money; needs known prices (a `PriceTable`, or a model whose completions carry their cost).
-        model_calls: requests to the model, retries included.
+        usd: money; needs a `PriceTable`, which also says what a request will cost at most before it is made.
+        model_calls: requests to the model, retries included. Answers from a recording are none.
         minutes: wall time.
     """
 
@@ -36,17 +38,25 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("usd", "model_calls", "minutes"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
-                raise UserError(f"Budget {name} must be above 0", value=repr(value), remedy="Leave it out for no bound.")
+            kinds = int if name == "model_calls" else (int, float)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf):
+                raise UserError(f"Budget {name} must be a number above 0", value=repr(value),
+                                remedy="Leave it out for no bound.")  # fmt: skip
 
 
 @dataclass
 class BudgetedModel:
-    """A model that refuses a request which could exceed the budget. Sits below retries, so each one counts."""
+    """A model that refuses a request which could exceed the budget.
+
+    Sits below retries, so each one counts, and below a recording, whose answers cost nothing. With `free` (a replay)
+    only the time is bounded.
+    """
 
     inner: LanguageModel
     budget: Budget
     prices: PriceTable | None = None
+    free: bool = False
+    owned: bool = True
     calls: int = 0
     spent_usd: float = 0.0
     reserved_usd: float = 0.0
@@ -56,9 +66,9 @@ class BudgetedModel:
         self.name = self.inner.name
         self.params: Mapping[str, Any] = self.inner.params
         self.supports_tools = self.inner.supports_tools
-        if self.budget.usd is not None and self.prices is None:
-            raise UserError("A budget in money needs prices", value=self.name,
-                            remedy="Pass prices=dse.PriceTable(...), or bound model_calls instead.")  # fmt: skip
+        if self.budget.usd is not None and not self.free and (self.prices is None or self.name not in self.prices.models):
+            raise UserError("A budget in money needs a price for the model", value=self.name,
+                            remedy="Pass prices=dse.PriceTable(...) that has it, or bound model_calls instead.")  # fmt: skip
 
     def spent(self) -> dict[str, Any]:
         return {"model_calls": self.calls, "usd": round(self.spent_usd, 6),
@@ -66,24 +76,25 @@ class BudgetedModel:
 
     def _reserve(self, request: Any) -> float:
         budget = self.budget
-        if budget.model_calls is not None and self.calls + 1 > budget.model_calls:
-            raise self._exhausted("model_calls", budget.model_calls)
         if budget.minutes is not None and time.monotonic() - self.started > budget.minutes * 60:
             raise self._exhausted("minutes", budget.minutes)
+        if self.free:
+            return 0.0
+        if budget.model_calls is not None and self.calls + 1 > budget.model_calls:
+            raise self._exhausted("model_calls", budget.model_calls)
         if budget.usd is None:
             return 0.0
         from dse.models.lm import Usage, estimate_usage
 
-        assert self.prices is not None
-        expected = estimate_usage(request, "")
-        output = int(self.params.get("max_tokens") or ASSUMED_OUTPUT_TOKENS)
-        cost, _ = self.prices.cost(self.name, Usage(expected.input_tokens, output, "estimated"))
-        if cost is None:
-            raise UserError("A budget in money needs a price for the model", value=self.name,
-                            remedy=f"Add it to the price table {self.prices.name!r}.")  # fmt: skip
+        bounds = [self.params[name] for name in _OUTPUT_BOUNDS if self.params.get(name)]
+        output = int(bounds[0]) if bounds else ASSUMED_OUTPUT_TOKENS
+        cost = self._price(Usage(estimate_usage(request, "").input_tokens, output, "estimated")) or 0.0
         if self.spent_usd + self.reserved_usd + cost > budget.usd:
             raise self._exhausted("usd", budget.usd)
         return cost
+
+    def _price(self, usage: Usage) -> float | None:
+        return None if self.prices is None else self.prices.cost(self.name, usage)[0]
 
     def _exhausted(self, name: str, bound: Any) -> BudgetExhausted:
         return BudgetExhausted(f"The next request could exceed the budget of {bound} {name}", value=str(self.spent()),
@@ -91,19 +102,32 @@ class BudgetedModel:
                                spent=self.spent())  # fmt: skip
 
     async def complete(self, request: Any, *, replicate: int = 0, occurrence: int = 0) -> Completion:
+        from dse.models.lm import Usage
+
         reserved = self._reserve(request)
-        self.calls += 1
+        self.calls += not self.free
         self.reserved_usd += reserved
         try:
             completion = await self.inner.complete(request, replicate=replicate, occurrence=occurrence)
+        except ModelUnavailable as exc:  # an unusable answer may have been paid for
+            asked, said = exc.details.get("input_tokens"), exc.details.get("output_tokens")
+            self._spend(Usage(asked, said, "exact") if asked is not None and said is not None else None,
+                        exc.details.get("cost_usd"), 0.0)  # fmt: skip
+            raise
         finally:
             self.reserved_usd -= reserved
-        if self.prices is not None and completion.cost_usd is None:
-            cost, _ = self.prices.cost(self.name, completion.usage)
-            self.spent_usd += cost or reserved
-        else:
-            self.spent_usd += completion.cost_usd or 0.0
+        if not self.free:
+            self._spend(completion.usage, completion.cost_usd, reserved)
         return completion
 
+    def _spend(self, usage: Usage | None, reported: float | None, otherwise: float) -> None:
+        """Count what was spent: by the table, else as reported, else `otherwise`."""
+        cost = self._price(usage) if usage is not None else None
+        if cost is None:
+            cost = reported if self.prices is None and reported is not None else otherwise
+        self.spent_usd += cost
+
     async def aclose(self) -> None:
-        await self.inner.aclose()
+        """Close the model, where it is `owned`."""
+        if self.owned:
+            await self.inner.aclose()

@@ -7,11 +7,11 @@ the registry and ledger at the start, and the recorded outcomes.
 
 from __future__ import annotations
 
+import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +23,14 @@ from dse.compiler.budget import Budget, BudgetedModel
 from dse.compiler.gate import GateResult, PairedRow, gate
 from dse.compiler.gate import evidence as gate_evidence
 from dse.compiler.space import Space, candidates, fitting_modes
-from dse.errors import ArtifactNotFound, MissingHoldout
-from dse.evaluation.evaluator import Evaluator, LiveReads, Progress, RolloutRecord, summarise
+from dse.errors import ArtifactNotFound, ContaminatedSplit, DatasetError, MissingHoldout, ModelError, UserError
+from dse.evaluation.evaluator import Evaluator, Progress, RolloutRecord, cassette_of, live_reads, summarise
 from dse.evaluation.sampling import spread
 from dse.evaluation.task import Task
+from dse.objective import unknown
 from dse.plan import SEMANTICS_VERSION, Plan, program_id
 from dse.portal import run_sync
+from dse.statistics import quantile
 from dse.strategies.base import baseline_plan, seed_plan
 
 if TYPE_CHECKING:
@@ -49,6 +51,12 @@ class Rows:
     search: int | None = 10
     select: int | None = None
     holdout: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and (type(value) is not int or value < 1):
+                raise UserError(f"The number of {name} rows is a whole number from 1", value=repr(value),
+                                remedy="Use None for all rows.")  # fmt: skip
 
 
 @dataclass
@@ -95,7 +103,7 @@ def compile(
         lm: a dspy model string, ``replay:FILE``, a ``dspy.LM``, an engine or a ``LanguageModel``.
         registry: where artifacts and aliases live; the incumbent is its ``champion``, or the baseline plan.
         store: rollouts, scores and the ledger of holdout openings; default ``<registry>/dse.db``.
-        budget: hard bounds, checked before every request.
+        budget: hard bounds, checked before every request. What a recording answers is not counted.
         prices: a named price table; without it costs are what the model's engine reports.
         rows: how many rows of each split.
         space: what is tried.
@@ -109,8 +117,9 @@ def compile(
         DatasetError, EnvironmentRequired, BudgetExhausted, InfrastructureError, UserError
     """
     return run_sync(lambda: acompile(
-        task, lm=lm, registry=registry, store=store, budget=budget, prices=prices, rows=rows, space=space, record=record,
-        concurrency=concurrency, seed=seed, success=success, progress=progress, say=say, model_label=model_label))  # fmt: skip
+        task, lm=lm, registry=registry, store=store, budget=budget, prices=prices, rows=rows, space=space,
+        record=record, concurrency=concurrency, seed=seed, success=success, progress=progress, say=say,
+        model_label=model_label))  # fmt: skip
 
 
 async def acompile(task: Task, **options: Any) -> CompileResult:
@@ -119,57 +128,101 @@ async def acompile(task: Task, **options: Any) -> CompileResult:
 
 
 class _Compile:
+    store: Store
+    model: LanguageModel
+    budgeted: BudgetedModel
+    evaluator: Evaluator
+    compile_id: str
+
     def __init__(
         self, task: Task, *, lm: Any, registry: Registry | str | Path = "artifacts", store: Any = None,
         budget: Budget | None = None, prices: PriceTable | None = None, rows: Rows | None = None, space: Space | None = None,
         record: str | Path | None = None, concurrency: int = 8, seed: int = 0, success: float = 1.0,
         progress: Progress | None = None, say: Callable[[str], None] | None = None, model_label: str | None = None,
     ) -> None:  # fmt: skip
-        from dse.store.journal import Store
-
         self.task = task
         self.spec = task.spec
         self.registry = registry if isinstance(registry, Registry) else Registry(registry)
-        self.store = store if isinstance(store, Store) else Store(store or Path(self.registry.root) / "dse.db")
+        self.store_place = store if store is not None else Path(self.registry.root) / "dse.db"
+        self.lm, self.record, self.budget = lm, record, budget or Budget()
         self.prices = prices
         self.rows = rows or Rows()
         self.space = space or Space()
+        self.concurrency, self.progress = concurrency, progress
         self.seed = seed
         self.success = success
         self.say = say or (lambda _: None)
+        self.label = model_label
         self.notes: list[str] = []
         self.started = time.monotonic()
-        self.model = self._model(lm, record, budget)
-        self.label = model_label or _label(self.model)
-        self.evaluator = Evaluator(task, self.model, self.store, concurrency=concurrency, progress=progress)
         self.data: Dataset = task.load_dataset()
         self.modes = fitting_modes(self.spec, task.modes)
         assert task.toolbox is not None
         self.effects = {name: task.toolbox[name].contract.effect for name in self.spec.tool_names}
 
-    def _model(self, lm: Any, record: Any, budget: Budget | None) -> LanguageModel:
+    async def run(self) -> CompileResult:
+        from dse.store.journal import opened
+
+        self._check_data()
+        with opened(self.store_place) as self.store:
+            self.model = self._resolve()
+            try:
+                self._check_objective()
+                self.label = self.label or _label(self.model)
+                self.evaluator = Evaluator(self.task, self.model, self.store, concurrency=self.concurrency,
+                                           progress=self.progress, prices=self.prices)  # fmt: skip
+                return await self._stages()
+            finally:
+                await self.model.aclose()
+
+    def _check_data(self) -> None:
+        """What can be known before anything runs."""
+        clusters = self.data.holdout_summary()["clusters"]
+        usable = clusters if self.rows.holdout is None else min(clusters, self.rows.holdout)
+        if usable < MIN_HOLDOUT_CLUSTERS:
+            raise MissingHoldout(f"The holdout has fewer than {MIN_HOLDOUT_CLUSTERS} clusters", value=usable,
+                                 remedy="Add rows of more clusters, or use more of them; a gate could not decide "
+                                        "anything.")  # fmt: skip
+        for split in ("search", "select"):
+            if not self.data.split(split):
+                raise DatasetError(f"The dataset has no {split} rows", value=self.data.name,
+                                   remedy=f"Give {split} a share of the quota.")  # fmt: skip
+
+    def _check_objective(self) -> None:
+        objective, cassette = self.task.objective, cassette_of(self.model)
+        if objective.needs_cost and self.prices is not None and self.model.name not in self.prices.models:
+            raise unknown("cost", _field(objective, "cost_weight", "max_cost"))
+        if objective.needs_latency and cassette is not None and cassette.header.latency != "representative":
+            raise unknown("latency", _field(objective, "latency_weight", "max_p95_latency_s"))
+
+    def _resolve(self) -> LanguageModel:
+        """The model, its budget below a recording: only what is asked for anew is counted."""
         from dse.models.lm import resolve_model
 
-        model = resolve_model(lm, record=record, prices=self.prices)
-        self.budgeted = BudgetedModel(model, budget or Budget(), self.prices)
-        return self.budgeted
+        live = resolve_model(self.lm)
+        innermost = live
+        while (inner := getattr(innermost, "inner", None)) is not None:
+            innermost = inner
+        replayed = getattr(innermost, "cassette", None) is not None
+        if replayed and self.record is not None:
+            raise ModelError("A replay is not recorded", value=str(self.record), remedy="Give a live model, or no record=.")
+        self.budgeted = BudgetedModel(live, self.budget, self.prices, free=replayed, owned=live is not self.lm)
+        return resolve_model(self.budgeted, record=self.record, prices=self.prices)
 
-    async def run(self) -> CompileResult:
-        holdout = self.data.holdout_summary()
-        if holdout["clusters"] < MIN_HOLDOUT_CLUSTERS:
-            raise MissingHoldout(f"The holdout has fewer than {MIN_HOLDOUT_CLUSTERS} clusters", value=holdout["clusters"],
-                                 remedy="Add rows of more clusters; a gate could not decide anything.")  # fmt: skip
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", LiveReads)
-            search, lists = await self._search()
-            plans, sources = candidates(self.spec, self.modes, lists, search[1], search[0], space=self.space,
-                                        limits=self.task.limits, success=self.success)  # fmt: skip
-            incumbent, incumbent_plan, parent = self._incumbent(plans)
-            plans.setdefault(incumbent, incumbent_plan)
-            selected = await self._select(plans)
-            winner = self._winner(plans, selected)
-            opened = await self._holdout(winner, plans[winner], incumbent, incumbent_plan)
-        self.notes += sorted({str(w.message) for w in caught if issubclass(w.category, LiveReads)})
+    async def _stages(self) -> CompileResult:
+        search, lists = await self._search()
+        plans, sources = candidates(self.spec, self.modes, lists, search[1], search[0], space=self.space,
+                                    limits=self.task.limits, success=self.success)  # fmt: skip
+        incumbent, incumbent_plan, parent = self._incumbent(plans)
+        if incumbent not in plans:
+            plans[incumbent] = incumbent_plan
+            sources[incumbent] = list(parent.evidence.demos.rows) if parent else []
+        self.compile_id = self._inputs_digest(incumbent_plan, parent)
+        selected = await self._select(plans, sources[incumbent])
+        winner = self._winner(plans, selected)
+        opened = await self._holdout(winner, plans[winner], incumbent, incumbent_plan, sources[incumbent])
+        if self.evaluator.live:
+            self.notes.append(live_reads(self.evaluator.live))
         if not lists.exact:
             self.notes.append("the smallest allow-list was searched greedily: a smaller one may exist")
         return await self._emit(plans, sources, lists, search, selected, opened, winner, incumbent, parent)
@@ -181,78 +234,113 @@ class _Compile:
         seeds = {f"{mode}/{'none' if mode == 'direct' else 'all'}/seed": seed_plan(self.spec, mode, limits=self.task.limits)
                  for mode in self.modes}  # fmt: skip
         self.say(f"search: {len(seeds)} seed programs on {len(rows)} rows")
+        if self.task.objective.needs_cost:  # unknown costs show after one rollout, before the rest is paid for
+            first = await self.evaluator.evaluate(dict([next(iter(seeds.items()))]), rows[:1], what="cost")
+            self._check_costs(first)
         records = await self.evaluator.evaluate(seeds, rows, what="search")
         lists = allow_lists(records, self.spec.tool_names, self.task.required, success=self.success)
         return (rows, records), lists
 
-    async def _select(self, plans: Mapping[str, Plan]) -> list[RolloutRecord]:
+    def _check_costs(self, records: Sequence[RolloutRecord]) -> None:
+        objective = self.task.objective
+        if objective.needs_cost and any(r.cost_usd is None for r in records):
+            raise unknown("cost", _field(objective, "cost_weight", "max_cost"))
+
+    async def _select(self, plans: Mapping[str, Plan], shown: Sequence[str]) -> list[RolloutRecord]:
         rows = spread(self.data.split("select"), self.rows.select)
+        _refuse_shown(shown, {row.row_hash for row in rows}, "select")
         self.say(f"select: {len(plans)} candidates on {len(rows)} rows")
         return await self.evaluator.evaluate(plans, rows, what="select")
 
     def _incumbent(self, plans: Mapping[str, Plan]) -> tuple[str, Plan, Artifact | None]:
-        """The champion if it runs this signature with this model, else the baseline plan."""
+        """The champion if this task can run it, else the baseline plan."""
         try:
             champion = self.registry.get(f"{self.spec.name}@champion")
         except ArtifactNotFound:
             champion = None
         if champion is not None:
-            same = champion.program.signature.get("signature_id") == self.spec.signature_id
-            model = champion.program.model
-            if same and (model.name, dict(model.params)) == (self.model.name, dict(self.model.params)):
-                plan = champion.program.plan
+            why = self._other(champion)
+            if not why:
+                plan = champion.plan
                 name = next((n for n, p in plans.items() if p.plan_id == plan.plan_id), "champion")
                 return name, plan, champion
-            self.notes.append("the champion is of another signature or model: compared with the baseline instead")
+            self.notes.append(f"the champion is of {why}: compared with the baseline instead, and not replaced")
         plan = baseline_plan(self.spec, self.task.limits)
         name = next((n for n, p in plans.items() if p.plan_id == plan.plan_id), "baseline")
         return name, plan, None
+
+    def _other(self, champion: Artifact) -> str:
+        """Why the champion cannot be run here; empty if it can."""
+        toolbox = self.task.toolbox
+        assert toolbox is not None
+        if champion.program.signature.signature_id != self.spec.signature_id:
+            return "another signature"
+        if (champion.model_name, dict(champion.params)) != (self.model.name, dict(self.model.params)):
+            return "another model"
+        if any(name not in self.effects or toolbox[name].contract.interface_id != contract.interface_id
+               for name, contract in champion.contracts.items()):  # fmt: skip
+            return "other tools"
+        return ""
 
     def _utility(self, record: RolloutRecord, plan: Plan) -> float:
         removed = exposure(self.spec.tool_names, self.effects) - exposure(plan.allow, self.effects)
         return self.task.objective.utility(record.score, record.cost_usd, record.latency_s, removed)
 
     def _winner(self, plans: Mapping[str, Plan], records: Sequence[RolloutRecord]) -> str:
-        """Highest mean utility on select; among equals fewer effects, then fewer tokens, then by name."""
+        """Highest mean utility on select within the limits; among equals fewer effects, fewer tokens, then by name."""
         objective = self.task.objective
+        self._check_costs(records)
 
         def rank(name: str) -> tuple[Any, ...]:
             mine = [r for r in records if r.candidate == name]
             plan = plans[name]
-            mean = sum(self._utility(r, plan) for r in mine) / len(mine)
-            quality = sum(r.score for r in mine) / len(mine)
-            costs = [r.cost_usd for r in mine]
-            too_dear = objective.max_cost is not None and None not in costs and sum(costs) / len(costs) > objective.max_cost  # type: ignore[arg-type]
-            too_poor = objective.min_quality is not None and quality < objective.min_quality
+            mean = math.fsum(self._utility(r, plan) for r in mine) / len(mine)
+            quality = math.fsum(r.score for r in mine) / len(mine)
+            cost = math.fsum(r.cost_usd or 0.0 for r in mine) / len(mine)
+            slowest, limit = quantile([r.latency_s for r in mine], 0.95), objective.max_p95_latency_s
+            broken = (
+                (objective.max_cost is not None and cost > objective.max_cost)
+                or (limit is not None and slowest > limit)
+                or (objective.min_quality is not None and quality < objective.min_quality)
+            )
             tokens = sum(r.input_tokens + r.output_tokens for r in mine)
-            return too_dear or too_poor, -round(mean, 9), exposure(plan.allow, self.effects), tokens, name
+            return broken, -round(mean, 9), exposure(plan.allow, self.effects), tokens, name
 
         return min(plans, key=rank)
 
-    async def _holdout(self, winner: str, plan: Plan, incumbent: str, incumbent_plan: Plan) -> tuple[list[RolloutRecord], int]:
+    async def _holdout(self, winner: str, plan: Plan, incumbent: str, incumbent_plan: Plan,
+                       shown: Sequence[str]) -> tuple[list[RolloutRecord], int]:  # fmt: skip
         """Open the sealed holdout, once, for the winner and the incumbent."""
         summary = self.data.holdout_summary()
-        self.compile_id = self._inputs_digest()
-        ledger = _Ledger(self.store, self.rows.holdout)
-        rows = self.data.open_holdout(ledger, compile_id=self.compile_id, purpose=f"gate {self.spec.name}", select=ledger.choose)
+
+        def choose(sealed: Sequence[Any]) -> list[Any]:
+            chosen = spread(sealed, self.rows.holdout)
+            _refuse_shown(shown, {row.row_hash for row in chosen}, "holdout")
+            return chosen
+
+        rows = self.data.open_holdout(self.store, compile_id=self.compile_id, purpose=f"gate {self.spec.name}",
+                                      select=choose)  # fmt: skip
         pair = {winner: plan, incumbent: incumbent_plan}
         self.say(f"holdout: {' against '.join(pair)} on {len(rows)} of {summary['rows']} sealed rows")
-        return await self.evaluator.evaluate(pair, rows, what="holdout"), ledger.openings
+        return await self.evaluator.evaluate(pair, rows, what="holdout"), rows.openings
 
-    def _inputs_digest(self) -> str:
-        task, toolbox = self.task, self.task.toolbox
+    def _inputs_digest(self, incumbent: Plan, parent: Artifact | None) -> str:
+        task, toolbox, space = self.task, self.task.toolbox, self.space
         assert toolbox is not None
         metric, environment = task.metric, task.environment
         return digest({
             "signature": self.spec.signature_id, "semantics": SEMANTICS_VERSION,
-            "contracts": {n: [toolbox[n].contract.interface_id, toolbox[n].contract.policy_id] for n in self.spec.tool_names},
+            "contracts": {name: [toolbox[name].contract.interface_id, toolbox[name].contract.policy_id]
+                          for name in self.spec.tool_names},
             "dataset": [self.data.revision, dict(self.data.split_hashes)], "metric": [metric.name, metric.revision],
             "environment": [environment.name, environment.revision] if environment else None,
             "toolbox": toolbox.revision(self.spec.tool_names), "objective": task.objective.to_dict(),
             "limits": task.limits.model_dump(mode="json"), "required": list(task.required), "modes": list(self.modes),
             "rows": [self.rows.search, self.rows.select, self.rows.holdout],
-            "space": [{mode: list(self.space.allow_of(mode)) for mode in self.modes}, {mode: self.space.demos_of(mode) for mode in self.modes}, self.space.cross], "success": self.success, "seed": self.seed,
-            "model": [self.model.name, dict(self.model.params)], "prices": self.prices.name if self.prices else None,
+            "space": {mode: [list(space.allow_of(mode)), space.demos_of(mode), space.cross] for mode in self.modes},
+            "success": self.success, "seed": self.seed, "model": [self.model.name, dict(self.model.params)],
+            "prices": self.prices.to_dict() if self.prices else None,
+            "incumbent": [self._program_id(incumbent), parent.artifact_id if parent else None],
         })  # fmt: skip
 
     # --- the artifact
@@ -270,22 +358,13 @@ class _Compile:
             exposures = {"baseline_exposure": exposure(plans[incumbent].allow, self.effects),
                          "candidate_exposure": exposure(plans[candidate].allow, self.effects)}  # fmt: skip
             result = gate(rows, **options, **exposures)  # type: ignore[arg-type]
-            evidence = self._evidence(candidate, incumbent, plans, sources, lists, search, table, [*selected, *records], openings,
-                                      result, gate_evidence(rows, **options, **exposures), parent)  # type: ignore[arg-type]  # fmt: skip
+            evidence = self._evidence(candidate, incumbent, plans, sources, lists, search, table, [*selected, *records],
+                                      openings, result, gate_evidence(rows, **options, **exposures), parent)  # type: ignore[arg-type]  # fmt: skip
             return self._artifact(plans[candidate], evidence, parent), result
 
-        if parent is None:  # the baseline is the first champion, so that there always is a way back
-            base, _ = build(incumbent)
-            self.registry.put(base)
-            self.registry.set_alias(self.spec.name, "champion", base.artifact_id, reason="baseline", by="dse compile")
-            parent_id = base.artifact_id
-        else:
-            parent_id = parent.artifact_id
         artifact, result = build(winner)
-        self.registry.put(artifact)
-        self.registry.set_alias(self.spec.name, "candidate", artifact.artifact_id, reason=f"verdict {result.verdict}", by="dse compile")
-        if result.verdict == "PROMOTE" and artifact.artifact_id != parent_id:
-            self.registry.promote(f"{self.spec.name}@candidate", reason="verdict PROMOTE", by="dse compile")
+        base = build(incumbent)[0] if parent is None else None
+        self._release(artifact, base or parent)
         compiled = CompileResult(
             artifact=artifact, ref=f"{self.spec.name}@{artifact.artifact_id[:19]}", gate=result, table=table,
             holdout_table=summarise(records), winner=winner, incumbent=incumbent, plans=plans, lists=lists,
@@ -296,10 +375,29 @@ class _Compile:
                                   self._report(compiled))  # fmt: skip
         return compiled
 
-    def _evidence(self, candidate: str, incumbent: str, plans: Mapping[str, Plan], sources: Mapping[str, list[str]],
-                  lists: AllowLists, search: tuple[list[Example], list[RolloutRecord]], table: Mapping[str, Mapping[str, Any]],
-                  later: Sequence[RolloutRecord], openings: int, result: GateResult, paired: dict[str, Any],
-                  parent: Artifact | None) -> dict[str, Any]:  # fmt: skip
+    def _release(self, artifact: Artifact, incumbent: Artifact | None) -> None:
+        """Store the artifact and move the aliases that its verdict moves."""
+        assert incumbent is not None
+        name, by, verdict = self.spec.name, "dse compile", artifact.verdict
+        self.registry.put(artifact)
+        champion = self.registry.aliases(name).get("champion")
+        if champion is None:  # the baseline is the first champion, so that there always is a way back
+            self.registry.put(incumbent)
+            champion = incumbent.artifact_id
+            self.registry.set_alias(name, "champion", champion, reason="baseline", by=by)
+        self.registry.set_alias(name, "candidate", artifact.artifact_id, reason=f"verdict {verdict}", by=by)
+        if verdict == "PROMOTE" and artifact.artifact_id != champion:
+            if champion == incumbent.artifact_id:
+                self.registry.promote(f"{name}@candidate", reason="verdict PROMOTE", by=by)
+            else:
+                self.notes.append("better than the incumbent of this compile, but that is not the champion: "
+                                  "it stays the candidate until somebody promotes it with a reason")  # fmt: skip
+
+    def _evidence(
+        self, candidate: str, incumbent: str, plans: Mapping[str, Plan], sources: Mapping[str, list[str]], lists: AllowLists,
+        search: tuple[list[Example], list[RolloutRecord]], table: Mapping[str, Mapping[str, Any]],
+        later: Sequence[RolloutRecord], openings: int, result: GateResult, paired: dict[str, Any], parent: Artifact | None,
+    ) -> dict[str, Any]:  # fmt: skip
         task, toolbox = self.task, self.task.toolbox
         assert toolbox is not None
         every = {r.rollout_id: r for r in (*search[1], *later)}.values()
@@ -321,13 +419,15 @@ class _Compile:
             "spend": {"model_calls": sum(r.model_calls for r in every), "input_tokens": sum(r.input_tokens for r in every),
                       "output_tokens": sum(r.output_tokens for r in every),
                       "usage_source": _worst(r.usage_source for r in every),
-                      "cost_usd": None if None in costs else sum(c for c in costs if c is not None),
+                      "cost_usd": None if None in costs else math.fsum(c for c in costs if c is not None),
                       "cost_source": _worst(r.cost_source for r in every)},
             "allow_lists": {name: list(tools) for name, tools in lists.named().items()}
                            | {"solved_rows": lists.solved_rows, "exact": lists.exact},
-            "removed_tools": [{"name": n, "effect": self.effects[n]} for n in self.spec.tool_names if n not in plans[candidate].allow],
+            "removed_tools": [{"name": name, "effect": self.effects[name]} for name in self.spec.tool_names
+                              if name not in plans[candidate].allow],
             "demos": {"rows": sources.get(candidate, [])},
-            "model_label": self.label, "price_table": self.prices.name if self.prices else None, "notes": list(self.notes),
+            "model_label": self.label, "price_table": self.prices.name if self.prices else None,
+            "notes": list(self.notes),
         }  # fmt: skip
 
     def _splits(self, search: Sequence[Example]) -> dict[str, Any]:
@@ -349,31 +449,28 @@ class _Compile:
             contracts={name: toolbox[name].contract for name in plan.allow},
             model={"name": self.model.name, "params": dict(self.model.params)}, program_id=self._program_id(plan),
             evidence=evidence, parent=parent.artifact_id if parent else None, duration_s=time.monotonic() - self.started,
-            cwd=os.getcwd(),
+            budget=asdict(self.budget), cwd=os.getcwd(),
         )  # fmt: skip
 
     def _report(self, compiled: CompileResult) -> dict[str, Any]:
         return {"winner": compiled.winner, "incumbent": compiled.incumbent, "gate": compiled.gate.to_dict(),
-                "table": {k: dict(v) for k, v in compiled.table.items()},
+                "table": {k: {"allow": list(compiled.plans[k].allow), **v} for k, v in compiled.table.items()},
                 "holdout_table": {k: dict(v) for k, v in compiled.holdout_table.items()}, "model_label": self.label,
                 "rollouts": {stage: [[r.candidate, r.rollout_id] for r in records]
                              for stage, records in compiled.records.items()}}  # fmt: skip
 
 
-class _Ledger:
-    """What a dataset needs to open its holdout: the store's ledger, and which rows are wanted."""
+def _field(objective: Any, weight: str, limit: str) -> str:
+    return weight if getattr(objective, weight) else limit
 
-    def __init__(self, store: Store, wanted: int | None) -> None:
-        self.store = store
-        self.wanted = wanted
-        self.openings = 0
 
-    def choose(self, rows: Sequence[Example]) -> list[Example]:
-        return spread(rows, self.wanted)
-
-    def record(self, entry: Mapping[str, Any]) -> int:
-        self.openings = self.store.record(entry)
-        return self.openings
+def _refuse_shown(shown: Sequence[str], rows: set[str], split: str) -> None:
+    """The incumbent's demonstrations come from an earlier compile, maybe of other splits."""
+    both = sorted(rows & set(shown))
+    if both:
+        raise ContaminatedSplit(f"The champion's demonstrations are among the {split} rows", value=both[0],
+                                remedy="Splits are kept for good: pass the earlier assignment, or promote a program "
+                                       "without these demonstrations first.", rows=both)  # fmt: skip
 
 
 def _paired(records: Sequence[RolloutRecord], candidate: str, incumbent: str) -> list[PairedRow]:
@@ -385,13 +482,8 @@ def _paired(records: Sequence[RolloutRecord], candidate: str, incumbent: str) ->
 
 def _label(model: Any) -> str:
     """What the completions are: the source that a recording names, or the model's name."""
-    layer = model
-    while layer is not None:
-        cassette = getattr(layer, "cassette", None)
-        if cassette is not None:
-            return str(cassette.header.source)
-        layer = getattr(layer, "inner", None)
-    return str(model.name)
+    cassette = cassette_of(model)
+    return str(model.name if cassette is None else cassette.header.source)
 
 
 def _worst(sources: Any) -> str:

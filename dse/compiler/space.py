@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dse.compiler.allowlist import AllowLists
 from dse.compiler.prompts import bootstrap
 from dse.contracts.signature import SignatureSpec
-from dse.errors import PlanError
+from dse.errors import PlanError, UserError
 from dse.evaluation.dataset import Example
 from dse.evaluation.evaluator import RolloutRecord
 from dse.limits import Limits
@@ -17,6 +17,8 @@ from dse.strategies.base import modes as known_modes
 from dse.strategies.base import seed_plan, strategy
 
 __all__ = ["Space", "candidates", "fitting_modes"]
+
+_LISTS = ("all", "union", "minimal")  # from the widest to the narrowest
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,22 @@ class Space:
     allow: tuple[str, ...] | Mapping[str, tuple[str, ...]] = ("all", "union", "minimal")
     demos: int | Mapping[str, int] = 2
     cross: bool = False
+
+    def __post_init__(self) -> None:
+        lists = self.allow.items() if isinstance(self.allow, Mapping) else [("all modes", self.allow)]
+        for mode, names in lists:
+            if not isinstance(names, tuple) or not names or not set(names) <= set(_LISTS):
+                raise UserError("A space tries named allow-lists, for all modes or per mode", value=f"{mode}: {names!r}",
+                                remedy=f"Give a tuple of some of: {', '.join(_LISTS)}.")  # fmt: skip
+        numbers = self.demos.items() if isinstance(self.demos, Mapping) else [("all modes", self.demos)]
+        for mode, number in numbers:
+            if type(number) is not int or number < 0:
+                raise UserError("A space tries a number of demonstrations, for all modes or per mode",
+                                value=f"{mode}: {number!r}", remedy="Give whole numbers; 0 for none.")  # fmt: skip
+        for mode, _ in (*lists, *numbers):
+            if mode != "all modes" and mode not in known_modes():
+                raise UserError("A space names a mode that there is not", value=mode,
+                                remedy=f"The modes are: {', '.join(known_modes())}.")  # fmt: skip
 
     def allow_of(self, mode: str) -> tuple[str, ...]:
         return self.allow if isinstance(self.allow, tuple) else self.allow.get(mode, ("all",))
@@ -57,8 +75,8 @@ def fitting_modes(spec: SignatureSpec, asked: Iterable[str] | None) -> tuple[str
 
 
 def candidates(
-    spec: SignatureSpec, modes: Sequence[str], lists: AllowLists, records: Sequence[RolloutRecord], search: Sequence[Example], *,
-    space: Space, limits: Limits, success: float = 1.0,
+    spec: SignatureSpec, modes: Sequence[str], lists: AllowLists, records: Sequence[RolloutRecord],
+    search: Sequence[Example], *, space: Space, limits: Limits, success: float = 1.0,
 ) -> tuple[dict[str, Plan], dict[str, list[str]]]:  # fmt: skip
     """Plans by name (``mode/allow-list/prompt``), without duplicates; and per name the rows its demos come from."""
     plans: dict[str, Plan] = {}

@@ -7,7 +7,6 @@ effect); ``policy_id`` covers how calls are treated. ``@tool`` derives the contr
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import dis
 import functools
@@ -195,7 +194,7 @@ class Tool:
     @property
     def is_async(self) -> bool:
         return self.fn is not None and (
-            asyncio.iscoroutinefunction(self.fn) or asyncio.iscoroutinefunction(getattr(self.fn, "__call__", None))  # noqa: B004
+            inspect.iscoroutinefunction(self.fn) or inspect.iscoroutinefunction(getattr(self.fn, "__call__", None))  # noqa: B004
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

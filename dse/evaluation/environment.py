@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dse.contracts.tool import source_revision
-from dse.errors import UserError
+from dse.errors import DseError, UserError
 
 __all__ = ["Environment", "World", "environment"]
 
@@ -52,17 +52,26 @@ class Environment:
         """A fresh world for `example`; leaves it on exit, also when the run failed.
 
         Raises:
-            UserError: if the factory gives something else than a World.
+            UserError: the factory raised, or gave something else than a World.
         """
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                world = await self._make(stack, example)
+            except DseError:
+                raise
+            except Exception as exc:
+                row = getattr(example, "id", None)
+                raise UserError(f"Environment {self.name!r} made no world for row {row!r}: {type(exc).__name__}",
+                                value=str(exc), remedy="Correct the environment or the row.") from exc  # fmt: skip
+            yield self._checked(world)
+
+    async def _make(self, stack: contextlib.AsyncExitStack, example: Any) -> Any:
         if inspect.isasyncgenfunction(self.factory):
-            async with contextlib.asynccontextmanager(self.factory)(example) as world:
-                yield self._checked(world)
-        elif inspect.isgeneratorfunction(self.factory):
-            with contextlib.contextmanager(self.factory)(example) as world:
-                yield self._checked(world)
-        else:
-            made = self.factory(example)
-            yield self._checked(await made if inspect.isawaitable(made) else made)
+            return await stack.enter_async_context(contextlib.asynccontextmanager(self.factory)(example))
+        if inspect.isgeneratorfunction(self.factory):
+            return stack.enter_context(contextlib.contextmanager(self.factory)(example))
+        made = self.factory(example)
+        return await made if inspect.isawaitable(made) else made
 
     def _checked(self, world: Any) -> World:
         if not isinstance(world, World):
@@ -71,7 +80,9 @@ class Environment:
         return world
 
 
-def environment(factory: Callable[[Any], Any] | None = None, /, *, revision: str | None = None, name: str | None = None) -> Any:
+def environment(
+    factory: Callable[[Any], Any] | None = None, /, *, revision: str | None = None, name: str | None = None
+) -> Any:
     """Declare an environment: ``factory(example)`` makes (or yields) a `World`.
 
     Args:

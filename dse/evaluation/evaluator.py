@@ -221,11 +221,12 @@ class Evaluator:
             rollout_id=rollout_id, candidate=name, row_id=example.id, row_hash=example.row_hash, cluster=example.cluster,
             score=scored["value"], components=scored["components"], feedback=scored["feedback"] or "", reused=reused,
             journal=row["journal"], cost_usd=cost, cost_source=cost_source,
-            **{k: row[k] for k in ("outcome", "error_class", "outputs", "receipt", "model_calls", "tool_calls", "input_tokens",
-                                   "output_tokens", "usage_source", "latency_s", "latency_source")},
+            **{k: row[k] for k in ("outcome", "error_class", "outputs", "receipt", "model_calls", "tool_calls",
+                                   "input_tokens", "output_tokens", "usage_source", "latency_s", "latency_source")},
         )  # fmt: skip
 
-    async def _stored(self, program: Program, example: Example, rollout_id: str, replicate: int) -> tuple[dict[str, Any], bool]:
+    async def _stored(self, program: Program, example: Example, rollout_id: str,
+                      replicate: int) -> tuple[dict[str, Any], bool]:  # fmt: skip
         """The rollout as the store has it, and whether it was there before."""
         store = self.store
         assert store is not None
@@ -296,8 +297,8 @@ class Evaluator:
             except RunFailed as exc:
                 error = exc
             except RunSuspended as exc:
-                raise EnvironmentRequired("A call needs a decision, and nobody decides during an evaluation", value=exc.what,
-                                          remedy="Give the task an environment=, whose world may bring approve=.") from exc  # fmt: skip
+                raise EnvironmentRequired("A call needs a decision, and nobody decides during an evaluation",
+                                          value=exc.what, remedy="Give the task an environment=.") from exc  # fmt: skip
             state = _end_state(world)
         receipt = prediction.receipt if prediction else error.details["receipt"]  # type: ignore[union-attr]
         usage = receipt["usage"]
@@ -308,8 +309,8 @@ class Evaluator:
         stable = {**receipt, "usage": {k: v for k, v in usage.items() if k not in ("active_s", "interpreter_s")},
                   "calls": [{k: v for k, v in c.items() if k != "latency_s"} for c in receipt["calls"]]}  # fmt: skip
         return {
-            "rollout_id": rollout_id, "program_id": program.program_id, "signature": program.spec.name, "mode": program.plan.mode,
-            "model": program.lm.name if program.lm else None, "allow": list(program.plan.allow),
+            "rollout_id": rollout_id, "program_id": program.program_id, "signature": program.spec.name,
+            "mode": program.plan.mode, "model": program.lm.name if program.lm else None, "allow": list(program.plan.allow),
             "row_id": example.id, "row_hash": example.row_hash, "cluster": example.cluster, "replicate": replicate,
             "outcome": "ok" if prediction else "failed", "error_class": type(error).__name__ if error else None,
             "outputs": prediction.outputs if prediction else None, "end_state": state,
@@ -406,7 +407,8 @@ def summarise(records: Sequence[RolloutRecord]) -> dict[str, dict[str, Any]]:
             "cost_usd": sum(known) / n if len(known) == n else None, "cost_source": _worst(sources),
             "tokens_in": sum(r.input_tokens for r in mine) / n, "tokens_out": sum(r.output_tokens for r in mine) / n,
             "usage_source": _worst({r.usage_source for r in mine}),
-            "latency_s": sum(r.latency_s for r in mine) / n, "latency_source": "/".join(sorted({r.latency_source for r in mine})),
+            "latency_s": sum(r.latency_s for r in mine) / n,
+            "latency_source": "/".join(sorted({r.latency_source for r in mine})),
             "model_calls": sum(r.model_calls for r in mine) / n, "tool_calls": sum(r.tool_calls for r in mine) / n,
             "failures": sum(r.outcome != "ok" for r in mine),
         }  # fmt: skip
@@ -445,8 +447,10 @@ async def model_for(lm: Any, **options: Any) -> AsyncIterator[LanguageModel | No
             await model.aclose()
 
 
-def evaluate(task: Task, plan: Plan, *, lm: Any = None, split: str = "select", max_rows: int | None = None, store: Any = None,
-             concurrency: int = 8, progress: Progress | None = None, prices: PriceTable | None = None) -> list[RolloutRecord]:  # fmt: skip
+def evaluate(
+    task: Task, plan: Plan, *, lm: Any = None, split: str = "select", max_rows: int | None = None, store: Any = None,
+    concurrency: int = 8, progress: Progress | None = None, prices: PriceTable | None = None,
+) -> list[RolloutRecord]:  # fmt: skip
     """Score one plan on an open split of the task's dataset.
 
     Args:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dse.artifacts.artifact import Artifact
-from dse.artifacts.registry import Registry
-from dse.errors import SignatureMismatch
-from dse.evaluation.evaluator import Evaluator, Progress, RolloutRecord, summarise
+from dse.artifacts.registry import DEFAULT_ROOT, Registry
+from dse.errors import DatasetError
+from dse.evaluation.evaluator import Evaluator, Progress, RolloutRecord, model_for, summarise
 from dse.evaluation.sampling import spread
 from dse.evaluation.task import Task
 from dse.portal import run_sync
 from dse.program import load
 from dse.statistics import paired_interval
+from dse.strategies.base import strategy
 
 __all__ = ["EvalReport", "evaluate_artifact"]
 
@@ -46,9 +48,13 @@ def evaluate_artifact(
     """Run an artifact, and optionally another one, on the same open rows.
 
     Args:
+        ref: a reference, a file or an ``Artifact``.
+        data: a dataset folder or a ``dse.Dataset``; default the task's.
+        lm: default the model that the artifact's evidence is for.
         against: an artifact reference, or an alias of the same signature such as ``champion``. The report fails if
             the artifact's mean score is significantly lower (95% interval wholly below 0).
         min_score: the report fails if the mean score is below it.
+        store: a ``dse.Store`` or its file; default in memory.
 
     Raises:
         ArtifactError, SignatureMismatch, DatasetError, Refused, InfrastructureError
@@ -59,51 +65,69 @@ def evaluate_artifact(
     pair = {"artifact": artifact}
     if against is not None:
         pair["against"] = _other(ref, against, artifact)
-    return run_sync(lambda: _measure(pair, task, split, lm, max_rows, min_score, allow_unproven, concurrency, store, progress))
 
+    async def measured() -> list[RolloutRecord]:
+        from dse.store.journal import opened
 
-def _other(ref: Any, against: Any, artifact: Artifact) -> Artifact:
-    if isinstance(against, Artifact):
-        return against
-    if "@" in str(against) or "/" in str(against):
-        return Registry.resolve(against)
-    root = str(ref).rpartition("/")[0] or "artifacts"
-    return Registry.resolve(f"{root}/{artifact.program.signature['name']}@{against}")
+        rows = spread(task.load_dataset().split(split), max_rows)
+        if not rows:
+            raise DatasetError("There is nothing to evaluate on", value=split, remedy="Use a split with rows.")
+        records: list[RolloutRecord] = []
+        with opened(store if store is not None else ":memory:") as kept:
+            for name, one in pair.items():
+                async with model_for(_proven(one) if lm is None else lm, **_params(one, lm)) as model:
+                    # Loading checks signature, contracts and model exactly as production does.
+                    program = load(one, signature=task.signature, lm=model, toolbox=task.toolbox, deps=task.deps,
+                                   allow_unproven=allow_unproven)  # fmt: skip
+                    evaluator = Evaluator(task, model, kept, concurrency=concurrency, progress=progress)
+                    records += await evaluator.evaluate({name: program.plan}, rows, what=name)
+        return records
 
-
-async def _measure(pair: Mapping[str, Artifact], task: Task, split: str, lm: Any, max_rows: int | None, min_score: float | None,
-                   allow_unproven: bool, concurrency: int, store: Any, progress: Progress | None) -> EvalReport:  # fmt: skip
-    from dse.store.journal import Store
-
-    kept = Store(store) if isinstance(store, str) else store
-    rows = spread(task.load_dataset().split(split), max_rows)
-    records: list[RolloutRecord] = []
-    for name, artifact in pair.items():
-        # Loading checks signature, contracts and model exactly as production does.
-        program = load(artifact, signature=task.signature, lm=lm, toolbox=task.toolbox, deps=task.deps,
-                       allow_unproven=allow_unproven)  # fmt: skip
-        if program.spec.signature_id != task.spec.signature_id:
-            raise SignatureMismatch("The artifact is for another signature", value=program.spec.name, remedy="Use its task.")
-        evaluator = Evaluator(task, program.lm, kept, concurrency=concurrency, progress=progress)
-        records += await evaluator.evaluate({name: program.plan}, rows, what=name)
+    records = run_sync(measured)
     table = summarise(records)
     failures = []
     quality = table["artifact"]["quality"]
     if min_score is not None and quality < min_score:
         failures.append(f"mean score {quality:.3f} is below {min_score:g}")
-    difference = None
-    if "against" in pair:
-        mine = {r.row_hash: r for r in records if r.candidate == "artifact"}
-        theirs = {r.row_hash: r for r in records if r.candidate == "against"}
-        deltas = [mine[h].score - theirs[h].score for h in mine]
-        interval = paired_interval(deltas, [mine[h].cluster for h in mine])
-        difference = (interval.low, sum(deltas) / len(deltas), interval.high)
-        if interval.high < 0:
-            failures.append(f"significantly worse than {against_name(pair)}: {difference[1]:+.3f} "
-                            f"[{interval.low:+.3f}, {interval.high:+.3f}]")  # fmt: skip
-    refs = {name: artifact.artifact_id for name, artifact in pair.items()}
+    difference = _difference(records) if "against" in pair else None
+    if difference is not None and difference[2] < 0:
+        low, mean, high = difference
+        other = pair["against"].artifact_id[7:19]
+        failures.append(f"significantly worse than {other}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+    refs = {name: one.artifact_id for name, one in pair.items()}
     return EvalReport(split, table, difference, failures, records, refs)
 
 
-def against_name(pair: Mapping[str, Artifact]) -> str:
-    return pair["against"].artifact_id[7:19]
+def _proven(artifact: Artifact) -> str | None:
+    return artifact.model_name if strategy(artifact.plan.mode).needs_model else None
+
+
+def _params(artifact: Artifact, lm: Any) -> dict[str, Any]:
+    return {} if lm is not None or _proven(artifact) is None else {"params": dict(artifact.params)}
+
+
+def _difference(records: Sequence[RolloutRecord]) -> tuple[float, float, float]:
+    """Mean quality difference with its interval (low, mean, high); one cluster says nothing about others."""
+    mine = {r.row_hash: r for r in records if r.candidate == "artifact"}
+    theirs = {r.row_hash: r for r in records if r.candidate == "against"}
+    deltas = [mine[h].score - theirs[h].score for h in mine]
+    clusters = [mine[h].cluster for h in mine]
+    if len(set(clusters)) < 2:
+        return -1.0, sum(deltas) / len(deltas), 1.0
+    interval = paired_interval(deltas, clusters)
+    return interval.low, interval.estimate, interval.high
+
+
+def _other(ref: Any, against: Any, artifact: Artifact) -> Artifact:
+    if isinstance(against, Artifact):
+        return against
+    named = str(against)
+    if "@" in named or "/" in named or named.endswith(".json"):
+        return Registry.resolve(against)
+    if isinstance(ref, Artifact):
+        root = DEFAULT_ROOT
+    elif str(ref).endswith(".json"):  # a file of a registry: <root>/<Signature>/<id>.json
+        root = str(Path(ref).resolve().parent.parent)
+    else:
+        root = str(ref).rpartition("@")[0].rpartition("/")[0] or DEFAULT_ROOT
+    return Registry.resolve(f"{root}/{artifact.signature_name}@{named}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dse.contracts.signature import Signature, SignatureSpec
 from dse.contracts.toolbox import Toolbox
+from dse.errors import DatasetError, PlanError
 from dse.evaluation.environment import Environment, environment
 from dse.limits import Limits
 from dse.objective import Objective
@@ -24,23 +25,27 @@ class Task:
         signature: the declaration.
         dataset: a folder, or a ``dse.Dataset``.
         metric: ``@dse.metric`` or a plain function ``(example, prediction, ctx) -> float | dse.Score``.
-        environment: needed where the signature has write tools; a fresh world per rollout.
+        environment: ``@dse.environment``, or a plain function or generator; a fresh world per rollout. Needed where
+            the signature has write tools.
         toolbox: implementations; default the signature's own tools.
         deps: dependencies for runs outside an environment.
         objective: what counts as better.
         limits: of every run.
         required: tools that stay on every allow-list.
         modes: strategies to consider; default all that fit the signature.
+
+    Raises:
+        PlanError: `required` names a tool that the signature does not declare.
     """
 
     signature: type[Signature]
     dataset: Any
     metric: Any
-    environment: Environment | Callable[..., Any] | None = None
+    environment: Any = None
     toolbox: Toolbox | None = None
     deps: Any = None
-    objective: Objective = Objective()
-    limits: Limits = Limits()
+    objective: Objective = field(default_factory=Objective)
+    limits: Limits = field(default_factory=Limits)
     required: Iterable[str] = ()
     modes: Iterable[str] | None = None
 
@@ -53,16 +58,29 @@ class Task:
             object.__setattr__(self, "environment", environment(self.environment))
         if self.toolbox is None:
             object.__setattr__(self, "toolbox", self.spec.toolbox())
-        object.__setattr__(self, "required", tuple(sorted(self.required)))
+        object.__setattr__(self, "required", tuple(sorted(set(self.required))))
+        unknown = sorted(set(self.required) - set(self.spec.tool_names))
+        if unknown:
+            raise PlanError("The task requires tools that its signature does not declare", value=", ".join(unknown),
+                            remedy=f"It declares: {', '.join(self.spec.tool_names) or 'no tools'}.")  # fmt: skip
+        if self.modes is not None:
+            object.__setattr__(self, "modes", (self.modes,) if isinstance(self.modes, str) else tuple(self.modes))
 
     @property
     def spec(self) -> SignatureSpec:
         return self.signature.spec()
 
     def load_dataset(self) -> Any:
-        """The dataset, checked against the signature."""
+        """The dataset, checked against the signature.
+
+        Raises:
+            DatasetError
+        """
         from dse.evaluation.dataset import Dataset
 
         data = Dataset.load(self.dataset) if isinstance(self.dataset, (str, Path)) else self.dataset
+        if not isinstance(data, Dataset):
+            raise DatasetError("A task's dataset is a folder or a dse.Dataset", value=type(data).__name__,
+                               remedy="Make one with Dataset.from_rows, from_csv, from_pandas ...")  # fmt: skip
         data.check(self.signature)
         return data

@@ -21,7 +21,7 @@ import anyio.lowlevel
 import anyio.to_thread
 from pydantic import ValidationError
 
-from dse.canonical import canonical_json, digest, sha256_hex
+from dse.canonical import canonical_json, sha256_hex
 from dse.contracts.schema import canonical_sets, dump_wire, guest_from_wire, model_values, wire_from_guest
 from dse.contracts.signature import validation_summary
 from dse.contracts.tool import Tool, ToolContext, ToolContract
@@ -210,8 +210,8 @@ class Dispatcher:
             try:
                 tool, contract = self._allowed(name)
                 receipt["effect"] = contract.effect
-                wire, typed = self._arguments(tool, args, kwargs or {}, malformed)
-                receipt["arguments_hash"] = arguments_hash = digest(wire)
+                wire, typed, arguments_hash = self._arguments(tool, args, kwargs or {}, malformed)
+                receipt["arguments_hash"] = arguments_hash
             except ToolFault:
                 self._count(0.0)  # refused calls count too, or a loop of them would never end
                 raise
@@ -252,7 +252,8 @@ class Dispatcher:
 
     def _arguments(
         self, tool: Tool, args: Sequence[Any], kwargs: Mapping[str, Any], malformed: bool
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    ) -> tuple[dict[str, Any], dict[str, Any], str]:
+        """Arguments in wire form, as Python values, and the hash of the wire form."""
         contract = tool.contract
         names = list(contract.parameters.get("properties", {}))
         remedy = f"Parameters: {', '.join(names) or 'none'}."
@@ -280,7 +281,7 @@ class Dispatcher:
                     raise ToolArgumentError(f"{tool.name}() has no parameter {unknown[0]!r}", remedy=remedy)
                 canonical = tool.params.validate(wire)
                 typed = copy.deepcopy(canonical)
-            canonical_json(canonical)
+            text = canonical_json(canonical)
         except ToolArgumentError:
             raise
         except Unserialisable as exc:
@@ -288,7 +289,7 @@ class Dispatcher:
         except Exception as exc:  # also from a validator that cannot take what the model gave
             problem = _invalid(exc, contract)
             raise ToolArgumentError(f"Invalid arguments for {tool.name}(): {problem}", remedy=remedy) from None
-        return canonical, typed
+        return canonical, typed, f"sha256:{sha256_hex(text)}"
 
     def _count(self, cost_usd: float) -> None:
         """One more call of all calls; as a failed step, the limit is a fault of this call."""
@@ -366,7 +367,7 @@ class Dispatcher:
         self, tool: Tool, wire: dict[str, Any], typed: dict[str, Any], call_id: int, receipt: dict[str, Any]
     ) -> Any:
         contract, run = tool.contract, self.run
-        key = digest([run.run_id, call_id, contract.name])[7:39]
+        key = sha256_hex(f"{run.run_id}/{call_id}/{contract.name}".encode())[:32]
         started = time.perf_counter()
         context = ToolContext(self.deps, run.run_id, call_id, key, anyio.current_time() + contract.timeout_s)
         call = ToolCall(contract.name, contract, typed, wire, context)
@@ -478,4 +479,9 @@ def _wrap(layer: Middleware, step: Next) -> Next:
 
 async def gather_calls(calls: Sequence[Awaitable[Any]]) -> list[Any]:
     """Await all, in order; exceptions are returned, not raised."""
+    if len(calls) == 1:  # the usual case needs no task of its own
+        try:
+            return [await calls[0]]
+        except Exception as exc:
+            return [exc]
     return list(await asyncio.gather(*calls, return_exceptions=True))

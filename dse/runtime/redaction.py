@@ -69,8 +69,8 @@ class Secrets:
         return self._pattern.sub(REDACTED, text)
 
     def scrub(self, value: Any) -> Any:
-        """A copy of JSON data without any value that is known to be sensitive."""
-        return self._copy(value, frozenset())
+        """JSON data without any value that is known to be sensitive."""
+        return self._copy(value, frozenset()) if self._values else value
 
     def hide(self, value: Any) -> Any:
         """A copy of JSON data without sensitive fields and values."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -118,6 +119,7 @@ class Run:
         self.dispatcher: Dispatcher = None  # type: ignore[assignment]  # set by the program right after
         self.trace: Callable[[str, dict[str, Any], dict[str, Any]], None] | None = None
         self._occurrences: Counter[str] = Counter()
+        self._texts: dict[int, tuple[Any, bytes]] = {}  # of messages, by their identity
         self.attempt = 0
         self._scope: anyio.CancelScope | None = None
         self._waiting = 0
@@ -182,7 +184,7 @@ class Run:
         if self.model is None:
             raise InfrastructureError("This run has no model", remedy="Give the program an lm.")
         self.meter.before_model_call()
-        key = sha256_hex(canonical_json(request))
+        key = self._request_id(request)
         occurrence = self._occurrences[key]
         self._occurrences[key] += 1
         try:
@@ -196,9 +198,9 @@ class Run:
         calls = [{"id": c.id, "name": c.name, "arguments": c.arguments, "raw": c.raw} for c in completion.tool_calls]
         entry = {"text": completion.text, "tool_calls": calls}
         try:
-            canonical_json(entry)
-        except Unserialisable as exc:
-            raise ModelUnavailable(f"{self.model.name} sent a reply that JSON cannot hold", value=exc.what) from None
+            json.dumps(entry, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, TypeError) as exc:  # NaN, half a surrogate pair
+            raise ModelUnavailable(f"{self.model.name} sent a reply that JSON cannot hold", value=str(exc)) from None
         self.journal.add(
             "model_call", predictor=predictor, request=key, occurrence=occurrence, **entry,
             finish_reason=completion.finish_reason, input_tokens=completion.usage.input_tokens,
@@ -209,6 +211,16 @@ class Run:
                              remedy="Give prices (dse.PriceTable), or remove Limits(cost_usd=...).")  # fmt: skip
         self.meter.check_model_call()
         return completion
+
+    def _request_id(self, request: Request) -> str:
+        """Hash of a request. The text of each message is kept: a conversation only grows, and is asked again and again."""
+        parts = []
+        for part in (*request["messages"], *request.get("tools", ()), request.get("tool_choice")):
+            known = self._texts.get(id(part))
+            if known is None or known[0] is not part:
+                known = self._texts[id(part)] = (part, canonical_json(part))
+            parts.append(known[1])
+        return sha256_hex(b"\n".join(parts))
 
     def accept_outputs(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Validated outputs in wire form.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ import anyio.to_thread
 from dse.canonical import canonical_json, digest
 from dse.errors import StoreError, StoreUnavailable
 
-__all__ = ["SCHEMA_VERSION", "Store"]
+__all__ = ["SCHEMA_VERSION", "Store", "opened"]
 
 SCHEMA_VERSION = 1
 T = TypeVar("T")
@@ -52,9 +53,10 @@ def _tables() -> Any:
         sa.Column("kind", text, nullable=False), sa.Column("entry", text, nullable=False),
     )  # fmt: skip
     sa.Table(
-        "rollouts", meta, sa.Column("rollout_id", text, primary_key=True), sa.Column("program_id", text, nullable=False, index=True),
-        sa.Column("signature", text), sa.Column("mode", text), sa.Column("model", text), sa.Column("allow", text),
-        sa.Column("dataset", text), sa.Column("row_id", text), sa.Column("row_hash", text, nullable=False, index=True),
+        "rollouts", meta, sa.Column("rollout_id", text, primary_key=True),
+        sa.Column("program_id", text, nullable=False, index=True), sa.Column("signature", text),
+        sa.Column("mode", text), sa.Column("model", text), sa.Column("allow", text),
+        sa.Column("row_id", text), sa.Column("row_hash", text, nullable=False, index=True),
         sa.Column("cluster", text), sa.Column("replicate", number), sa.Column("outcome", text, nullable=False),
         sa.Column("error_class", text), sa.Column("outputs", text), sa.Column("end_state", text), sa.Column("receipt", text),
         sa.Column("journal", text), sa.Column("model_calls", number), sa.Column("tool_calls", number),
@@ -71,7 +73,8 @@ def _tables() -> Any:
         sa.Column("compile_id", text), sa.Column("purpose", text), sa.Column("created", text),
     )  # fmt: skip
     sa.Table(
-        "opening_rows", meta, sa.Column("opening_id", text, primary_key=True), sa.Column("row_hash", text, primary_key=True, index=True),
+        "opening_rows", meta, sa.Column("opening_id", text, primary_key=True),
+        sa.Column("row_hash", text, primary_key=True, index=True),
     )  # fmt: skip
     sa.Table(
         "compiles", meta, sa.Column("compile_id", text, primary_key=True), sa.Column("signature", text),
@@ -100,7 +103,11 @@ class Store:
         if not target.startswith("sqlite"):
             raise StoreError("Only SQLite stores are supported", value=self.url, remedy="Use a file path.")
         if not memory:
-            Path(target.removeprefix("sqlite:///")).expanduser().absolute().parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(target.removeprefix("sqlite:///")).expanduser().absolute().parent
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as exc:
+                raise StoreError("The store's folder cannot be made", value=str(folder), remedy=str(exc)) from exc
         options: dict[str, Any] = {"poolclass": StaticPool} if memory else {}
         self._sa = sa
         self._shared = memory  # one connection for all threads: readers wait for writers, too
@@ -110,21 +117,31 @@ class Store:
         self._tables = _tables().tables
         try:
             self._prepare()
-        except sa.exc.DatabaseError as exc:
+        except (sa.exc.DatabaseError, sqlite3.Error) as exc:
+            self._engine.dispose()
+            why = f"{type(getattr(exc, 'orig', exc)).__name__}: {getattr(exc, 'orig', exc)}"
             raise StoreError("The store cannot be opened", value=self.url,
-                             remedy=f"Is it a dse store and writable? ({type(exc.orig).__name__}: {exc.orig})") from exc  # fmt: skip
+                             remedy=f"Is it a dse store and writable? ({why})") from exc  # fmt: skip
+        except StoreError:
+            self._engine.dispose()
+            raise
 
     def _prepare(self) -> None:
         meta = self._tables["meta"]
         with self._lock, self._engine.begin() as c:
             if not self._sa.inspect(c).has_table("meta"):
+                c.exec_driver_sql("BEGIN IMMEDIATE")  # all tables or none, and one process makes them
                 others = self._sa.inspect(c).get_table_names()
-                if others:
-                    raise StoreError("This database belongs to something else", value=f"tables: {', '.join(others[:5])}",
-                                     remedy="Give the store a file of its own.")  # fmt: skip
-                meta.metadata.create_all(c)
-                c.execute(meta.insert().values(key="schema_version", value=str(SCHEMA_VERSION)))
+                if "meta" not in others:
+                    if others:
+                        raise StoreError("This database belongs to something else", value=f"tables: {', '.join(others[:5])}",
+                                         remedy="Give the store a file of its own.")  # fmt: skip
+                    meta.metadata.create_all(c)
+                    c.execute(meta.insert().values(key="schema_version", value=str(SCHEMA_VERSION)))
             found = c.execute(self._sa.select(meta.c.value).where(meta.c.key == "schema_version")).scalar()
+        if found is None:
+            raise StoreError("This database belongs to something else", value=self.url,
+                             remedy="Give the store a file of its own.")  # fmt: skip
         if found != str(SCHEMA_VERSION):
             raise StoreError("The store was made by another version of dse", value=f"schema {found}",
                              remedy=f"This dse reads schema {SCHEMA_VERSION}.")  # fmt: skip
@@ -137,13 +154,17 @@ class Store:
         try:
             with self._lock, self._engine.begin() as connection:
                 yield connection
-        except self._sa.exc.OperationalError as exc:
-            raise StoreUnavailable("The store could not be written", value=str(exc.orig),
-                                   remedy="Free disk space or end the process that holds the database.") from exc  # fmt: skip
+        except (self._sa.exc.OperationalError, self._sa.exc.TimeoutError, sqlite3.Error) as exc:
+            raise StoreUnavailable("The store could not be written", value=str(getattr(exc, "orig", exc)),
+                                   remedy="Free disk space, or end what holds the database.") from exc  # fmt: skip
 
     def _rows(self, query: Any) -> list[Any]:
-        with self._lock if self._shared else contextlib.nullcontext(), self._engine.connect() as c:
-            return list(c.execute(query).mappings())
+        try:
+            with self._lock if self._shared else contextlib.nullcontext(), self._engine.connect() as c:
+                return list(c.execute(query).mappings())
+        except (self._sa.exc.DatabaseError, self._sa.exc.TimeoutError, sqlite3.Error) as exc:
+            raise StoreUnavailable("The store could not be read", value=str(getattr(exc, "orig", exc)),
+                                   remedy="Check the file and the disk.") from exc  # fmt: skip
 
     async def threaded(self, fn: Callable[..., T], *args: Any) -> T:
         """Run a method of this store off the event loop, in threads that serve only stores."""
@@ -157,14 +178,20 @@ class Store:
     # --- runs
 
     def save_run(self, receipt: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
-        """Write a finished run and its journal, in one transaction."""
+        """Write a finished run and its journal, in one transaction.
+
+        Raises:
+            StoreError: the store has a run of that id already.
+        """
         runs, events = self._tables["runs"], self._tables["events"]
+        values = {name: receipt[name] for name in ("run_id", "program_id", "signature", "mode", "model", "outcome")}
         with self._write() as c:
-            c.execute(runs.insert().values(
-                run_id=receipt["run_id"], program_id=receipt["program_id"], signature=receipt["signature"], mode=receipt["mode"],
-                model=receipt["model"], outcome=receipt["outcome"], created=_now(), receipt=_text(receipt)))  # fmt: skip
-            c.execute(events.insert(), [
-                {"run_id": receipt["run_id"], "seq": e["seq"], "kind": e["kind"], "entry": _text(e)} for e in entries])  # fmt: skip
+            if not c.execute(self._insert(runs).values(**values, created=_now(), receipt=_text(receipt))
+                             .on_conflict_do_nothing()).rowcount:  # fmt: skip
+                raise StoreError("The store has a run of this id already", value=receipt["run_id"],
+                                 remedy="Give every run an id of its own.")  # fmt: skip
+            c.execute(events.insert(), [{"run_id": receipt["run_id"], "seq": e["seq"], "kind": e["kind"], "entry": _text(e)}
+                                        for e in entries])  # fmt: skip
 
     def runs(self, limit: int = 50) -> list[dict[str, Any]]:
         """The newest runs: run_id, signature, mode, model, outcome, created."""
@@ -262,6 +289,19 @@ class Store:
         from sqlalchemy.dialects.sqlite import insert
 
         return insert(table)
+
+
+@contextlib.contextmanager
+def opened(store: Store | str | Path) -> Iterator[Store]:
+    """`store` itself, or the store at that place, which is closed again."""
+    if isinstance(store, Store):
+        yield store
+        return
+    made = Store(store)
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 _JSON = {"allow", "outputs", "end_state", "receipt", "journal"}

@@ -35,7 +35,7 @@ class Direct:
 
     async def run(self, run: Run) -> dict[str, Any]:
         predictor = Predictor("answer", dspy_signature(run.spec), run.plan.prompts["answer"])
-        messages = predictor.messages(run.inputs)
+        messages = predictor.messages(run.wire_inputs)
         problem = ""
         for _ in range(run.limits.repairs + 1):
             completion = await run.complete({"messages": messages, "tools": []}, predictor="answer")

@@ -19,7 +19,7 @@ from dse.runtime.redaction import safe_message, without_paths
 if TYPE_CHECKING:
     import dspy
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "inputs_message"]
 
 
 @functools.cache
@@ -30,6 +30,11 @@ def _adapter() -> dspy.ChatAdapter:
     import dspy
 
     return dspy.ChatAdapter()
+
+
+def inputs_message(signature: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A user message of only the inputs, without a reminder of the output format."""
+    return {"role": "user", "content": _adapter().format_user_message_content(signature, dict(inputs))}
 
 
 _prefixes: dict[tuple[int, str], tuple[Any, tuple[dict[str, Any], ...]]] = {}
@@ -63,14 +68,9 @@ class Predictor:
         return tuple(_plain(message) for message in messages)
 
     def messages(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """System message, demos and the current inputs, as chat messages."""
+        """System message, demos and the current inputs (in wire form, where sets have an order), as chat messages."""
         content = _adapter().format_user_message_content(self.base, dict(inputs), main_request=True)
         return [*self._head, {"role": "user", "content": content}]
-
-    def user_message(self, signature: Any, inputs: Mapping[str, Any]) -> str:
-        """Only the inputs, without the reminder of the output format."""
-        content: str = _adapter().format_user_message_content(signature, dict(inputs))
-        return content
 
     def parse(self, text: str) -> dict[str, Any]:
         """The output fields in `text`.

@@ -21,7 +21,7 @@ from dse.plan import Prompt
 from dse.runtime.dispatcher import gather_calls
 from dse.runtime.run import Run
 from dse.strategies.base import register
-from dse.strategies.render import Predictor
+from dse.strategies.render import Predictor, inputs_message
 
 __all__ = ["ToolCalling"]
 
@@ -199,13 +199,13 @@ def _text(value: Any) -> str:
 
 
 class _Native(_Rounds):
-    def _user(self, inputs: Mapping[str, Any], predictor: Predictor) -> dict[str, Any]:
-        return {"role": "user", "content": predictor.user_message(_inputs_only(dspy_signature(self.run.spec)), inputs)}
+    def _user(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return inputs_message(_inputs_only(dspy_signature(self.run.spec)), inputs)
 
-    def _demo(self, demo: Mapping[str, Any], predictor: Predictor, number: int) -> list[dict[str, Any]]:
+    def _demo(self, demo: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
         """A demonstration as the conversation it was."""
         demo = _trajectory(demo, self.run.spec)
-        messages = [self._user(demo["inputs"], predictor)]
+        messages = [self._user(demo["inputs"])]
         rounds = [*demo["rounds"], {"calls": [{"name": "submit", "arguments": demo["outputs"], "result": "accepted"}]}]
         for index, one in enumerate(rounds):
             calls = [{"id": f"demo_{number}_{index}_{i}", "name": c["name"], "arguments": c["arguments"]}
@@ -217,11 +217,10 @@ class _Native(_Rounds):
 
     async def loop(self) -> dict[str, Any]:
         run = self.run
-        predictor = Predictor("act", _inputs_only(dspy_signature(run.spec)), Prompt(instructions=self.prompt.instructions))
         messages: list[dict[str, Any]] = [{"role": "system", "content": f"{self.prompt.instructions}\n\n{_PROTOCOL}"}]
         for number, demo in enumerate(self.prompt.demos):
-            messages += self._demo(demo, predictor, number)
-        messages.append(self._user(run.inputs, predictor))
+            messages += self._demo(demo, number)
+        messages.append(self._user(run.wire_inputs))
         used: set[str] = set()
         while not self.exhausted():
             completion = await run.complete(
@@ -263,7 +262,7 @@ class _Text(_Rounds):
         described = json.dumps(self.tools, ensure_ascii=False)
         transcript: list[str] = []
         while not self.exhausted():
-            inputs = {**run.inputs, "tools": described, "transcript": "\n".join(transcript) or "(nothing yet)"}
+            inputs = {**run.wire_inputs, "tools": described, "transcript": "\n".join(transcript) or "(nothing yet)"}
             completion = await run.complete({"messages": predictor.messages(inputs), "tools": []}, predictor="act")
             try:
                 parsed = predictor.parse(completion.text or "")["tool_calls"]
