@@ -10,6 +10,7 @@ stopped. A recording says where it comes from and how far its usage and latency 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import tempfile
 import time
 from pathlib import Path
@@ -44,13 +45,16 @@ def record(shipped: Shipped, args: argparse.Namespace) -> None:
     raw.parent.mkdir(parents=True, exist_ok=True)
     model = RecordModel(live_model(args), raw, source=args.source, usage=args.usage, latency=args.latency, notes=args.notes)
     started = time.monotonic()
+    # A slow endpoint must not end runs early: what a limit cuts off would be missing from the recording.
+    task = shipped.task()
+    task = dataclasses.replace(task, limits=task.limits.model_copy(update={"active_s": 36_000.0}))
     with tempfile.TemporaryDirectory() as folder:
         result = compile_task(
-            shipped.task(), lm=model, registry=folder, prices=PriceTable.load(PRICES), rows=shipped.rows, space=shipped.space,
+            task, lm=model, registry=folder, prices=PriceTable.load(PRICES), rows=shipped.rows, space=shipped.space,
             concurrency=args.concurrency, progress=_progress(shipped.name), say=lambda line: print(line, flush=True),
         )  # fmt: skip
         inputs, deps = shipped.extra(shipped.load())
-        program = Program(shipped.task().signature, result.plans[result.winner], lm=model, toolbox=shipped.task().toolbox, deps=deps)
+        program = Program(task.signature, result.plans[result.winner], lm=model, toolbox=task.toolbox, deps=deps)
         print(program(**inputs))
     from dse.portal import run_sync
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from pydantic import ValidationError
 
-from dse.canonical import canonical_json, digest, sha256_hex
+from dse.canonical import canonical_json, sha256_hex
 from dse.contracts.signature import SignatureSpec
 from dse.errors import (
     InfrastructureError,
@@ -56,7 +56,10 @@ class Journal:
         """
         seen = [{k: v for k, v in e.items() if k not in _INCIDENTAL} for e in self.entries if e["kind"] in _PATH]
         calls = sorted((e for e in self.entries if e["kind"] in _CALLS), key=lambda e: (e["call_id"] or 0, e["seq"]))
-        return digest([seen, [{k: v for k, v in e.items() if k not in _INCIDENTAL} for e in calls]])
+        path = [seen, [{k: v for k, v in e.items() if k not in _INCIDENTAL} for e in calls]]
+        # Canonical text, made directly: entries hold JSON data already, and a guest's odd text must not fail a run.
+        text = json.dumps(path, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return "sha256:" + sha256_hex(text.encode("utf-8", "surrogatepass"))
 
 
 _PATH = frozenset({"model_call", "feed", "print", "observation", "code_error", "repair", "round", "delivered", "retry",
@@ -119,7 +122,7 @@ class Run:
         self.dispatcher: Dispatcher = None  # type: ignore[assignment]  # set by the program right after
         self.trace: Callable[[str, dict[str, Any], dict[str, Any]], None] | None = None
         self._occurrences: Counter[str] = Counter()
-        self._texts: dict[int, tuple[Any, bytes]] = {}  # of messages, by their identity
+        self._texts: _Texts = {}
         self.attempt = 0
         self._scope: anyio.CancelScope | None = None
         self._waiting = 0
@@ -214,13 +217,9 @@ class Run:
 
     def _request_id(self, request: Request) -> str:
         """Hash of a request. The text of each message is kept: a conversation only grows, and is asked again and again."""
-        parts = []
-        for part in (*request["messages"], *request.get("tools", ()), request.get("tool_choice")):
-            known = self._texts.get(id(part))
-            if known is None or known[0] is not part:
-                known = self._texts[id(part)] = (part, canonical_json(part))
-            parts.append(known[1])
-        return sha256_hex(b"\n".join(parts))
+        parts = [_text(message, self._texts) for message in request["messages"]]
+        parts += [_text(tool, _tool_texts) for tool in request.get("tools", ())]
+        return sha256_hex(b"\n".join(parts) + str(request.get("tool_choice")).encode())
 
     def accept_outputs(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Validated outputs in wire form.
@@ -254,6 +253,19 @@ class Run:
 
     def limit(self, name: str, used: Any, allowed: Any) -> LimitExceeded:
         return self.meter.exceeded(name, used, allowed)
+
+
+_Texts = dict[int, tuple[Any, bytes]]  # canonical texts by the identity of a part, which is kept so that it stays its own
+_tool_texts: _Texts = {}
+
+
+def _text(part: dict[str, Any], texts: _Texts) -> bytes:
+    known = texts.get(id(part))
+    if known is None or known[0] is not part:
+        if len(texts) > 4_096:
+            texts.clear()
+        known = texts[id(part)] = (part, canonical_json(part))
+    return known[1]
 
 
 def _with_estimated_usage(completion: Completion, request: Request) -> Completion:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -61,13 +61,21 @@ def _inputs_only(base: Any) -> Any:
 _schemas: dict[str, dict[str, Any]] = {}
 
 
-def _schema(contract: ToolContract) -> dict[str, Any]:
-    """The native schema of a tool, made once per interface."""
-    if contract.interface_id not in _schemas:
+def _once(key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The native schema of a tool or of ``submit``, made once per interface or signature."""
+    if key not in _schemas:
         if len(_schemas) > 1_024:
             _schemas.clear()
-        _schemas[contract.interface_id] = function_schema(contract)
-    return _schemas[contract.interface_id]
+        _schemas[key] = make()
+    return _schemas[key]
+
+
+def _native_tools(contracts: Iterable[ToolContract], spec: SignatureSpec) -> list[dict[str, Any]]:
+    def submit() -> dict[str, Any]:
+        return {"name": "submit", "description": _SUBMIT, "parameters": spec.output_schema}
+
+    tools = [_once(contract.interface_id, functools.partial(function_schema, contract)) for contract in contracts]
+    return [*tools, _once(f"submit {spec.signature_id}", submit)]
 
 
 def _trajectory(demo: Mapping[str, Any], spec: SignatureSpec) -> dict[str, Any]:
@@ -114,9 +122,7 @@ class ToolCalling:
         return {"act": {"inputs": dict(inputs), "rounds": rounds, "outputs": dict(outputs)}}
 
     async def run(self, run: Run) -> dict[str, Any]:
-        contracts = [t.contract for t in (run.dispatcher.toolbox[name] for name in run.plan.allow)]
-        submit = {"name": "submit", "description": _SUBMIT, "parameters": run.spec.output_schema}
-        tools = [*map(_schema, contracts), submit]
+        tools = _native_tools((run.dispatcher.toolbox[name].contract for name in run.plan.allow), run.spec)
         native = run.model is not None and run.model.supports_tools
         return await (_Native(run, tools) if native else _Text(run, tools)).loop()
 
