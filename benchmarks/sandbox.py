@@ -9,13 +9,12 @@ plain function, dse's await it: that is what each of them offers.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import re
 from collections.abc import Callable
 from typing import Any
 
 from benchmarks.measure import Row, interleaved
-from benchmarks.scenario import Scenario, scenario
+from benchmarks.scenario import Scenario, new_script, scenario
 
 __all__ = ["TARGET", "measure"]
 
@@ -63,14 +62,13 @@ def _ours(task: Scenario, loop: asyncio.AbstractEventLoop, units: int) -> Callab
     from dse.strategies.code import _CodeSession
 
     program = task.program("code", asynchronous=True)
-    numbers = itertools.count()
 
     async def one() -> None:
         run = program.new_run({"question": task.question})
         run.dispatcher = Dispatcher(run, program.toolbox)
         session = _CodeSession(run)
         try:
-            told = await session.round(f"# script {next(numbers)}\n{task.script}")
+            told = await session.round(new_script(task.script))
         finally:
             await session.close()
         if session.outputs != {"total": task.total} or len(run.receipts) != task.calls:
@@ -91,7 +89,6 @@ def _bare(task: Scenario, monty: Any, units: int, *, type_check: bool) -> Callab
     stubs = stubs_for([tool.contract for tool in spec.tools], outputs=spec.output_schema)
     stubs = re.sub(r"->\s*NoReturn", "-> None", stubs.replace("async def", "def"))
     script = task.script.replace("await ", "")
-    numbers = itertools.count()
     limits = {"max_feed_duration_secs": 10.0, "max_memory": 256 * 2**20, "max_suspensions": 100_000}
 
     def one() -> None:
@@ -107,7 +104,7 @@ def _bare(task: Scenario, monty: Any, units: int, *, type_check: bool) -> Callab
             submitted.append(total)
 
         with monty.checkout(type_check=type_check, type_check_stubs=stubs if type_check else None, limits=limits) as session:
-            session.feed_run(f"# script {next(numbers)}\n{script}", external_lookup={"get_expense": get_expense, "submit": submit})
+            session.feed_run(new_script(script), external_lookup={"get_expense": get_expense, "submit": submit})
         if submitted != [task.total] or calls != task.calls:
             raise AssertionError("the bare script did not do its work")
 

@@ -27,10 +27,11 @@ from dse.plan import Plan
 from dse.strategies.base import seed_plan
 from dse.testing.scripted import ScriptedEngine
 
-__all__ = ["Gauge", "Scenario", "expense", "scenario"]
+__all__ = ["Gauge", "Scenario", "expense", "new_script", "scenario"]
 
 Quarter = Literal["Q1", "Q2", "Q3", "Q4"]
 _USAGE = Usage(200, 20, "exact")
+_numbers = itertools.count()
 
 
 class Expense(TypedDict):
@@ -44,6 +45,11 @@ class Expense(TypedDict):
 
 def expense(user_id: int, quarter: str) -> Expense:
     return {"user_id": user_id, "quarter": quarter, "amount": 10.0 + user_id, "category": "travel"}
+
+
+def new_script(script: str) -> str:
+    """`script` with a number that no other has in this process: the checker keeps its answers by content."""
+    return f"# script {next(_numbers)}\n{script}"
 
 
 class Gauge:
@@ -169,12 +175,10 @@ def scenario(
         script = (f"total = 0.0\nfor i in range({calls}):\n    found = await get_expense(user_id=i, quarter='Q1')\n"
                   "    total += found['amount']\nsubmit(total=total)")  # fmt: skip
     answer = sum(10.0 + i for i in range(calls))
-    numbers = itertools.count()
 
     def reply(request: Any) -> Completion:
         if not request["tools"]:
-            # The number makes each script a new one: answers of the checker are kept by content.
-            code = f"# script {next(numbers)}\n{script}"
+            code = new_script(script)
             return Completion(f"[[ ## code ## ]]\n```python\n{code}\n```\n\n[[ ## completed ## ]]", usage=_USAGE)
         done = sum(1 for message in request["messages"] if message["role"] == "tool")
         if done >= calls:
