@@ -229,11 +229,11 @@ def stubs_command(task: Annotated[str, typer.Argument(help="MODULE:TASK or MODUL
     """Print the typed stubs that the type checker and the model see."""
     from dse.contracts.stubs import stubs_for
     from dse.portal import run_sync
-    from dse.runtime import services
+    from dse.runtime import sandbox
 
     spec = load_spec(task)[1].spec()
     text = stubs_for([tool.contract for tool in spec.tools], outputs=spec.output_schema)
-    run_sync(services.checker().validate_stubs, text)
+    run_sync(sandbox.checker().validate_stubs, text)
     print(text, end="")
 
 

@@ -77,11 +77,26 @@ def run_sync(fn: Callable[..., Awaitable[T]], *args: Any) -> T:
 
     Being interrupted (Ctrl-C) cancels what runs there.
     """
-    future = start_soon(fn, *args)
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
+    given_up = threading.Event()
+
+    async def run() -> T:
+        running.append((asyncio.get_running_loop(), asyncio.current_task()))
+        if given_up.is_set():
+            raise asyncio.CancelledError
+        return await fn(*args)
+
+    future: Future[T] | None = None
     try:
+        future = start_soon(run)
         return future.result()
     except BaseException:
-        future.cancel()
+        # An interrupt may come while the task is being started: then there is no future to cancel yet.
+        if future is None or not future.done():
+            given_up.set()
+            for loop, task in running:
+                if task is not None:
+                    loop.call_soon_threadsafe(task.cancel)
         raise
 
 

@@ -86,8 +86,8 @@ class RunHandle:
 
     @property
     def journal(self) -> list[dict[str, Any]]:
-        """What has happened so far."""
-        return list(self._run.journal.entries)
+        """What has happened so far, without sensitive values."""
+        return [self._run.secrets.entry(entry) for entry in list(self._run.journal.entries)]
 
     def result(self, timeout_s: float | None = None) -> Prediction:
         """Wait for the end. Raises what the run raised."""

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 import dse
 from dse.errors import InfrastructureError, LimitExceeded, NoSubmission, OutputInvalid, RunSuspended, ToolFailed
-from dse.runtime import services
+from dse.runtime import sandbox
 from dse.testing.scripted import ScriptedModel, say
 
 
@@ -290,4 +290,4 @@ def test_many_runs_at_once() -> None:
     from dse.portal import run_sync
 
     assert all(p.names == ["tea", "cup", "pot"] for p in run_sync(go))
-    assert services.pool() is services.pool()
+    assert sandbox.pool() is sandbox.pool()

@@ -257,6 +257,16 @@ def test_start_returns_at_once_and_shows_what_happens() -> None:
     assert made.number == 42 and handle.done and made.receipt["run_id"] == handle.run_id
 
 
+def test_the_journal_of_a_handle_shows_no_secrets() -> None:
+    handle = program(paying, approve=lambda request: True).start(question="?", secret="tiger-lily")
+    handle.result(PATIENCE_S)
+    assert (
+        len(handle.journal) == len(EVENTS)
+        and "4711-0815" not in repr(handle.journal)
+        and "tiger-lily" not in repr(handle.journal)
+    )
+
+
 def test_aresult_and_giving_up_waiting() -> None:
     held = Held()
 

@@ -51,6 +51,7 @@ from dse.runtime.run import Run
 __all__ = ["ApprovalRequest", "CallResult", "Dispatcher", "Middleware", "ToolCall"]
 
 SYNC_TOOL_THREADS = 512
+_LONGEST_NAME = 100
 _tool_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("dse_tool_threads")
 _approval_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("dse_approval_threads")
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -199,6 +200,7 @@ class Dispatcher:
         """
         call_id = self.next_id
         self.next_id += 1
+        name = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "…"  # a model may have written anything
         receipt: dict[str, Any] = {
             "call_id": call_id, "tool": name, "effect": None, "arguments": None, "arguments_hash": None, "result_hash": None,
             "outcome": "refused", "latency_s": 0.0,
@@ -340,12 +342,14 @@ class Dispatcher:
         try:
             with run.waiting():
                 decision = await self._decision(request)
-        except Exception as exc:
+        except (Exception, SystemExit, asyncio.CancelledError) as exc:
+            if _being_cancelled(exc):
+                raise
             raise InfrastructureError(
                 f"No decision about {contract.name} could be had", value=safe_message(exc),
                 remedy="The tool was not run; correct the function given as approve=.") from exc  # fmt: skip
-        granted, reason = decision if isinstance(decision, tuple) else (decision, "")
-        granted = granted is True  # anything else that happens to be true is no decision
+        answer, reason = decision if isinstance(decision, tuple) and len(decision) == 2 else (decision, "")
+        granted = answer is True  # anything else that happens to be true is no decision
         reason = without_paths(str(reason))
         run.journal.add("approval", call_id=call_id, tool=contract.name, arguments_hash=arguments_hash, granted=granted,
                         reason=run.secrets.text(reason))  # fmt: skip
@@ -407,14 +411,12 @@ class Dispatcher:
 
     def _failure(self, contract: ToolContract, exc: BaseException, progress: _Progress) -> BaseException:
         """The fault that the program sees for whatever was raised, or `exc` itself where it ends the run."""
-        if isinstance(exc, asyncio.CancelledError):
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                return exc
-            fault: ToolFault = ToolFailed(f"{contract.name} failed: it was cancelled from within")
-        elif isinstance(exc, (InfrastructureError, BudgetExhausted, GeneratorExit, KeyboardInterrupt)):
+        fault: ToolFault
+        if _being_cancelled(exc) or isinstance(
+            exc, (InfrastructureError, BudgetExhausted, GeneratorExit, KeyboardInterrupt)
+        ):
             return exc
-        elif isinstance(exc, ToolFault):
+        if isinstance(exc, ToolFault):
             if isinstance(exc, ToolFailed) and progress.state == "untouched":
                 progress.state = "none"  # middleware refused on purpose before anything was done
             fault = _own_class(exc)(without_paths(exc.what), remedy=without_paths(exc.remedy))
@@ -456,6 +458,12 @@ class Dispatcher:
             raise ToolOutputTooLarge(f"{contract.name} returned {len(text)} bytes; {contract.max_output_bytes} are allowed",
                                      remedy="Ask for less.")  # fmt: skip
         return wire, f"sha256:{sha256_hex(text)}"
+
+
+def _being_cancelled(exc: BaseException) -> bool:
+    """Whether `exc` cancels this task; an implementation may also raise CancelledError all by itself."""
+    task = asyncio.current_task()
+    return isinstance(exc, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
 
 
 async def _run_implementation(tool: Tool, call: ToolCall) -> Any:

@@ -29,7 +29,7 @@ from dse.errors import (
     Unserialisable,
 )
 from dse.plan import Prompt
-from dse.runtime import sandbox, services
+from dse.runtime import sandbox
 from dse.runtime.run import Run
 from dse.strategies.base import register
 from dse.strategies.render import Predictor
@@ -135,7 +135,7 @@ class _CodeSession:
     async def loop(self) -> dict[str, Any]:
         run = self.run
         limits = run.limits
-        await services.checker().validate_stubs(self.checker_stubs)
+        await sandbox.checker().validate_stubs(self.checker_stubs)
         predictor = Predictor("code", _code_signature(dspy_signature(run.spec)), run.plan.prompts["code"])
         while True:
             inputs = {**run.inputs, "api": self.api, "transcript": "\n\n".join(self.transcript) or "(nothing yet)"}
@@ -170,7 +170,7 @@ class _CodeSession:
         lint = sandbox.lint(code, tool_names=self.contracts, output_names=run.spec.outputs, known_names=self.known)
         problems = [(d.rule, d.line, d.message, d.hint) for d in lint.errors]
         if not problems:
-            found = await services.checker().check(
+            found = await sandbox.checker().check(
                 stubs=self.checker_stubs, declarations=self.declarations, earlier=(_IMPORTS, *self.earlier), code=code)  # fmt: skip
             problems = [(d.rule, d.line, d.message, d.hint) for d in found if d.severity == "error"]
         if problems:
@@ -202,7 +202,7 @@ class _CodeSession:
 
     async def _open(self) -> None:
         run, limits = self.run, self.run.limits
-        self.session = await services.pool().open(
+        self.session = await sandbox.pool().open(
             limits=sandbox.SandboxLimits(
                 feed_s=limits.interpreter_s, memory_bytes=limits.memory_bytes, recursion=limits.recursion,
                 suspensions=limits.suspensions, print_bytes=limits.print_bytes,

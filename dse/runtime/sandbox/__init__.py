@@ -30,7 +30,7 @@ from dse.runtime.sandbox.records import (
 
 __all__ = [
     "PRELUDE", "Checker", "Diagnostic", "ExternalCall", "Failed", "Finished", "GuestError", "LintResult", "Raise",
-    "Result", "Sandbox", "SandboxLimits", "Session", "Turn", "Value", "Waiting", "checker", "extract_code", "hint_for",
+    "Result", "Sandbox", "SandboxLimits", "Session", "Turn", "Value", "Waiting", "checker", "configure", "extract_code", "hint_for",
     "lint", "pool",
 ]  # fmt: skip
 
@@ -39,8 +39,23 @@ _Service = TypeVar("_Service", Sandbox, Checker)
 
 
 def pool() -> Sandbox:
-    """The process's own sandbox; made when first asked for, and anew once it is closed or inherited by a fork."""
-    return _shared("pool", Sandbox)
+    """The process's own sandbox; made when first asked for, and anew once it is closed or inherited by a fork.
+
+    A run holds its session between rounds, also while it waits for the model: with more runs than workers the
+    others wait their turn.
+    """
+    return _shared("pool", lambda: Sandbox(max_workers=_settings["max_workers"], checkout_timeout_s=300.0))
+
+
+def configure(*, max_workers: int) -> None:
+    """How many guest sessions the process's own sandbox may have open (a worker takes about 8 MB while it lives).
+
+    Closes the present sandbox if it has another size: call it before the first run.
+    """
+    with _lock:
+        if max_workers != _settings["max_workers"] and "pool" in _instances:
+            _instances.pop("pool").close()
+        _settings["max_workers"] = max_workers
 
 
 def checker() -> Checker:
@@ -56,4 +71,5 @@ def _shared(name: str, make: Callable[[], _Service]) -> _Service:
 
 
 _instances: dict[str, Any] = {}
+_settings = {"max_workers": 64}
 _lock = threading.Lock()
