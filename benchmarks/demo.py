@@ -47,7 +47,9 @@ def main() -> None:
         started = time.monotonic()
         lm = f"replay:{shipped.cassette}"
         console.rule(shipped.name)
-        result = compile_task(shipped.task(), lm=lm, registry=args.out, prices=prices, rows=shipped.rows, space=shipped.space)
+        result = compile_task(
+            shipped.task(), lm=lm, registry=args.out, prices=prices, rows=shipped.rows, space=shipped.space
+        )
         print_compile(console, result)
         console.print(f"Compiled by replay in {time.monotonic() - started:.1f} s.\n")
 

@@ -74,7 +74,9 @@ def _progress(name: str) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lm", default="openai/gpt-5-mini", help="dspy model string; with --base-url PROVIDER/MODEL of your choice")
+    parser.add_argument(
+        "--lm", default="openai/gpt-5-mini", help="dspy model string; with --base-url PROVIDER/MODEL of your choice"
+    )
     parser.add_argument("--base-url", help="an OpenAI-compatible endpoint")
     parser.add_argument("--only", action="append", choices=[s.name for s in SHIPPED])
     parser.add_argument("--work", default=str(ROOT / "out" / "record"), help="where the uncompressed recording grows")

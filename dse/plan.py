@@ -84,7 +84,9 @@ class Plan(_Data):
             try:
                 plan = plan.model_copy(update={"limits": plan.limits.tightened(**limits)})
             except (ValueError, AttributeError) as exc:
-                raise PlanError("Limits can be lowered, never raised", value=str(exc), remedy="Use a lower number.") from None
+                raise PlanError(
+                    "Limits can be lowered, never raised", value=str(exc), remedy="Use a lower number."
+                ) from None
         return Plan.model_validate(plan.model_dump())
 
 

@@ -24,7 +24,10 @@ class Item(BaseModel):
     day: dt.date
 
 
-ITEMS = [Item(name=n, price=Decimal(p), day=dt.date(2026, 1, d)) for n, p, d in (("tea", "2.50", 1), ("cup", "7.25", 2), ("pot", "19.90", 3))]
+ITEMS = [
+    Item(name=n, price=Decimal(p), day=dt.date(2026, 1, d))
+    for n, p, d in (("tea", "2.50", 1), ("cup", "7.25", 2), ("pot", "19.90", 3))
+]
 
 
 @dse.tool(effect="read")
@@ -75,7 +78,7 @@ def kinds(made: dse.Program, **inputs: Any) -> list[dict[str, Any]]:
     return [dict(event) for event in made.stream(question="?", **inputs)]
 
 
-FINISH = 'submit(total=1, names=[])'
+FINISH = "submit(total=1, names=[])"
 
 
 class TestIdioms:
@@ -146,7 +149,10 @@ class TestErrors:
 
     def test_separate_budgets(self) -> None:
         bad_check, bad_run = "nope(1)", "1 / 0"
-        assert program(bad_check, bad_check, bad_run, bad_run, FINISH, check_errors=2, runtime_errors=2)(question="?").total == 1
+        assert (
+            program(bad_check, bad_check, bad_run, bad_run, FINISH, check_errors=2, runtime_errors=2)(question="?").total
+            == 1
+        )
         with pytest.raises(OutputInvalid):
             program(bad_check, bad_check, FINISH, check_errors=1)(question="?")
         with pytest.raises(OutputInvalid):
@@ -182,8 +188,13 @@ class TestErrors:
             tools = [pay]
 
         script = "try:\n    r = await pay(5)\nexcept PermissionError as e:\n    r = str(e)\nsubmit(out=r)"
-        assert dse.Program(Pay, "code", lm=model(script), approve=lambda r: r.arguments == {"amount": 5})(q="x").out == "paid"
-        assert "denied: too much" in dse.Program(Pay, "code", lm=model(script), approve=lambda r: (False, "too much"))(q="x").out
+        assert (
+            dse.Program(Pay, "code", lm=model(script), approve=lambda r: r.arguments == {"amount": 5})(q="x").out == "paid"
+        )
+        assert (
+            "denied: too much"
+            in dse.Program(Pay, "code", lm=model(script), approve=lambda r: (False, "too much"))(q="x").out
+        )
         with pytest.raises(RunSuspended) as caught:
             dse.Program(Pay, "code", lm=model(script))(q="x")
         assert caught.value.details["pending"][0]["arguments"] == {"amount": 5}
@@ -242,7 +253,9 @@ class TestDeterminism:
         made = dse.Program(Shelf, plan, lm=model(self.SCRIPT), middleware=[slow])
 
         async def go() -> Any:
-            run = made.new_run({"question": "?"}, run_id="r", seed=seed, clock=dt.datetime(2026, 1, 1, tzinfo=dt.UTC), evaluation=True)
+            run = made.new_run(
+                {"question": "?"}, run_id="r", seed=seed, clock=dt.datetime(2026, 1, 1, tzinfo=dt.UTC), evaluation=True
+            )
             prediction = await made.execute(run)
             return prediction.receipt["transcript_hash"], prediction.names, "".join(
                 e["text"] for e in run.journal.entries if e["kind"] == "print")  # fmt: skip
@@ -280,7 +293,9 @@ class TestDemos:
 
 
 def test_many_runs_at_once() -> None:
-    script = "items = await asyncio.gather(*[get_item(i) for i in range(3)])\nsubmit(total=1, names=[i['name'] for i in items])"
+    script = (
+        "items = await asyncio.gather(*[get_item(i) for i in range(3)])\nsubmit(total=1, names=[i['name'] for i in items])"
+    )
     plan = dse.Program(Shelf, "code", lm=ScriptedModel([])).plan
     made = dse.Program(Shelf, plan, lm=ScriptedModel(lambda r: say(f"[[ ## code ## ]]\n{script}")))
 

@@ -70,7 +70,10 @@ class TestDeclaration:
         assert contract.description == "Lines of one person."
         assert list(contract.parameters["properties"]) == ["user", "window", "ident", "quarter", "extra", "by"]
         assert contract.parameters["required"] == ["user", "window", "ident"]
-        assert contract.parameters["properties"]["user"] == {"type": "integer", "description": "the person's id, as a number"}
+        assert contract.parameters["properties"]["user"] == {
+            "type": "integer",
+            "description": "the person's id, as a number",
+        }
         assert contract.parameters["additionalProperties"] is False
         line = contract.returns["$defs"]["Line"]
         assert line["properties"]["amount"] == {"type": "string", "format": "decimal"}
@@ -223,15 +226,24 @@ class TestStubs:
         assert stubs_for([get_lines.contract]) == stubs_for([get_lines.contract])
 
     def test_odd_names_become_valid_stubs(self) -> None:
-        schema = {"type": "object", "properties": {"from": {"type": "string"}, "a-b": {"type": "integer"}}, "required": ["from"]}
+        schema = {
+            "type": "object",
+            "properties": {"from": {"type": "string"}, "a-b": {"type": "integer"}},
+            "required": ["from"],
+        }
         contract = dse.ToolContract(name="odd", description='Says """hello""" \\ and "', parameters={"type": "object", "properties": {}},
                                     returns=schema, effect="read")  # fmt: skip
         ast.parse(stubs_for([contract]))
 
     def test_classes_of_one_name_and_two_shapes_stay_apart(self) -> None:
         def contract(name: str, kind: str) -> dse.ToolContract:
-            returns = {"$ref": "#/$defs/Item", "$defs": {"Item": {"type": "object", "properties": {"x": {"type": kind}}, "required": ["x"]}}}
-            return dse.ToolContract(name=name, description="", parameters={"type": "object", "properties": {}}, returns=returns, effect="read")
+            returns = {
+                "$ref": "#/$defs/Item",
+                "$defs": {"Item": {"type": "object", "properties": {"x": {"type": kind}}, "required": ["x"]}},
+            }
+            return dse.ToolContract(
+                name=name, description="", parameters={"type": "object", "properties": {}}, returns=returns, effect="read"
+            )
 
         text = stubs_for([contract("one", "string"), contract("two", "integer"), contract("three", "string")])
         assert text.count("class Item(TypedDict)") == 1 and text.count("class Item2(TypedDict)") == 1
@@ -252,7 +264,13 @@ class TestContractAlone:
         adapter = adapter_for(get_lines.contract.parameters)
         good = {"user": 1, "window": {"first": 1, "span": [1, "x"]}, "ident": "12345678123456781234567812345678"}
         adapter.validate_python(good)
-        for bad in ({}, {**good, "user": "x"}, {**good, "quarter": "Q9"}, {**good, "more": 1}, {**good, "window": {"first": 1}}):
+        for bad in (
+            {},
+            {**good, "user": "x"},
+            {**good, "quarter": "Q9"},
+            {**good, "more": 1},
+            {**good, "window": {"first": 1}},
+        ):
             with pytest.raises(ValidationError):
                 adapter.validate_python(bad)
 
@@ -316,7 +334,11 @@ class TestSignatures:
             tools = [get_lines]
 
         spec = Ask.spec()
-        assert list(spec.inputs) == ["question", "limit"] and list(spec.outputs) == ["answer"] and spec.tool_names == ("get_lines",)
+        assert (
+            list(spec.inputs) == ["question", "limit"]
+            and list(spec.outputs) == ["answer"]
+            and spec.tool_names == ("get_lines",)
+        )
         assert spec.validate_inputs({"question": "x"}) == {"question": "x", "limit": 3}
         assert spec.sensitive == {"answer"}
         with pytest.raises(dse.DseError, match="question: Field required; q: Extra"):
@@ -347,9 +369,13 @@ class TestSignatures:
     def test_dspy_there_and_back(self) -> None:
         import dspy
 
-        adopted = dse.Signature.from_dspy(dspy.Signature("question, context: list[str] -> answer: int", "Do it."), tools=[get_lines])
+        adopted = dse.Signature.from_dspy(
+            dspy.Signature("question, context: list[str] -> answer: int", "Do it."), tools=[get_lines]
+        )
         spec = adopted.spec()
-        assert spec.instructions == "Do it." and spec.outputs["answer"].annotation is int and spec.tool_names == ("get_lines",)
+        assert (
+            spec.instructions == "Do it." and spec.outputs["answer"].annotation is int and spec.tool_names == ("get_lines",)
+        )
         back = adopted.as_dspy()
         assert list(back.input_fields) == ["question", "context"] and back.instructions == "Do it."
         assert back.output_fields["answer"].annotation is int

@@ -78,7 +78,11 @@ def test_imports_point_down(path: Path) -> None:
 
 
 def test_only_the_sandbox_room_imports_the_interpreter() -> None:
-    users = {p.relative_to(ROOT).parts[:2] for p in ROOT.rglob("*.py") if re.search(r"^\s*(import|from) pydantic_monty", p.read_text(), re.M)}
+    users = {
+        p.relative_to(ROOT).parts[:2]
+        for p in ROOT.rglob("*.py")
+        if re.search(r"^\s*(import|from) pydantic_monty", p.read_text(), re.M)
+    }
     assert users == {("runtime", "sandbox")}
 
 

@@ -46,7 +46,13 @@ def test_rows_and_modes(shipped: Shipped, compiled: dict[str, tuple[CompileResul
     expected = {"direct"} if shipped.name == "tickets" else {"direct", "tool_call", "code"}
     assert {plan.mode for plan in result.plans.values()} == expected
     if "tool_call" in expected:  # native calls: the journal shows calls, not text
-        calls = [e for r in result.records["select"] if r.candidate.startswith("tool_call") for e in r.journal if e["kind"] == "model_call"]
+        calls = [
+            e
+            for r in result.records["select"]
+            if r.candidate.startswith("tool_call")
+            for e in r.journal
+            if e["kind"] == "model_call"
+        ]
         assert calls and any(e["tool_calls"] for e in calls)
 
 
@@ -54,13 +60,17 @@ def test_rows_and_modes(shipped: Shipped, compiled: dict[str, tuple[CompileResul
 def test_replay_gives_the_committed_artifact(shipped: Shipped, compiled: dict[str, tuple[CompileResult, Path]]) -> None:
     result, _ = compiled[shipped.name]
     name = result.artifact.program.signature["name"]
-    committed = dse.Registry(ROOT / "artifacts").get(f"{name}@candidate" if result.verdict != "PROMOTE" else f"{name}@champion")
+    committed = dse.Registry(ROOT / "artifacts").get(
+        f"{name}@candidate" if result.verdict != "PROMOTE" else f"{name}@champion"
+    )
     assert committed.artifact_id == result.artifact.artifact_id
     assert committed.verify(recompute=recompute).ok
 
 
 @each
-def test_the_winner_runs_on_an_input_that_is_not_in_the_data(shipped: Shipped, compiled: dict[str, tuple[CompileResult, Path]]) -> None:
+def test_the_winner_runs_on_an_input_that_is_not_in_the_data(
+    shipped: Shipped, compiled: dict[str, tuple[CompileResult, Path]]
+) -> None:
     result, registry = compiled[shipped.name]
     inputs, deps = shipped.extra(shipped.load())
     assert all(e.inputs != inputs for split in ("search", "select") for e in shipped.task().load_dataset().split(split))
@@ -70,7 +80,9 @@ def test_the_winner_runs_on_an_input_that_is_not_in_the_data(shipped: Shipped, c
 
 
 @each
-def test_no_demonstration_is_near_a_holdout_or_select_row(shipped: Shipped, compiled: dict[str, tuple[CompileResult, Path]]) -> None:
+def test_no_demonstration_is_near_a_holdout_or_select_row(
+    shipped: Shipped, compiled: dict[str, tuple[CompileResult, Path]]
+) -> None:
     from dse.evaluation.dataset import near_duplicates
 
     result, _ = compiled[shipped.name]

@@ -108,7 +108,9 @@ class _CodeSession:
         classes, self.declarations = input_declarations(run.spec.input_schema)
         # Models sometimes await `submit`; harmless, because a valid answer ends the run inside the call.
         lenient = self.stubs.replace(") -> NoReturn:", ") -> Any:")
-        self.checker_stubs = "\n".join(["from typing import Any, Literal, NotRequired, TypedDict", _IMPORTS, classes, lenient])
+        self.checker_stubs = "\n".join(
+            ["from typing import Any, Literal, NotRequired, TypedDict", _IMPORTS, classes, lenient]
+        )
         self.api = f"{_RULES.format(inputs=', '.join(run.spec.inputs))}\n{self.stubs}"
         self.known = frozenset(run.spec.inputs) | {"asyncio", "datetime", "Decimal"}
         self.session: sandbox.Session | None = None
