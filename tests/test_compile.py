@@ -36,7 +36,7 @@ from dse.testing.scripted import ScriptedModel, call, say
 from dse.testing.worlds import NAME, PRICES, AskWarehouse, PlantedWorld
 
 WORLD = PlantedWorld()  # code solves 95%, tool_call 50%, direct 20%
-QUICK = PlantedWorld({"direct": 0.95, "tool_call": 0.3}, clusters=40, writes=0.0)  # no sandbox needed
+QUICK = PlantedWorld({"direct": 1.0, "tool_call": 0.25}, clusters=30, writes=0.0)  # no sandbox needed
 QUICK_MODES = {"modes": ["direct", "tool_call"]}
 
 
@@ -112,8 +112,8 @@ def test_a_program_without_tools_can_win(best_direct: Compiled) -> None:
 
 
 def test_the_baseline_wins_and_stays(tmp_path: Path) -> None:
-    best = quick(tmp_path, PlantedWorld({"direct": 0.1, "tool_call": 0.95}, clusters=40))
-    assert best.result.winner == "tool_call/minimal/seed", "equal on every row, with fewer effects"
+    best = quick(tmp_path, PlantedWorld({"direct": 0.1, "tool_call": 0.95}, clusters=30, detours=0.0))
+    assert best.result.winner == "tool_call/union/seed", "equal on every row, with fewer effects"
     assert best.result.verdict == "KEEP"
     base, candidate = (best.registry.get(f"AskWarehouse@{alias}") for alias in ("champion", "candidate"))
     assert (base.plan.mode, len(base.plan.allow)) == ("tool_call", 4)
@@ -122,9 +122,9 @@ def test_the_baseline_wins_and_stays(tmp_path: Path) -> None:
 
 
 def test_removing_an_effect_can_be_worth_something(tmp_path: Path) -> None:
-    world = PlantedWorld({"direct": 0.1, "tool_call": 0.95}, clusters=40)
+    world = PlantedWorld({"direct": 0.1, "tool_call": 0.95}, clusters=30, detours=0.0)
     safer = Compiled(world, tmp_path, world.model()).run(world.task(objective=dse.Objective(exposure_weight=0.01), **QUICK_MODES))
-    assert (safer.result.winner, safer.result.verdict) == ("tool_call/minimal/seed", "PROMOTE")
+    assert (safer.result.winner, safer.result.verdict) == ("tool_call/union/seed", "PROMOTE")
 
 
 def test_a_cheaper_program_wins_by_its_cost(tmp_path: Path) -> None:
@@ -148,8 +148,8 @@ def test_limits_of_the_objective_hold_on_select(tmp_path: Path, objective: dict[
 def test_a_null_world_promotes_nothing(tmp_path: Path) -> None:
     same = quick(tmp_path / "same", PlantedWorld({"direct": 0.6, "tool_call": 0.6}, clusters=40, writes=0.0, same_rows=True))
     assert same.result.verdict == "KEEP"
-    for seed in range(4):
-        world = PlantedWorld({"direct": 0.6, "tool_call": 0.6}, clusters=40, writes=0.0, seed=seed)
+    for seed in range(3):
+        world = PlantedWorld({"direct": 0.6, "tool_call": 0.6}, clusters=30, writes=0.0, seed=seed)
         null = quick(tmp_path / str(seed), world)
         assert null.result.verdict != "PROMOTE"
         assert null.registry.get("AskWarehouse@champion").plan.mode == "tool_call"
@@ -259,15 +259,16 @@ def test_sensitive_values_do_not_get_into_an_artifact(tmp_path: Path) -> None:
     def reply(request: Any) -> Any:
         if not request["tools"]:
             return say("[[ ## left ## ]]\n0")
+        fields = [m["content"].split("\n") for m in request["messages"] if m["role"] == "user"][-1]
+        account, text = (fields[fields.index(f"[[ ## {name} ## ]]") + 1] for name in ("account", "request"))
         if request["messages"][-1]["role"] == "tool":
-            return call(("submit", {"left": answers[asked_in(request)]}))
-        account = request["messages"][-1]["content"].split("[[ ## account ## ]]\n")[1].split("\n")[0]
+            return call(("submit", {"left": answers[text]}))
         return call(("look_up", {"secret": account}))
 
     metric = dse.metric(lambda example, prediction, ctx: prediction.left == example.left, revision="1", name="exact")
     task = dse.Task(Ask, dataset=data, metric=metric, modes=["direct", "tool_call"], environment=lambda example: dse.World())
     result = dse.compile(task, lm=ScriptedModel(reply, NAME), registry=tmp_path)
-    shown = result.plans["tool_call/all/demos"].prompts["act"].demos
+    shown = result.plans["tool_call/minimal/demos"].prompts["act"].demos
     assert shown and "ACCOUNT" not in str(shown) and "[redacted]" in str(shown)
     assert not any("ACCOUNT" in path.read_text() for path in (tmp_path / "Ask").glob("*.json"))
 
@@ -440,7 +441,7 @@ def test_equal_inputs_give_the_same_artifact(tmp_path: Path, best_direct: Compil
 
 def test_a_recording_and_its_replays_give_the_same_artifact(tmp_path: Path) -> None:
     """All modes; two recordings made in different orders, each replayed in another one."""
-    world = PlantedWorld(clusters=40)
+    world = PlantedWorld(clusters=28)
     ids = []
     for n in (1, 6):
         file = tmp_path / f"{n}.jsonl"
@@ -623,11 +624,12 @@ def test_impossible_settings_are_refused(make: Any) -> None:
 
 
 def test_the_space_can_be_narrowed(tmp_path: Path) -> None:
-    narrow = quick(tmp_path / "a", WORLD, space=Space(allow=("minimal",), demos={"direct": 1}))
+    world = replace(WORLD, clusters=30, detours=0.0)
+    narrow = quick(tmp_path / "a", world, space=Space(allow=("minimal",), demos={"direct": 1}))
     assert set(narrow.result.plans) == {"direct/none/seed", "direct/none/demos", "tool_call/minimal/seed", "baseline"}
     assert narrow.result.incumbent == "baseline" and len(narrow.result.plans["baseline"].allow) == 4
-    crossed = quick(tmp_path / "b", WORLD, space=Space(cross=True, demos=1))
-    assert {"tool_call/all/demos", "tool_call/minimal/demos"} <= set(crossed.result.plans)
+    crossed = quick(tmp_path / "b", world, space=Space(cross=True, demos=1))
+    assert {"tool_call/all/demos", "tool_call/union/demos"} <= set(crossed.result.plans)
 
 
 # ---- what is left behind ----------------------------------------------------------------------------------

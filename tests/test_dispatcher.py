@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 import dse
 from dse.canonical import digest
@@ -305,6 +305,14 @@ async def test_arguments_that_could_not_be_read_are_a_call_like_any_other() -> N
     assert [receipt["fault"] for receipt in dispatcher.run.receipts] == ["DSE202", "DSE201"]
     assert dispatcher.run.meter.tool_calls == 2
 
+    @dse.tool(effect="write")
+    def wipe(folder: str = "all") -> str:
+        return folder
+
+    dispatcher = make(wipe)
+    assert type(await fault_of(dispatcher.call("wipe", malformed=True))) is ToolArgumentError
+    assert dispatcher.run.effects.summary() == "none"  # defaults are not what the model meant
+
 
 @in_loop
 async def test_text_that_is_no_text_is_refused() -> None:
@@ -370,11 +378,11 @@ async def test_a_contract_that_exists_only_as_data(is_async: bool) -> None:
 
 @in_loop
 async def test_a_data_contract_without_parameters_takes_none() -> None:
-    nothing = {"type": "object", "properties": {}, "additionalProperties": False}
-    box = dse.Toolbox().bind_contract(data_contract(parameters=nothing), lambda: 1)
-    dispatcher = make(*box, toolbox=box)
-    assert (await dispatcher.call("double")).value == 1
-    assert type(await fault_of(dispatcher.call("double", (), {"n": 1}))) is ToolArgumentError
+    for nothing in ({"type": "object", "properties": {}, "additionalProperties": False}, {"type": "object"}):
+        box = dse.Toolbox().bind_contract(data_contract(parameters=nothing), lambda: 1)
+        dispatcher = make(*box, toolbox=box)
+        assert (await dispatcher.call("double")).value == 1
+        assert type(await fault_of(dispatcher.call("double", (), {"n": 1}))) is ToolArgumentError
 
 
 # --- every policy field -------------------------------------------------------------------------------
@@ -473,6 +481,19 @@ async def test_max_calls() -> None:
     fault = await fault_of(dispatcher.call("act"))
     assert type(fault) is ToolLimitReached and "2 times" in fault.message
     assert kinds(dispatcher).count("tool_intent") == 2
+
+
+@covers("max_calls")
+@pytest.mark.parametrize(("of_contract", "of_limits"), [(1, 3), (3, 1)])
+@in_loop
+async def test_the_lower_of_contract_and_limits_holds(of_contract: int, of_limits: int) -> None:
+    @dse.tool(effect="read", max_calls=of_contract)
+    def act() -> int:
+        return 1
+
+    dispatcher = make(act, limits={"calls_per_tool": {"act": of_limits}})
+    await dispatcher.call("act")
+    assert type(await fault_of(dispatcher.call("act"))) is ToolLimitReached
 
 
 @covers("rate")
@@ -677,6 +698,44 @@ async def test_max_output_bytes() -> None:
     assert (await dispatcher.call("text", (2,))).value == "üü"  # 6 bytes with its quotes
     fault = await fault_of(dispatcher.call("text", (3,)))
     assert type(fault) is ToolOutputTooLarge and "8 bytes; 7" in fault.message
+
+
+@covers("sensitive")
+@in_loop
+async def test_short_sensitive_arguments_are_hidden_by_name() -> None:
+    @dse.tool(effect="read", sensitive=("pin",))
+    def check(pin: str, other: dict[str, list[dict[str, int]]]) -> int:
+        return 1
+
+    dispatcher = make(check)
+    await dispatcher.call("check", ("12", {"a": [{"pin": 3, "b": 4}]}))
+    assert dispatcher.run.receipts[0]["arguments"] == {"pin": "[redacted]", "other": {"a": [{"pin": "[redacted]", "b": 4}]}}
+
+
+@covers("sensitive")
+@in_loop
+async def test_a_result_that_breaks_its_contract_is_not_quoted_where_it_is_sensitive() -> None:
+    class Wallet(BaseModel):
+        balance: int
+
+        @field_validator("balance")
+        @classmethod
+        def _positive(cls, value: int) -> int:
+            if value < 0:
+                raise ValueError(f"{value} is negative")
+            return value
+
+    def wallet(raw: str) -> Any:
+        return {"balance": "much: 98765"} if raw == "text" else {"balance": -98765}
+
+    wallet.__annotations__["return"] = Wallet
+    for sensitive, quoted in ((("balance",), False), ((), True)):
+        dispatcher = make(dse.tool(wallet, effect="read", sensitive=sensitive))
+        for raw in ("text", "number"):
+            fault = await fault_of(dispatcher.call("wallet", (raw,)))
+            assert type(fault) is ToolReturnError and "balance: " in fault.message
+            assert ("98765" in fault.message) is quoted
+        assert ("98765" in repr((dispatcher.run.receipts, dispatcher.run.journal.entries))) is quoted
 
 
 class Account(BaseModel):
