@@ -54,8 +54,8 @@ def main() -> None:
         console.print(f"Compiled by replay in {time.monotonic() - started:.1f} s.\n")
 
         inputs, deps = shipped.extra(shipped.load())
-        program = dse.load(f"{args.out}/{result.artifact.program.signature['name']}@candidate",
-                           signature=shipped.task().signature, lm=lm, deps=deps)  # fmt: skip
+        name = result.artifact.program.signature["name"]
+        program = dse.load(f"{args.out}/{name}@{result.artifact.artifact_id}", signature=shipped.task().signature, lm=lm, deps=deps)
         console.print(f"Loaded {program!r}; an input that is not in the data:", markup=False)
         console.print(f"  {dict(inputs)}", markup=False)
         prediction = program(**inputs)

@@ -112,7 +112,9 @@ def example_artifact() -> Any:
     model = {"name": "scripted/benchmark", "params": {"temperature": 0.0}}
     demo = {"question": "Who spent more than planned?", "api": "(as below)", "transcript": "(nothing yet)",
             "code": "\n".join(f"found_{i} = await get_team_members('team {i}')" for i in range(20))}  # fmt: skip
-    plan = Plan(mode="code", prompts={"code": Prompt(instructions=spec.instructions, demos=(demo, demo))}, allow=spec.tool_names)
+    plan = Plan(
+        mode="code", prompts={"code": Prompt(instructions=spec.instructions, demos=(demo, demo))}, allow=spec.tool_names
+    )
     base = baseline_plan(spec)
 
     def id_of(one: Plan) -> str:
@@ -124,7 +126,10 @@ def example_artifact() -> Any:
                 "tokens_out": 90, "usage_source": "exact", "latency_s": 1.5, "latency_source": "recorded", "model_calls": 2,
                 "tool_calls": 3.5, "failures": 1}  # fmt: skip
 
-    paired = [PairedRow(_sha(f"row {i}"), f"cluster {i // 2}", float(i < 30), float(i % 2), 0.001, 0.002, 1.5, 2.5) for i in range(40)]
+    paired = [
+        PairedRow(_sha(f"row {i}"), f"cluster {i // 2}", float(i < 30), float(i % 2), 0.001, 0.002, 1.5, 2.5)
+        for i in range(40)
+    ]
     given: dict[str, Any] = {"objective": objective, "baseline_exposure": 0, "candidate_exposure": 0, "seed": 3}
     split = {name: {"rows": 40, "clusters": 20, "hash": _sha(name)} for name in ("search", "select", "holdout")}
     evidence = {

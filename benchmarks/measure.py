@@ -74,7 +74,9 @@ class Row:
     met: bool | None = None
 
 
-def interleaved(cases: Mapping[str, Callable[[], None]], *, reps: int, units: int = 1, warmup: int = 1) -> dict[str, Samples]:
+def interleaved(
+    cases: Mapping[str, Callable[[], None]], *, reps: int, units: int = 1, warmup: int = 1
+) -> dict[str, Samples]:
     """Run all cases `reps` times in turn, each call doing `units` pieces of work.
 
     The garbage collector is emptied before every timed call and stays on during it.

@@ -16,7 +16,8 @@ CELLS = [
            "`illustrative-2026-11`."),
     ("code", "import os, sys\nfrom pathlib import Path\n\nroot = next(p for p in [Path.cwd(), *Path.cwd().parents] if (p / 'pyproject.toml').exists())\n"
              "os.chdir(root)\nsys.path.insert(0, str(root))\n\nimport pandas as pd\nimport dse\nfrom benchmarks.demo import results\nfrom dse import analysis\n\n"
-             "folder = results()          # compiled by replay if it is not there yet\nstore = dse.Store(folder / 'dse.db')\nregistry = dse.Registry(folder)\n"
+             "folder = results()          # compiled by replay if it is not there yet\nstore = dse.Store(folder / 'dse.db')\nregistry = dse.Registry(folder)\n\n\n"
+        "def newest(name):\n    aliases = registry.aliases(name)\n    return registry.get(f\"{name}@{aliases.get('candidate', aliases['champion'])}\")\n\n\n"
              "pd.set_option('display.width', 160, 'display.max_columns', 20, 'display.precision', 3)"),
     ("md", "## Candidates\n\nMean score on the select rows with a 95% interval; all candidates ran on the same rows."),
     ("code", "candidates = analysis.candidates(store)\ncandidates[['signature', 'candidate', 'n', 'quality', 'quality_low', 'quality_high', "
@@ -26,11 +27,11 @@ CELLS = [
     ("md", "## Quality against cost"),
     ("code", "for name, frame in candidates.groupby('signature'):\n    analysis.plot_pareto(frame).set_title(name)\n    plt.show()"),
     ("md", "## The gate: winner against incumbent on the sealed holdout, row by row"),
-    ("code", "for name in sorted(candidates['signature'].unique()):\n    artifact = registry.get(f'{name}@candidate')\n"
+    ("code", "for name in sorted(candidates['signature'].unique()):\n    artifact = newest(name)\n"
              "    rows = analysis.paired(artifact)\n    ax = analysis.plot_wins(rows)\n    gate = artifact.evidence.gate\n"
              "    ax.set_title(f\"{name}: {gate['verdict']}, {ax.get_title()}\", fontsize=9)\n    plt.show()"),
     ("md", "## Why\n\nWhat an artifact says about itself."),
-    ("code", "print(analysis.explain(registry.get('AuditExpenses@candidate')))"),
+    ("code", "print(analysis.explain(newest('AuditExpenses')))"),
     ("md", "## Calls\n\nWhich tools the rollouts called, per mode, and how calls ended."),
     ("code", "calls = analysis.calls(store)\ncalls.groupby(['signature', 'mode', 'tool', 'outcome']).size().unstack(fill_value=0)"),
     ("md", "## Where rows were lost\n\nSelect rows that no candidate solved, with the metric's feedback."),

@@ -21,7 +21,9 @@ TARGETS = {"tool_call": 0.9, "code": 0.5}
 _ADAPTERS = {"json": "JSONAdapter", "chat": "ChatAdapter, native"}
 
 
-def measure(*, reps: int = 9, calls: tuple[int, ...] = (1, 5, 20), modes: tuple[str, ...] = ("tool_call", "code")) -> list[Row]:
+def measure(
+    *, reps: int = 9, calls: tuple[int, ...] = (1, 5, 20), modes: tuple[str, ...] = ("tool_call", "code")
+) -> list[Row]:
     """Wall milliseconds per rollout, and ratios to ReActV2, for each number of calls and each face."""
     rows: list[Row] = []
     for number in calls:
@@ -65,7 +67,9 @@ def _ours(task: Scenario, mode: str, loop: asyncio.AbstractEventLoop, asynchrono
     return _repeat(task, lambda: program(question=task.question), units)
 
 
-def _react(task: Scenario, adapter: str, loop: asyncio.AbstractEventLoop, asynchronous: bool, units: int) -> Callable[[], None]:
+def _react(
+    task: Scenario, adapter: str, loop: asyncio.AbstractEventLoop, asynchronous: bool, units: int
+) -> Callable[[], None]:
     module = task.react()
     if asynchronous:
         run = _repeat_async(task, loop, lambda: module.acall(question=task.question), units)

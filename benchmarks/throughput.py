@@ -35,7 +35,9 @@ def measure(*, reps: int = 5, runs: int = 200, calls: int = 5, react_reps: int =
         loop.close()
 
 
-def _program_runs(task: Scenario, mode: str, loop: asyncio.AbstractEventLoop, runs: int, *, together: bool) -> Callable[[], None]:
+def _program_runs(
+    task: Scenario, mode: str, loop: asyncio.AbstractEventLoop, runs: int, *, together: bool
+) -> Callable[[], None]:
     program = task.program(mode, asynchronous=True)
 
     async def all_of_them() -> None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from dse.contracts.schema import guest_from_wire, wire_from_guest
 from dse.contracts.signature import SignatureSpec, dspy_signature, validation_summary
 from dse.contracts.stubs import input_declarations, stubs_for
+from dse.contracts.tool import ToolContract
 from dse.errors import (
     LimitExceeded,
     NoSubmission,
@@ -100,18 +101,41 @@ class _Submitted(Exception):
     """The guest gave a valid answer."""
 
 
+class _Texts(NamedTuple):
+    """What the checker and the model are told about a task; the same in all runs of a program."""
+
+    declarations: str
+    checker_stubs: str
+    api: str
+
+
+_texts: dict[tuple[str, ...], _Texts] = {}
+
+
+def _texts_for(spec: SignatureSpec, contracts: tuple[ToolContract, ...]) -> _Texts:
+    key = (spec.signature_id, *(contract.interface_id for contract in contracts))
+    if key not in _texts:
+        if len(_texts) >= 256:
+            _texts.clear()
+        stubs = stubs_for(contracts, outputs=spec.output_schema)
+        classes, declarations = input_declarations(spec.input_schema)
+        # Models sometimes await `submit`; harmless, because a valid answer ends the run inside the call.
+        lenient = stubs.replace(") -> NoReturn:", ") -> Any:")
+        head = "from typing import Any, Literal, NotRequired, TypedDict"
+        _texts[key] = _Texts(
+            declarations,
+            "\n".join([head, _IMPORTS, classes, lenient]),
+            f"{_RULES.format(inputs=', '.join(spec.inputs))}\n{stubs}",
+        )
+    return _texts[key]
+
+
 class _CodeSession:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.contracts = {name: run.dispatcher.toolbox[name].contract for name in run.plan.allow}
-        self.stubs = stubs_for(self.contracts.values(), outputs=run.spec.output_schema)
-        classes, self.declarations = input_declarations(run.spec.input_schema)
-        # Models sometimes await `submit`; harmless, because a valid answer ends the run inside the call.
-        lenient = self.stubs.replace(") -> NoReturn:", ") -> Any:")
-        self.checker_stubs = "\n".join(
-            ["from typing import Any, Literal, NotRequired, TypedDict", _IMPORTS, classes, lenient]
-        )
-        self.api = f"{_RULES.format(inputs=', '.join(run.spec.inputs))}\n{self.stubs}"
+        texts = _texts_for(run.spec, tuple(self.contracts.values()))
+        self.declarations, self.checker_stubs, self.api = texts.declarations, texts.checker_stubs, texts.api
         self.known = frozenset(run.spec.inputs) | {"asyncio", "datetime", "Decimal"}
         self.session: sandbox.Session | None = None
         self.tasks: dict[int, asyncio.Task[Any]] = {}

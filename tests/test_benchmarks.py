@@ -1,0 +1,105 @@
+"""Every benchmark runs at its smallest and gives rows that can be shown. No assertion here is about time."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from benchmarks import imports, overhead, run, sandbox, throughput
+from benchmarks.measure import Row, Samples, Spread, interleaved
+from benchmarks.scenario import Gauge, Scenario, scenario
+
+SMALLEST: dict[str, Callable[[], list[Row]]] = {
+    "overhead": lambda: overhead.measure(reps=1, calls=(1,)),
+    "sandbox": lambda: sandbox.measure(reps=1, calls=(1, 3)),
+    "imports": lambda: imports.measure(reps=1),
+    "throughput": lambda: throughput.measure(reps=1, runs=4, calls=2, react_reps=1, threads=2),
+}
+
+
+def test_every_topic_is_tried_here() -> None:
+    assert set(SMALLEST) == set(run.TOPICS)
+
+
+@pytest.mark.parametrize("topic", run.TOPICS)
+def test_a_benchmark_gives_rows_with_figures_and_targets(topic: str) -> None:
+    rows = SMALLEST[topic]()
+    assert len(rows) >= 4
+    assert len({row.what for row in rows}) == len(rows)
+    for row in rows:
+        assert row.topic == topic
+        assert re.search(r"\d", row.figures) and "nan" not in row.figures
+        assert "|" not in row.what + row.figures + row.target  # they stand in a table
+        assert (row.met is None) == (row.target == "")
+    assert any(row.target for row in rows)
+
+
+def test_the_sides_of_a_comparison_take_turns_and_do_the_same_number_of_times() -> None:
+    order: list[str] = []
+    samples = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, reps=3, units=2)
+    assert order == ["a", "b", "a", "b", "b", "a", "a", "b"]
+    assert [len(s.wall) for s in samples.values()] == [3, 3]
+
+
+def test_a_ratio_is_taken_within_a_repetition() -> None:
+    ours, base = Samples([1.0, 20.0, 3.0], [1.0] * 3), Samples([2.0, 40.0, 3.0], [2.0] * 3)
+    assert ours.ratio(base) == Spread(0.5, 0.5, 1.0)
+    assert ours.cpu_ratio(base) == Spread(0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("mode", ["tool_call", "code"])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_both_modes_make_the_calls_that_the_scenario_says(mode: str, parallel: bool) -> None:
+    task = scenario(3, parallel=parallel)
+    prediction = asyncio.run(task.program(mode, asynchronous=True).acall(question=task.question))
+    assert prediction.total == task.total
+    assert sorted(call["arguments"]["user_id"] for call in prediction.receipt["calls"]) == [0, 1, 2]
+    rounds = {"code": 1, "tool_call": 2 if parallel else 4}[mode]
+    assert prediction.receipt["usage"]["model_calls"] == rounds == len(task.engine.requests)
+
+
+@pytest.mark.parametrize("adapter", ["json", "chat"])
+def test_react_makes_the_same_calls_in_as_many_rounds(adapter: str) -> None:
+    gauge = Gauge()
+    task = scenario(3, asynchronous=False, gauge=gauge)
+    module = task.react()
+    with task.react_context(adapter=adapter)():
+        prediction = module(question=task.question)
+    assert (prediction.total, prediction.termination_reason, gauge.most) == (task.total, "submit", 1)
+    assert len(task.engine.requests) == 4
+    assert all(request["tools"] for request in task.engine.requests)
+
+
+def test_a_rollout_that_did_not_do_the_work_is_refused() -> None:
+    task: Scenario = scenario(2)
+
+    class Wrong:
+        total = 0.0
+
+    with pytest.raises(AssertionError, match=r"0\.0 instead of 21\.0"):
+        task.check(Wrong())
+
+
+def test_the_report_has_facts_rows_and_misses() -> None:
+    rows = [Row("overhead", "one", "2 ms", "at most 1 ms", False), Row("imports", "two", "1 ms")]
+    text = run.report(rows, run.machine(), shared=True, took_s=1.0)
+    assert "| overhead | one | 2 ms | at most 1 ms | **missed** |" in text
+    assert "| imports | two | 1 ms |  |  |" in text
+    assert "shared" in text and "Python 3" in text and "pydantic-monty" in text
+    assert "shared" not in run.report(rows, run.machine(), shared=False, took_s=1.0)
+
+
+def test_work_in_a_child_process_counts_as_cpu_time() -> None:
+    import subprocess
+    import sys
+
+    code = "sum(range(3_000_000))"
+
+    def child() -> Any:
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+    assert interleaved({"child": child}, reps=1, warmup=0)["child"].cpu[0] > 0.005
