@@ -70,7 +70,8 @@ def cli(*arguments: str, stdin: str = "") -> Done:
 def refused(done: Done, code: int, *words: str) -> None:
     """A coded error: its exit code, one message, no traceback."""
     assert done.code == code, (done.out, done.err)
-    assert done.err.splitlines()[-1].startswith("[DSE") and "Traceback" not in done.err + done.out
+    assert sum(line.startswith("[DSE") for line in done.err.splitlines()) == 1, done.err
+    assert "Traceback" not in done.err + done.out
     for word in words:
         assert word in done.err, done.err
 
