@@ -109,7 +109,7 @@ def example_artifact() -> Any:
 
     spec, objective = task.spec, task.objective
     toolbox = spec.toolbox()
-    model = {"name": "scripted/benchmark", "params": {"temperature": 0.0}}
+    model: dict[str, Any] = {"name": "scripted/benchmark", "params": {"temperature": 0.0}}
     demo = {"question": "Who spent more than planned?", "api": "(as below)", "transcript": "(nothing yet)",
             "code": "\n".join(f"found_{i} = await get_team_members('team {i}')" for i in range(20))}  # fmt: skip
     plan = Plan(

@@ -770,6 +770,7 @@ async def test_sensitive_values_are_in_no_receipt_journal_message_or_stream() ->
         {"id": "1", "name": "account", "arguments": {"ssn": "123-45-6789"}, "raw": None},
         {"id": "2", "name": "account", "arguments": None, "raw": '{"ssn": "555-66'}])  # fmt: skip
     run.journal.add("round", calls=[{"name": "account", "arguments": {"ssn": "x"}, "result": result.value}])
+    run.journal.add("run_finished", outputs={"copied": 98765})
     for text in (repr(run.secrets.scrub(run.receipts)), repr(shown)):
         for secret in ("123-45-6789", "98765", "77-88-99", "555-66"):
             assert secret not in text
@@ -800,7 +801,7 @@ async def test_a_field_called_like_part_of_an_entry_hides_no_structure() -> None
         return 1
 
     dispatcher = make(odd)
-    await dispatcher.call("odd", ("private", "hidden"))
+    await dispatcher.call("odd", ("tool_intent", "hidden"))
     shown = [dispatcher.run.secrets.entry(entry) for entry in dispatcher.run.journal.entries]
     assert [(entry["kind"], entry["tool"]) for entry in shown] == [("tool_intent", "odd"), ("tool_outcome", "odd")]
     assert shown[0]["arguments"] == {"kind": "[redacted]", "tool": "[redacted]"}

@@ -66,9 +66,9 @@ class Naps:
 
 
 def test_a_rollout_id_changes_exactly_with_what_could_change_the_run() -> None:
-    def ident(*, task: dse.Task = WORLD.task(), model: Any = None, plan: Plan = TOOL_CALL, row: Any = ROWS[0],
+    def ident(*, task: dse.Task | None = None, model: Any = None, plan: Plan = TOOL_CALL, row: Any = ROWS[0],
               replicate: int = 0, prices: Any = None) -> str:  # fmt: skip
-        evaluator = Evaluator(task, model or WORLD.model(), prices=prices)
+        evaluator = Evaluator(task or WORLD.task(), model or WORLD.model(), prices=prices)
         return evaluator.rollout_id(evaluator.program(plan), row, replicate)
 
     base = ident()

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import datetime
 import gzip
-import importlib.metadata
 import io
 import os
 import threading
@@ -66,10 +65,9 @@ class ReplayModel:
 
 
 def _version() -> str:
-    try:
-        return importlib.metadata.version("dse-compiler")
-    except importlib.metadata.PackageNotFoundError:
-        return "source"
+    from dse import __version__
+
+    return __version__
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

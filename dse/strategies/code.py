@@ -12,6 +12,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import anyio
 from pydantic import ValidationError
 
 from dse.contracts.schema import guest_from_wire, wire_from_guest
@@ -196,15 +197,29 @@ class _CodeSession:
         lint = sandbox.lint(code, tool_names=self.contracts, output_names=run.spec.outputs, known_names=self.known)
         problems = [(d.rule, d.line, d.message, d.hint) for d in lint.errors]
         if not problems:
-            found = await sandbox.checker().check(
-                stubs=self.checker_stubs, declarations=self.declarations, earlier=(_IMPORTS, *self.earlier), code=code)  # fmt: skip
-            problems = [(d.rule, d.line, d.message, d.hint) for d in found if d.severity == "error"]
+            problems = await self._check(code)
         if problems:
             return self._refused(problems)
         run.journal.add("feed", code=code)
-        if self.session is None:
-            await self._open()
         return await self._drive(lint, code)
+
+    async def _check(self, code: str) -> list[tuple[Any, ...]]:
+        """What is wrong with a script. The first session opens meanwhile; when nothing may run, it is given back."""
+        opening = asyncio.create_task(self._open()) if self.session is None else None
+        try:
+            found = await sandbox.checker().check(
+                stubs=self.checker_stubs, declarations=self.declarations, earlier=(_IMPORTS, *self.earlier), code=code)  # fmt: skip
+            problems = [(d.rule, d.line, d.message, d.hint) for d in found if d.severity == "error"]
+            if opening is not None and not problems:
+                await opening
+                opening = None
+            return problems
+        finally:
+            if opening is not None:
+                opening.cancel()
+                with anyio.CancelScope(shield=True):
+                    await asyncio.gather(opening, return_exceptions=True)
+                    await self.close()
 
     def _refused(self, problems: list[tuple[Any, ...]]) -> str:
         self.check_errors += 1
