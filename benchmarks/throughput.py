@@ -24,7 +24,7 @@ _DELAY_S = 0.05
 _GIVE_UP_S = 120.0
 
 
-def measure(*, reps: int = 5, runs: int = 200, calls: int = 5, react_reps: int = 3, threads: int = 64) -> list[Row]:
+def measure(*, reps: int = 9, runs: int = 200, calls: int = 5, react_reps: int = 3, threads: int = 64) -> list[Row]:
     """Runs per second, as a share of what is possible and relative to ReActV2; and sync tools in great number."""
     loop = asyncio.new_event_loop()
     try:

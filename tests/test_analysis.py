@@ -195,7 +195,7 @@ def test_a_compile_is_told_with_all_its_figures(compiled: tuple[CompileResult, S
         assert f"{row['cost_usd']:.5f} est." in line and f"{row['failures']}/{row['n']}" in line
     assert f"{result.winner} <- winner" in text and f"{result.incumbent} <- incumbent" in text
     assert result.verdict in text and f"p = {result.gate.p_value:.4g}" in text and result.ref in text
-    assert f"Measured with {NAME}" in text and "prices: planted prices" in text
+    assert f"Completions: {NAME}" in text and "prices: planted prices" in text
 
 
 def test_an_artifact_is_explained_from_itself_alone(compiled: tuple[CompileResult, Store], tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The checker: what is wrong is found before anything runs, and sound code is not turned away."""
 
-# ruff: noqa: E501
 from __future__ import annotations
 
 import asyncio

@@ -1,6 +1,5 @@
 """The lint: what is rewritten gives what Python gives; what cannot work gets an error with a hint."""
 
-# ruff: noqa: E501
 from __future__ import annotations
 
 import ast

@@ -1,6 +1,5 @@
 """The sandbox with the real interpreter: turns, limits, crashes, determinism, many sessions."""
 
-# ruff: noqa: E501
 from __future__ import annotations
 
 import asyncio

@@ -55,7 +55,7 @@ def print_compile(console: Console, result: Any) -> None:
     console.print(f"Allow-lists: {len(lists['all'])} declared, {len(lists['union'])} used by successful runs, "
                   f"{len(lists['minimal'])} sufficient ({', '.join(lists['minimal']) or 'none'})", markup=False)  # fmt: skip
     spend = evidence.spend
-    console.print(f"Measured with {evidence.model_label}: {spend['model_calls']} completions, "
+    console.print(f"Completions: {evidence.model_label}; {spend['model_calls']} of them, "
                   f"{spend['input_tokens'] + spend['output_tokens']} tokens ({spend['usage_source']}), "
                   f"cost {_money(evidence)}", markup=False)  # fmt: skip
     for note in result.notes:

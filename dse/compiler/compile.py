@@ -30,7 +30,7 @@ from dse.evaluation.task import Task
 from dse.objective import unknown
 from dse.plan import SEMANTICS_VERSION, Plan, program_id
 from dse.portal import run_sync
-from dse.statistics import quantile
+from dse.statistics import minimum_detectable_effect, quantile
 from dse.strategies.base import baseline_plan, seed_plan
 
 if TYPE_CHECKING:
@@ -183,6 +183,10 @@ class _Compile:
             raise MissingHoldout(f"The holdout has fewer than {MIN_HOLDOUT_CLUSTERS} clusters", value=usable,
                                  remedy="Add rows of more clusters, or use more of them; a gate could not decide "
                                         "anything.")  # fmt: skip
+        gain = minimum_detectable_effect(usable, discordance=0.34)
+        self.say(f"plan: {usable} independent sealed rows find "
+                 + ("no gain" if gain is None else f"a gain of {gain:.2f} or more in quality with 80% probability")
+                 + ", if a third of the rows differ")  # fmt: skip
         for split in ("search", "select"):
             if not self.data.split(split):
                 raise DatasetError(f"The dataset has no {split} rows", value=self.data.name,

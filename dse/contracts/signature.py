@@ -26,7 +26,7 @@ __all__ = ["FieldSpec", "InputField", "OutputField", "Signature", "SignatureSpec
 
 # Names that a strategy's own prompt fields or the guest's namespace need.
 _RESERVED = frozenset({"api", "transcript", "code", "tools", "tool_calls", "next_thought", "history", "submit", "asyncio",
-                       "abstain", "outputs", "receipt"})  # fmt: skip
+                       "abstain", "outputs", "receipt", "deps"})  # fmt: skip
 _MISSING = object()
 
 

@@ -155,6 +155,7 @@ class _CodeSession:
         self.tasks.clear()
         if self.session is not None:
             session, self.session = self.session, None
+            self.run.meter.interpreter_s += session.interpreter_s
             await session.aclose()
 
     # --- rounds
@@ -165,7 +166,7 @@ class _CodeSession:
         await sandbox.checker().validate_stubs(self.checker_stubs)
         predictor = Predictor("code", _code_signature(dspy_signature(run.spec)), run.plan.prompts["code"])
         while True:
-            inputs = {**run.inputs, "api": self.api, "transcript": "\n\n".join(self.transcript) or "(nothing yet)"}
+            inputs = {**run.wire_inputs, "api": self.api, "transcript": "\n\n".join(self.transcript) or "(nothing yet)"}
             completion = await run.complete({"messages": predictor.messages(inputs), "tools": []}, predictor="code")
             code = self._code_of(completion.text or "", predictor)
             if run.trace:

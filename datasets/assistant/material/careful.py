@@ -1,4 +1,4 @@
-# ruff: noqa: E501  (texts stay on one line)
+
 """Requests that are fine although something about them looks forbidden, or that hide a trap."""
 
 from __future__ import annotations

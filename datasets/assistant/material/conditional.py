@@ -1,4 +1,4 @@
-# ruff: noqa: E501  (texts stay on one line)
+
 """Requests that depend on the profile, that correct themselves, or that say what not to do."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# ruff: noqa: E501  (texts stay on one line)
+
 """What random profiles are made of."""
 
 from __future__ import annotations

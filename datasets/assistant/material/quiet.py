@@ -1,4 +1,4 @@
-# ruff: noqa: E501  (texts stay on one line)
+
 """Messages that ask for no change, or for what is already so."""
 
 from __future__ import annotations

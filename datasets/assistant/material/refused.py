@@ -1,4 +1,4 @@
-# ruff: noqa: E501  (texts stay on one line)
+
 """Requests that break a rule: nothing may be written, not even the harmless part."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# ruff: noqa: E501  (texts stay on one line)
+
 """Requests that need several tools, an order, or a loop."""
 
 from __future__ import annotations

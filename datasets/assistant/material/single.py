@@ -1,4 +1,4 @@
-# ruff: noqa: E501  (texts stay on one line)
+
 """Requests that one tool satisfies."""
 
 from __future__ import annotations

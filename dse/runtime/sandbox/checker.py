@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.to_thread
@@ -28,7 +28,7 @@ from dse.runtime.sandbox.pools import WorkerPool
 from dse.runtime.sandbox.records import Diagnostic
 from dse.runtime.sandbox.rewrite import neutral, rewrite
 from dse.runtime.sandbox.shims import PREFIX, source_of
-from dse.runtime.sandbox.source import bound_names
+from dse.runtime.sandbox.source import bound_names, parse
 from dse.runtime.sandbox.verdict import TypeTable, is_harmless, judge
 
 __all__ = ["PRELUDE", "Checker"]
@@ -237,7 +237,7 @@ class Checker:
     def _validate(self, stubs: str) -> ContractError | None:
         remedy = "Use types that stubs can express: TypedDict, Literal, lists, dicts, numbers, text, dates"
         try:
-            tree = ast.parse(stubs)
+            tree = cast("ast.Module", parse(stubs))
         except SyntaxError as error:
             return ContractError("tool stubs are not valid Python", value=f"line {error.lineno}: {error.msg}", remedy=remedy)
         # 1. The stub text as code: unknown names and modules are reported there, and only there.
@@ -301,7 +301,7 @@ class _Bench:
 
 def _parsed(text: str) -> ast.AST | None:
     try:
-        return ast.parse(text)
+        return cast("ast.Module", parse(text))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 

@@ -3,7 +3,6 @@
 The classes are namespaces: functions without ``self``, called on the class. Whatever a shim imports gets a name
 of its own, because it shares its globals with the guest.
 """
-# ruff: noqa: E501
 
 from __future__ import annotations
 

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import ast
 import builtins
+import threading
 import warnings
 from collections.abc import Iterator
+from typing import cast
 
-__all__ = ["Source", "bound_names", "walk_scope"]
+__all__ = ["Source", "bound_names", "parse", "walk_scope"]
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 _BUILTINS = frozenset(dir(builtins))
+
+
+_parsing = threading.Lock()
+
+
+def parse(text: str, mode: str = "exec") -> ast.AST:
+    """``ast.parse`` for code that several threads look at.
+
+    CPython 3.11 counts the parser's depth per process, not per thread: two threads that parse at once can get a
+    SystemError. One at a time, and again if somebody else was parsing.
+    """
+    for attempt in range(50):
+        try:
+            with _parsing:
+                return ast.parse(text, mode=mode)
+        except SystemError:
+            if attempt == 49:
+                raise
+    raise AssertionError("unreachable: the loop returns or raises")
 
 
 class Source:
@@ -27,7 +48,7 @@ class Source:
         self.data = text.encode()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the guest's code, such as invalid escapes
-            self.tree = ast.parse(text)
+            self.tree = cast("ast.Module", parse(text))
         self._lines = [0]
         for i, byte in enumerate(self.data):
             if byte == 10:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from dse.runtime.sandbox.records import Diagnostic
 from dse.runtime.sandbox.shims import provided
+from dse.runtime.sandbox.source import parse
 
 __all__ = ["TypeTable", "fits", "is_harmless", "judge"]
 
@@ -108,7 +109,7 @@ def fits(expected: str, found: str, types: TypeTable) -> bool:
 
 
 def _type(text: str) -> ast.expr:
-    return ast.parse(text.strip().rstrip("*"), mode="eval").body
+    return parse(text.strip().rstrip("*"), mode="eval").body  # type: ignore[attr-defined]
 
 
 def _fits(expected: ast.expr, found: ast.expr, types: TypeTable) -> bool:
