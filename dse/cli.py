@@ -32,7 +32,7 @@ app.add_typer(dataset_app, name="dataset")
 def _console(**options: Any) -> Console:
     """On a terminal as wide as it is; elsewhere wide enough for the tables, so that logs read the same everywhere."""
     made = Console(highlight=False, emoji=False, **options)
-    if not made.is_terminal and "COLUMNS" not in os.environ:
+    if not made.is_terminal:
         made.width = 140
     return made
 
