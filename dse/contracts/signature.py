@@ -298,7 +298,7 @@ def _field(owner: str, name: str, declared: _Declared, hints: Mapping[str, Any])
         schema = schema_of(adapter, "validation")
     except (PydanticSchemaGenerationError, PydanticUserError) as exc:
         raise SignatureError(f"{where} has a type that has no JSON form", value=str(hints[name]),
-                             remedy="Use models, dataclasses, TypedDict, Literal, Enum, list, dict and plain types.") from exc  # fmt: skip
+                             remedy="Use models, dataclasses, TypedDict (of typing_extensions before Python 3.12), Literal, Enum, list, dict and plain types.") from exc  # fmt: skip
     required = declared.default is _MISSING
     return FieldSpec(name, hints[name], adapter, schema, declared.desc, declared.sensitive, required,
                      None if required else declared.default)  # fmt: skip

@@ -287,7 +287,7 @@ def build_contract(*, name: str, params: type[BaseModel], returns: TypeAdapter[A
         result = schema_of(returns, "serialization")
     except (PydanticInvalidForJsonSchema, PydanticUserError) as exc:
         raise ContractError(f"Tool {name!r} uses a type that has no JSON form", value=_first_line(exc),
-                            remedy="Use models, dataclasses, TypedDict, Literal, Enum, list, dict and plain types.") from exc  # fmt: skip
+                            remedy="Use models, dataclasses, TypedDict (of typing_extensions before Python 3.12), Literal, Enum, list, dict and plain types.") from exc  # fmt: skip
     try:
         return ToolContract(name=name, parameters=parameters, returns=result, **policy)
     except ValueError as exc:
@@ -384,7 +384,7 @@ def _parameters(fn: Callable[..., Any], tool_name: str, docs: Mapping[str, str])
         return make_model(tool_name, fields), context_parameter
     except (PydanticSchemaGenerationError, PydanticUserError, NameError) as exc:
         raise ContractError(f"Tool {tool_name!r} has a parameter type that pydantic cannot handle", value=_first_line(exc),
-                            remedy="Use models, dataclasses, TypedDict, Literal, Enum, list, dict and plain types.") from exc  # fmt: skip
+                            remedy="Use models, dataclasses, TypedDict (of typing_extensions before Python 3.12), Literal, Enum, list, dict and plain types.") from exc  # fmt: skip
 
 
 def _returns(fn: Callable[..., Any], tool_name: str) -> TypeAdapter[Any]:
@@ -396,4 +396,4 @@ def _returns(fn: Callable[..., Any], tool_name: str) -> TypeAdapter[Any]:
         return TypeAdapter(hints["return"])
     except (PydanticSchemaGenerationError, PydanticUserError) as exc:
         raise ContractError(f"Tool {tool_name!r} has a return type that pydantic cannot handle", value=_first_line(exc),
-                            remedy="Use models, dataclasses, TypedDict, Literal, Enum, list, dict and plain types.") from exc  # fmt: skip
+                            remedy="Use models, dataclasses, TypedDict (of typing_extensions before Python 3.12), Literal, Enum, list, dict and plain types.") from exc  # fmt: skip

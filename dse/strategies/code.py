@@ -98,10 +98,6 @@ class Code:
             await session.close()
 
 
-class _Submitted(Exception):
-    """The guest gave a valid answer."""
-
-
 class _Texts(NamedTuple):
     """What the checker and the model are told about a task; the same in all runs of a program."""
 
