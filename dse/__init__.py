@@ -17,6 +17,7 @@ _EXPORTS = {
     "Artifact": "dse.artifacts.artifact",
     "Budget": "dse.compiler.budget",
     "Dataset": "dse.evaluation.dataset",
+    "Decision": "dse.durable",
     "DseError": "dse.errors",
     "Environment": "dse.evaluation.environment",
     "Example": "dse.evaluation.dataset",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from dse.contracts.tool import ToolContract as ToolContract
     from dse.contracts.tool import tool as tool
     from dse.contracts.toolbox import Toolbox as Toolbox
+    from dse.durable import Decision as Decision
     from dse.errors import DseError as DseError
     from dse.evaluation.dataset import Dataset as Dataset
     from dse.evaluation.dataset import Example as Example

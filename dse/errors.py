@@ -31,6 +31,9 @@ The tree separates *whose* failure it is, because each has a different consequen
     │   ├── CassetteError        a recording cannot be read or written
     │   ├── ModelError           a model specification or request that can never work
     │   ├── StoreError           a store that cannot be opened or is of another version
+    │   │   └── JournalTampered  a journal entry, snapshot or decision that its key did not write
+    │   ├── RunNotResumable      no such run, or finished, or another program's
+    │   ├── DecisionRefused      a decision about something else than what was shown, or too late
     │   └── Refused              the caller asked for something that policy refuses (promote, sealed data)
     ├── ToolFault                what a program may see and handle when a tool call goes wrong
     │   ├── ToolNotAllowed · ToolArgumentError · ToolLimitReached · ToolRateLimited · ToolDenied
@@ -41,12 +44,15 @@ The tree separates *whose* failure it is, because each has a different consequen
     │   ├── OutputInvalid        no valid output within the repair budget
     │   └── NoSubmission         the rounds ended without `submit`
     ├── RunSuspended             the run waits for a decision about a tool call
+    │   └── EffectUnknown        a write was started and nobody knows whether it took effect
     ├── BudgetExhausted          a compile or evaluation would spend more than it was given
     └── InfrastructureError      nobody's program failed; retried, then aborts, never scored
         ├── ModelUnavailable     429, 5xx, timeouts, cut connections, truncated or malformed responses
         ├── CassetteMiss         a replay has no entry for this request
         ├── SandboxUnavailable   an interpreter worker died or could not be had
-        └── StoreUnavailable     the store could not be written or read
+        ├── StoreUnavailable     the store could not be written or read
+        ├── RunTaken             another process has this run
+        └── ReplayDiverged       the program takes another path than its journal
 
 Each error says what failed, the offending value and a remedy, has a stable ``code``, and pickles.
 """
@@ -58,10 +64,11 @@ from typing import Any
 __all__ = [
     "AllowListError", "ArtifactError", "ArtifactInvalid", "ArtifactNotFound", "ArtifactTampered", "ArtifactVersion",
     "BudgetExhausted", "CassetteError", "CassetteMiss", "ContaminatedSplit", "ContractError", "ContractMismatch",
-    "DatasetChanged", "DatasetError", "DseError", "DuplicateRow", "EnvironmentRequired", "InfrastructureError",
-    "InputError", "LimitExceeded", "MalformedJSON", "MalformedRow", "MetricError", "MissingHoldout",
-    "ModelError", "ModelUnavailable", "NoSubmission", "OutputInvalid", "PlanError", "Refused", "RunFailed",
-    "RunSuspended", "SandboxUnavailable", "SignatureError", "SignatureMismatch", "StoreError", "StoreUnavailable",
+    "DatasetChanged", "DatasetError", "DecisionRefused", "DseError", "DuplicateRow", "EffectUnknown",
+    "EnvironmentRequired", "InfrastructureError", "InputError", "JournalTampered", "LimitExceeded", "MalformedJSON",
+    "MalformedRow", "MetricError", "MissingHoldout", "ModelError", "ModelUnavailable", "NoSubmission", "OutputInvalid",
+    "PlanError", "Refused", "ReplayDiverged", "RunFailed", "RunNotResumable", "RunSuspended", "RunTaken",
+    "SandboxUnavailable", "SignatureError", "SignatureMismatch", "StoreError", "StoreUnavailable",
     "ToolArgumentError", "ToolDenied", "ToolFailed", "ToolFault", "ToolLimitReached", "ToolNotAllowed",
     "ToolOutputTooLarge", "ToolRateLimited", "ToolReturnError", "ToolTimeout", "ToolboxError", "UnprovenModel",
     "Unserialisable", "UserError",
@@ -289,6 +296,25 @@ class StoreError(UserError):
     code = "DSE182"
 
 
+class JournalTampered(StoreError):
+    """A journal entry, a snapshot or a decision in the store was not written with the store's key, or stands elsewhere
+    than it was written. Nothing of it was used."""
+
+    code = "DSE183"
+
+
+class RunNotResumable(UserError):
+    """There is no such run, it is finished, or it belongs to another program."""
+
+    code = "DSE184"
+
+
+class DecisionRefused(UserError):
+    """A decision about other arguments than those shown, about nothing that waits, or after it expired."""
+
+    code = "DSE185"
+
+
 class Refused(UserError):
     """Policy refuses what the caller asked for."""
 
@@ -390,6 +416,13 @@ class RunSuspended(DseError):
     code = "DSE310"
 
 
+class EffectUnknown(RunSuspended):
+    """A write that must not be repeated was started, and its outcome was never recorded. ``details``: run_id, unknown
+    (list of calls). Resume with a decision for each: it happened, it did not, or try again."""
+
+    code = "DSE311"
+
+
 class BudgetExhausted(DseError):
     """The next step could spend more than the budget has left; it was not taken."""
 
@@ -424,3 +457,15 @@ class StoreUnavailable(InfrastructureError):
     """The store could not be read or written."""
 
     code = "DSE404"
+
+
+class RunTaken(InfrastructureError):
+    """Another process has this run, or took it over. Nothing of what this one did afterwards is recorded."""
+
+    code = "DSE405"
+
+
+class ReplayDiverged(InfrastructureError):
+    """The program takes another path than the one its journal holds. Nothing new was executed."""
+
+    code = "DSE406"

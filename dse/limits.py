@@ -214,6 +214,11 @@ class Meter:
         self.tool_cost_usd -= cost_usd
 
     @property
+    def began(self) -> float:
+        """When the first attempt would have begun had nobody waited for decisions."""
+        return self.started + self.waited_s if self.earlier is None else self.earlier.began + self.waited_s
+
+    @property
     def cost_usd(self) -> float:
         return self.model_cost_usd + self.tool_cost_usd
 

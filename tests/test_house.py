@@ -21,6 +21,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("interop",),
     ("evaluation",),
     ("program",),
+    ("durable",),
     ("strategies",),
     ("runtime",),
     ("artifacts", "store"),
@@ -28,7 +29,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("plan",),
     ("contracts",),
     ("objective", "limits", "statistics", "portal"),
-    ("canonical",),
+    ("canonical", "redaction"),
     ("errors",),
 ]
 # Imports inside functions that go up on purpose, each with its reason.
@@ -108,7 +109,7 @@ def test_light_imports(code: str) -> None:
 
 def test_public_names() -> None:
     assert dse.__all__ == [
-        "__version__", "Approval", "Artifact", "Budget", "Dataset", "DseError", "Environment", "Example", "InputField", "Limits",
+        "__version__", "Approval", "Artifact", "Budget", "Dataset", "Decision", "DseError", "Environment", "Example", "InputField", "Limits",
         "Metric", "MetricContext", "Objective", "OutputField", "Plan", "Prediction", "PriceTable", "Program", "Prompt", "Rate",
         "Registry", "RunHandle", "Score", "Signature", "Store", "Task", "Tool", "ToolContext", "ToolContract", "Toolbox", "World",
         "compile", "environment", "evaluate", "load", "metric", "tool",

@@ -31,7 +31,7 @@ from dse.runtime.sandbox.records import (
 __all__ = [
     "PRELUDE", "Checker", "Diagnostic", "ExternalCall", "Failed", "Finished", "GuestError", "LintResult", "Raise",
     "Result", "Sandbox", "SandboxLimits", "Session", "Turn", "Value", "Waiting", "checker", "configure", "extract_code", "hint_for",
-    "lint", "pool",
+    "interpreter_version", "lint", "pool",
 ]  # fmt: skip
 
 
@@ -61,6 +61,13 @@ def configure(*, max_workers: int) -> None:
 def checker() -> Checker:
     """The process's own checker, like :func:`pool`."""
     return _shared("checker", Checker)
+
+
+def interpreter_version() -> str:
+    """Version of the interpreter. A frozen guest is for this one only."""
+    import importlib.metadata
+
+    return importlib.metadata.version("pydantic-monty")
 
 
 def _shared(name: str, make: Callable[[], _Service]) -> _Service:

@@ -12,8 +12,8 @@ REDACTED = "[redacted]"
 _SHORTEST_SECRET = 4  # shorter values would take innocent text with them
 # Where a journal entry may hold a sensitive output before it is parsed.
 _UNPARSED = {
-    "model_call": ("text",), "repair": ("problem",), "feed": ("code",), "print": ("text",), "observation": ("value",),
-    "code_error": ("message", "problems"),
+    "model_call": ("text",), "repair": ("problem",), "feed": ("code",), "print": ("text",), "observation": ("value", "shown"),
+    "code_error": ("message", "problems", "shown"),
 }  # fmt: skip
 
 
@@ -92,6 +92,8 @@ class Secrets:
         for key, value in entry.items():
             if key in ("seq", "kind"):
                 shown[key] = value
+            elif key == "result" and value is not None and entry.get("tool") in self.results:
+                shown[key] = REDACTED
             elif key in unparsed and value is not None:
                 shown[key] = REDACTED
             elif key in ("calls", "tool_calls") and isinstance(value, list):
