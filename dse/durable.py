@@ -22,6 +22,7 @@ from dse.runtime.run import Decided, Run
 if TYPE_CHECKING:
     from dse.models.lm import LanguageModel
     from dse.store.journal import Store
+    from dse.store.runlog import Durability
     from dse.store.runs import Kept
 
 __all__ = ["Decision", "begin", "copied", "revive", "settle", "stop", "taken"]
@@ -49,18 +50,24 @@ class Decision:
 
 
 def head(run: Run, model: LanguageModel | None) -> dict[str, Any]:
+    """What the store notes about a run besides its journal."""
     secrets = run.secrets
     hidden = {"names": sorted(secrets.names), "results": sorted(secrets.results), "replies": secrets.replies}
-    return {"run_id": run.run_id, "program_id": run.program_id, "signature": run.spec.name, "mode": run.plan.mode,
-            "model": model.name if model else None, "hidden": hidden}  # fmt: skip
+    return {"signature": run.spec.name, "mode": run.plan.mode, "model": model.name if model else None, "hidden": hidden}
 
 
-async def begin(run: Run, store: Store, durability: Any, model: LanguageModel | None) -> None:
-    """Give a new run its log. With ``durability="exit"`` the store hears of it when it stops."""
-    if durability == "exit":
-        run.journal.log = store.later(run.run_id, run.program_id)
-    else:
-        run.journal.log = await store.threaded(store.open_run, head(run, model), durability)
+async def begin(run: Run, store: Store | None, durability: Durability, model: LanguageModel | None) -> None:
+    """Note that a run begins. With ``durability="exit"`` the store hears of it when it stops."""
+    log = store.new_log(run.run_id, run.program_id, durability) if store is not None else None
+    run.journal.log = log
+    run.journal.add("run_started", program_id=run.program_id, inputs=run.wire_inputs, seed=run.seed,
+                    clock=run.clock.isoformat(), mode=run.plan.mode)  # fmt: skip
+    if store is not None and log is not None and log.eager:
+        try:
+            await store.threaded(store.open_run, log, head(run, model))
+        except BaseException:
+            store.let_go(log)
+            raise
 
 
 async def stop(run: Run, store: Store, outcome: str, receipt: Mapping[str, Any], exc: BaseException | None,
@@ -78,9 +85,8 @@ async def stop(run: Run, store: Store, outcome: str, receipt: Mapping[str, Any],
         return
     with anyio.CancelScope(shield=True):
         try:
-            if not log.eager and log.epoch == 0:
-                opened = await store.threaded(store.open_run, head(run, model), "exit")
-                log.epoch = opened.epoch
+            if log.epoch == 0:
+                await store.threaded(store.open_run, log, head(run, model))
             await log.flush(again=True)
             pending = run.dispatcher.pending if outcome == "suspended" else ()
             await store.threaded(store.stop_run, log, outcome, receipt, list(pending), run.expires_s)

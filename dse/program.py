@@ -241,14 +241,10 @@ class Program:
                                     deps=self.deps if deps is None else deps, approve=approve or self.approve,
                                     middleware=self.middleware)  # fmt: skip
         run.expires_s = self.approval_expires_s
-        if self.store is not None and run.journal.log is None and run.journal.recording is None:
+        if run.journal.recording is None:
             await durable.begin(run, self.store, self.durability, self.lm)
         run.start()
         try:
-            if run.journal.recording is None:
-                run.journal.add("run_started", program_id=run.program_id, inputs=run.wire_inputs, seed=run.seed,
-                                clock=run.clock.isoformat(), mode=run.plan.mode)  # fmt: skip
-            await run.journal.durable()
             outputs = await self._attempts(run)
         except (Exception, asyncio.CancelledError) as exc:
             receipt = await self._finish(run, None, exc)
@@ -406,7 +402,8 @@ class Program:
         run.run_id = durable.new_id()
         run.secrets.results.update(json.loads(kept.row["hidden"])["results"])
         run.secrets.names.update(json.loads(kept.row["hidden"])["names"])
-        await store.threaded(store.copy_run, durable.head(run, self.lm), entries, self.durability)
+        names = {"run_id": run.run_id, "program_id": self.program_id}
+        await store.threaded(store.copy_run, {**names, **durable.head(run, self.lm)}, entries, self.durability)
         return run.run_id
 
     def _needs_store(self) -> Store:

@@ -280,7 +280,7 @@ class Dispatcher:
             cancelled = isinstance(exc, asyncio.CancelledError)
             fault, message, remedy = None, "cancelled" if cancelled else safe_message(exc), ""
         receipt.update(fault=fault, message=self.run.secrets.text(message))
-        if record is None or record.refused is None or record.settled is None:
+        if record is None or record.refused is None or record.refused["fault"] != fault:
             self.run.journal.add("tool_refused", call_id=call_id, tool=receipt["tool"], fault=fault, message=message,
                                  remedy=remedy)  # fmt: skip
 
@@ -301,9 +301,9 @@ class Dispatcher:
         """A call without a recorded result may be executed where the record ends, and only there."""
         last = None if record is None else record.outcome or record.refused
         ended = recording.ended_after(last) if last is not None else None
-        if ended is not None:  # it was cancelled when its attempt ended
-            self.run.ran_out(ended)
-        if recording.only:
+        if ended is not None and ended.get("limit"):  # it was cancelled when its attempt ended
+            raise self.run.limit(ended["limit"], "all", "all")
+        if ended is not None or recording.only:
             raise diverged(ended, "a call that was not recorded", {})
 
     def _again(self, contract: ToolContract, entry: Mapping[str, Any], receipt: dict[str, Any]) -> Any:

@@ -198,11 +198,12 @@ class Store(RunTables):
             epochs = {run_id: epoch for run_id, epoch in c.execute(query)}
             rows: list[dict[str, Any]] = []
             kept: dict[str, dict[str, Any]] = {}
+            ends: dict[str, int] = {}
             for batch in batches:
                 if epochs.get(batch.run_id) != batch.epoch:
                     batch.error = taken(batch.run_id)
                     continue
-                if not self.writer.follows(batch):
+                if not self.writer.follows(batch, ends):
                     batch.error = StoreUnavailable("An earlier part of the journal could not be written", value=batch.run_id)
                     continue
                 rows += batch.events

@@ -49,6 +49,14 @@ class RunLog:
         self._mac = row["mac"]
         self._rows.append(row)
 
+    def waiting(self) -> list[dict[str, Any]]:
+        """What was put and is not written."""
+        return self._rows
+
+    def opened(self, epoch: int) -> None:
+        """The store has the run, and everything that was put."""
+        self.epoch, self._rows, self._submitted = epoch, [], 0
+
     async def keep(self, frozen: Frozen) -> None:
         if len(frozen.data) > MAX_SNAPSHOT_BYTES:
             return  # executing again costs less than carrying this around

@@ -13,7 +13,7 @@ from dse.canonical import canonical_json
 from dse.errors import DecisionRefused, JournalTampered, RunNotResumable, RunTaken, StoreError
 from dse.redaction import Secrets
 from dse.store import owner
-from dse.store.runlog import Durability, RunLog, decode_event, decode_snapshot, encode_event
+from dse.store.runlog import Durability, RunLog, decode_event, decode_snapshot
 
 if TYPE_CHECKING:
     from dse.store.keys import Keys
@@ -60,27 +60,30 @@ class RunTables:
 
     # --- a run begins, goes on, stops
 
-    def open_run(self, head: Mapping[str, Any], durability: Durability) -> RunLog:
-        """A new run that this process has.
+    def new_log(self, run_id: str, program_id: str, durability: Durability) -> RunLog:
+        """The log of a run that the store does not know yet."""
+        return self._log(run_id, program_id, 0, durability, "")
+
+    def open_run(self, log: RunLog, head: Mapping[str, Any]) -> None:
+        """A new run that this process has, with what its log holds so far, in one transaction.
 
         Args:
-            head: run_id, program_id, signature, mode, model, hidden (what its `Secrets` hides).
+            head: signature, mode, model, hidden (what its `Secrets` hides).
 
         Raises:
             StoreError: the store has a run of that id already.
         """
         runs, now = self._tables["runs"], self.now().isoformat()
         values = {**head, "hidden": json.dumps(head["hidden"]), "outcome": "running", "created": now, "updated": now,
-                  "receipt": "null", "owner": owner.me(), "epoch": 1, "durability": durability}  # fmt: skip
-        with self._write() as c:
+                  "receipt": "null", "owner": owner.me(), "epoch": 1, "durability": log.durability,
+                  "run_id": log.run_id, "program_id": log.program_id}  # fmt: skip
+        with self._write(power=log.durability == "power") as c:
             if not c.execute(self._insert(runs).values(**values).on_conflict_do_nothing()).rowcount:
-                raise StoreError("The store has a run of this id already", value=head["run_id"],
+                raise StoreError("The store has a run of this id already", value=log.run_id,
                                  remedy="Give every run an id of its own.")  # fmt: skip
-        return self._log(head["run_id"], head["program_id"], 1, durability, "")
-
-    def later(self, run_id: str, program_id: str) -> RunLog:
-        """A log that keeps everything until its run stops; `open_run` comes then."""
-        return self._log(run_id, program_id, 0, "exit", "")
+            if rows := log.waiting():
+                c.execute(self._tables["events"].insert(), rows)
+        log.opened(1)
 
     def take_run(self, run_id: str, program_id: str | None, *, take_over: bool = False, snapshots: bool = True) -> Kept:
         """Have a run that stopped or whose process is gone, to go on with it.
@@ -319,15 +322,10 @@ class RunTables:
 
     def copy_run(self, head: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], durability: Durability) -> None:
         """A new run that begins with the journal of another one, signed anew, and stands still until it is resumed."""
-        log = self.open_run(head, durability)
-        before, rows = "", []
+        log = self.new_log(head["run_id"], head["program_id"], durability)
         for entry in entries:
-            row = encode_event(self.keys, head["run_id"], head["program_id"], before, entry, 0.0)
-            before = row["mac"]
-            rows.append(row)
-        with self._write() as c:
-            if rows:
-                c.execute(self._tables["events"].insert(), rows)
+            log.put(entry, 0.0)
+        self.open_run(log, {name: head[name] for name in ("signature", "mode", "model", "hidden")})
         self._release(log.run_id, log.epoch, "forked")
 
     def prune(self, *, before: dt.datetime, outcomes: Sequence[str] = FINAL) -> int:

@@ -43,9 +43,18 @@ class Writer:
         self._lock = threading.Lock()
         self._next: dict[str, int] = {}  # by run: the entry that has to follow
 
-    def follows(self, batch: Batch) -> bool:
-        """Whether a batch begins where the last one that was written ended: a journal has no gaps."""
-        return not batch.events or self._next.get(batch.run_id, batch.events[0]["seq"]) == batch.events[0]["seq"]
+    def follows(self, batch: Batch, ends: dict[str, int]) -> bool:
+        """Whether a batch begins where the last one ended: a journal has no gaps.
+
+        Args:
+            ends: by run, where those end that are being written with it; this one is noted, too.
+        """
+        if batch.events:
+            first = batch.events[0]["seq"]
+            if ends.get(batch.run_id, self._next.get(batch.run_id, first)) != first:
+                return False
+            ends[batch.run_id] = batch.events[-1]["seq"] + 1
+        return True
 
     def forget(self, run_id: str) -> None:
         self._next.pop(run_id, None)

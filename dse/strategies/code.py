@@ -332,15 +332,18 @@ class _CodeSession:
     async def _wait(self, waiting: list[int]) -> dict[int, Any]:
         """Results of some of the calls that the guest waits for."""
         run = self.run
-        delivered = run.recorded("delivered")
-        if delivered is not None:  # what went to the guest then goes to it now
-            ready = [i for i in waiting if self.ids[i] in delivered["calls"]]
+        ends = run.recorded("delivered", "retry", "run_finished")
+        if ends is not None and ends["kind"] == "delivered":  # what went to the guest then goes to it now
+            ready = [i for i in waiting if self.ids[i] in ends["calls"]]
             await asyncio.wait([self.tasks[i] for i in ready])
         else:
+            if ends is not None:
+                run.ran_out(ends)
             await self._freeze(after_s=_REPLAY_BOUND_S)
             # In evaluation all pending calls settle first, so that latencies cannot change the path.
-            when = asyncio.ALL_COMPLETED if run.evaluation else asyncio.FIRST_COMPLETED
-            await asyncio.wait([self.tasks[i] for i in waiting], return_when=when)
+            all_of_them = run.evaluation or ends is not None
+            await asyncio.wait([self.tasks[i] for i in waiting],
+                               return_when=asyncio.ALL_COMPLETED if all_of_them else asyncio.FIRST_COMPLETED)  # fmt: skip
             if any(_ends(task) for task in self.tasks.values()):
                 await self._stop()
             ready = [i for i in waiting if self.tasks[i].done()]
