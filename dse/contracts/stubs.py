@@ -167,7 +167,9 @@ def _doc(text: str, indent: int) -> str:
     return f'"""{textwrap.indent(clean, pad).strip()}\n{pad}"""'
 
 
-def _default(schema: Mapping[str, Any]) -> str:
+def _default(schema: Mapping[str, Any] | bool) -> str:
+    if isinstance(schema, bool):
+        return "..."
     value = schema.get("default")
     if value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) < 60):
         return repr(value) if "default" in schema else "..."

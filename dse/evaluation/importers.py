@@ -33,6 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_ROW_BYTES = 16 * 2**20  # a line of JSON can take twenty times its length in memory
+_MAX_LEVELS = MAX_DEPTH - 10  # rows are held, and sent, some levels deeper than they are written
 MAX_CSV_BYTES = 512 * 2**20
 
 Row = tuple[int, dict[str, Any]]
@@ -79,6 +80,8 @@ def _checked(row: Mapping[str, Any], source: str, line: int) -> dict[str, Any]:
         clean[key] = plain(value)
         try:
             canonical_json(clean[key])
+            if deeper_than(clean[key], _MAX_LEVELS):
+                raise Unserialisable(f"it is nested deeper than {_MAX_LEVELS} levels")
         except Unserialisable as exc:
             raise malformed(f"the field {key!r} is not plain JSON data: {exc.what}", source, line, key, value=exc.value,
                             remedy="Convert it first; write null where there is no value.") from None  # fmt: skip
@@ -127,7 +130,7 @@ def read_jsonl(path: Path, drop: Iterable[str] = ()) -> Iterator[Row]:
                 raise malformed(f"the line holds a {type(row).__name__}, not an object", file, line, value=_start(body),
                                 remedy='Write {"id": ..., "<field>": ...} on each line.')  # fmt: skip
             # strict JSON needs no further check, but a row is held some levels deeper than it is written
-            if body.count(b"[") + body.count(b"{") > MAX_DEPTH // 2 and deeper_than(row, MAX_DEPTH - 10):
+            if body.count(b"[") + body.count(b"{") > MAX_DEPTH // 2 and deeper_than(row, _MAX_LEVELS):
                 _checked(row, file, line)
             if unwanted:
                 row = {key: value for key, value in row.items() if key not in unwanted}
