@@ -149,11 +149,9 @@ def _reason(text: str) -> str:
 
 
 def main() -> int:
-    from tests.fuzz.targets import TARGETS
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
-    parser.add_argument("--target", default="all", choices=["all", *TARGETS])
+    parser.add_argument("--target", default="all", help="a name of tests/fuzz/targets.py, or all")
     parser.add_argument("--engine", choices=["atheris", "mutations"], help="default: atheris where it is installed")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -165,6 +163,10 @@ def main() -> int:
         else:
             _mutations(given.child, given.seconds, given.seed)
         return 0
+    from tests.fuzz.targets import TARGETS  # not before: in a child it must be imported with instrumentation
+
+    if given.target not in ("all", *TARGETS):
+        parser.error(f"targets: all, {', '.join(TARGETS)}")
     engine = given.engine or ("atheris" if importlib.util.find_spec("atheris") else "mutations")
     print(f"Fuzzing, {dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC, {given.seconds} s a target, seed {given.seed}\n")
     print("| target | engine | executions | coverage | findings |\n|---|---|---|---|---|")

@@ -127,9 +127,10 @@ class _Writer:
 def _used(schema: Any, defs: Mapping[str, Any], seen: frozenset[str] = frozenset()) -> dict[str, Any]:
     used: dict[str, Any] = {}
     if isinstance(schema, dict):
-        if "$ref" in schema:
-            name = schema["$ref"].rsplit("/", 1)[-1]
-            if name not in seen:
+        ref = schema.get("$ref")
+        if isinstance(ref, str):  # else a property of that name
+            name = ref.rsplit("/", 1)[-1]
+            if name not in seen and name in defs:  # below keywords that nothing here knows it may refer to anything
                 used[name] = defs[name]
                 used |= _used(defs[name], defs, seen | {name})
         for value in schema.values():
