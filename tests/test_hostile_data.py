@@ -274,6 +274,21 @@ def test_a_planted_link_does_not_choose_what_a_promotion_writes_to(tmp_path: Pat
     assert not victim.exists()  # a link to nothing does not make a file either
 
 
+def test_repeating_a_promotion_that_was_cut_off_finishes_it(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "artifacts")
+    one, two = make(), make(notes=[])
+    for made in (one, two):
+        registry.put(made)
+    registry.promote(f"Audit@{one.artifact_id}", reason="first")
+    file = registry.root / "Audit" / "aliases.json"
+    before = file.read_bytes()
+    registry.promote(f"Audit@{two.artifact_id}", reason="second")
+    file.write_bytes(before)  # killed after the history was written
+    registry.promote(f"Audit@{two.artifact_id}", reason="second")
+    assert parse_json(file.read_bytes()) == registry.aliases("Audit") == {"champion": two.artifact_id, "previous": one.artifact_id}
+    assert len(registry.history("Audit")) == 2
+
+
 def test_links_within_a_registry_and_to_one_are_fine(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "artifacts")
     made = make()

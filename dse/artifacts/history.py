@@ -94,16 +94,24 @@ class Journal:
         Raises:
             StoreUnavailable: nothing was changed.
         """
-        path = self.folder / "aliases.json"
-        if self.releases and self._written != self.aliases:  # an earlier move was cut off: finish it first
-            write_atomic(path, canonical_json(self.aliases) + b"\n")
+        self.settle()
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         release = Release(seq=len(self.releases) + 1, time=now, by=by or _user(), action=action, reason=reason.strip(),
                           alias=alias, before=self.aliases.get(alias), after=aliases.get(alias), verdict=verdict,
                           aliases=aliases)  # fmt: skip
         _append(self.folder / "history.jsonl", canonical_json(release.model_dump()) + b"\n")
         with contextlib.suppress(StoreUnavailable):  # the move is made; the next one writes this file first
-            write_atomic(path, canonical_json(aliases) + b"\n")
+            write_atomic(self.folder / "aliases.json", canonical_json(aliases) + b"\n")
+
+    def settle(self) -> None:
+        """Finish an earlier move that was cut off between history and aliases. The lock must be exclusive.
+
+        Raises:
+            StoreUnavailable: nothing was changed.
+        """
+        if self.releases and self._written != self.aliases:
+            write_atomic(self.folder / "aliases.json", canonical_json(self.aliases) + b"\n")
+            self._written = dict(self.aliases)
 
 
 def _user() -> str:

@@ -232,6 +232,7 @@ class Registry:
             journal = Journal(folder)
             old = journal.aliases.get("champion")
             if old == artifact.artifact_id:
+                journal.settle()  # the promotion that was cut off may have been this one
                 return
             doubt = self._doubt(artifact, old)
             if doubt and not reason.strip():
