@@ -204,6 +204,13 @@ def test_schemas_that_no_stub_can_express(properties: dict[str, Any], defs: dict
     assert caught.value.remedy and caught.value.code == "DSE110"
 
 
+def test_references_below_unknown_keywords_and_properties_called_like_one_are_no_references() -> None:
+    odd = {"type": "object", "properties": {"$ref": {"type": "string"}, "x": {"someOf": [{"$ref": "#/$defs/Gone"}]}}}
+    for parameters in ({"properties": {"a": odd}}, {"properties": {"a": {"$ref": "#/$defs/Odd"}}, "$defs": {"Odd": odd}}):
+        data = {"name": "look_up", "description": "", "effect": "read", "returns": odd, "parameters": {"type": "object", **parameters}}
+        assert accepted("stubs", canonical_json(data))
+
+
 def test_texts_of_a_schema_never_become_code() -> None:
     evil = 'x\n    ...\nimport os\nos.system("touch /tmp/owned")\n"""\nimport os\n#'
     part = {"type": "object", "properties": {"field": {"type": "string", "pattern": evil, "description": evil, "minLength": evil}},
