@@ -1,4 +1,4 @@
-"""The shell face: ``dse compile | eval | run | artifacts | runs | stubs | dataset | explain``."""
+"""The shell face: ``dse compile | eval | run | artifacts | runs | stubs | dataset | explain | doctor``."""
 
 from __future__ import annotations
 
@@ -244,6 +244,27 @@ def explain_command(ref: Annotated[str, typer.Argument(help="Artifact reference.
     from dse.artifacts.registry import Registry
 
     _say(explain(Registry.resolve(ref)))
+
+
+@app.command("doctor")
+def doctor_command(
+    registry: RegistryOption = "artifacts",
+    store: Annotated[str | None, typer.Option(help="A store to look at; default dse.db and REGISTRY/dse.db.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Look at this installation and its files; exit code 1 if something is wrong."""
+    from dse.doctor import examine
+
+    found = examine(registry=registry, store=store)
+    wrong = [finding for finding in found if finding.state == "wrong"]
+    if as_json:
+        out.print_json(data={"ok": not wrong, "findings": [finding.to_dict() for finding in found]})
+    else:
+        for finding in found:
+            _say(str(finding))
+        _say(f"{len(wrong)} wrong, {sum(finding.state == 'ok' for finding in found)} ok")
+    if wrong:
+        raise typer.Exit(CHECK_FAILED)
 
 
 # --- artifacts

@@ -16,6 +16,7 @@ ROOT = Path(dse.__file__).parent
 # Rooms from the top floor down. A module may import its own floor's room and anything below it.
 FLOORS: list[tuple[str, ...]] = [
     ("cli",),
+    ("doctor",),
     ("analysis",),
     ("compiler",),
     ("interop",),

@@ -93,6 +93,8 @@ class ToolContract(_Data):
         check_name(self.name)
         if self.parameters.get("type") != "object":
             raise ValueError("parameters must be a JSON Schema of type object")
+        if not isinstance(self.parameters.get("properties", {}), dict):
+            raise ValueError("the properties of the parameters must be an object")
         known = set(self.parameters.get("properties", {})) | {"return"} | _property_names(self.returns)
         for name in self.sensitive:
             if name not in known:
@@ -123,7 +125,8 @@ class ToolContract(_Data):
 def _property_names(schema: Any) -> set[str]:
     names: set[str] = set()
     if isinstance(schema, dict):
-        names |= set(schema.get("properties", {}))
+        if isinstance(schema.get("properties"), dict):
+            names |= set(schema["properties"])
         for value in schema.values():
             names |= _property_names(value)
     elif isinstance(schema, list):
