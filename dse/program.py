@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from dse import telemetry
 from dse.contracts.signature import Signature, SignatureSpec
 from dse.contracts.toolbox import Toolbox
 from dse.errors import (
@@ -210,6 +211,7 @@ class Program:
             clock=clock or dt.datetime.now(dt.UTC), evaluation=evaluation, replicate=replicate,
         )  # fmt: skip
 
+    @telemetry.running
     async def execute(self, run: Run, *, deps: Any = None, toolbox: Toolbox | None = None,
                       approve: Callable[[Any], Any] | None = None) -> Prediction:  # fmt: skip
         """Run `run` to its end and write its receipt.

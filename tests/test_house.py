@@ -28,7 +28,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("plan",),
     ("contracts",),
     ("objective", "limits", "statistics", "portal"),
-    ("canonical",),
+    ("canonical", "telemetry"),
     ("errors",),
 ]
 # Imports inside functions that go up on purpose, each with its reason.
@@ -91,7 +91,7 @@ def test_the_runtime_never_imports_the_compiler() -> None:
     assert run(code) == "[]"
 
 
-HEAVY = ("dspy", "pandas", "sqlalchemy", "scipy", "pydantic_monty", "matplotlib", "litellm")
+HEAVY = ("dspy", "pandas", "sqlalchemy", "scipy", "pydantic_monty", "matplotlib", "litellm", "opentelemetry")
 
 
 def run(code: str) -> str:

@@ -21,6 +21,7 @@ import anyio.lowlevel
 import anyio.to_thread
 from pydantic import ValidationError
 
+from dse import telemetry
 from dse.canonical import canonical_json, sha256_hex
 from dse.contracts.schema import canonical_sets, dump_wire, guest_from_wire, model_values, wire_from_guest
 from dse.contracts.signature import validation_summary
@@ -187,6 +188,7 @@ class Dispatcher:
             if "return" in tool.contract.sensitive:
                 run.secrets.results.add(tool.name)
 
+    @telemetry.tool_call
     async def call(self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *,
                    malformed: bool = False) -> CallResult:  # fmt: skip
         """Call a tool with guest or JSON values.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from pydantic import ValidationError
 
+from dse import telemetry
 from dse.canonical import canonical_json, sha256_hex
 from dse.contracts.signature import SignatureSpec
 from dse.errors import (
@@ -191,7 +192,8 @@ class Run:
         occurrence = self._occurrences[key]
         self._occurrences[key] += 1
         try:
-            completion = await self.model.complete(request, replicate=self.replicate, occurrence=occurrence)
+            asking = self.model.complete(request, replicate=self.replicate, occurrence=occurrence)
+            completion = await (telemetry.chat(self, request, predictor, asking) if telemetry.active else asking)
         except LimitExceeded as exc:  # the model's own limit, the context
             exc.details.setdefault("outcome", self.limits.outcome(exc.details.get("limit", "context")))
             raise

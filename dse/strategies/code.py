@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import anyio
 from pydantic import ValidationError
 
+from dse import telemetry
 from dse.contracts.schema import guest_from_wire, wire_from_guest
 from dse.contracts.signature import SignatureSpec, dspy_signature, validation_summary
 from dse.contracts.stubs import input_declarations, stubs_for
@@ -252,6 +253,7 @@ class _CodeSession:
         if not isinstance(turn, sandbox.Finished):
             raise SandboxUnavailable("The inputs could not be handed to the sandbox", value=repr(turn))
 
+    @telemetry.feed
     async def _drive(self, lint: Any, code: str) -> str:
         """Run one feed to its end, answering every external call through the dispatcher."""
         run = self.run
