@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 
 import dse
-from dse.errors import DseError, ModelError, ModelUnavailable, ToolFailed, Unserialisable, UserError
+from dse.errors import DseError, InputError, ModelError, ModelUnavailable, ToolFailed, Unserialisable, UserError
 from dse.evaluation.evaluator import Evaluator
 from dse.runtime import receipt as receipt_module
 from dse.runtime.receipt import check_receipt, receipt_schema
@@ -276,6 +276,49 @@ def test_the_stored_receipt_of_a_replayed_rollout(tmp_path: Path) -> None:
     check_receipt(replayed)
     assert "active_s" in live["usage"] and "active_s" not in replayed["usage"]
     assert replayed["calls"] and not any("latency_s" in one for one in replayed["calls"])
+
+
+# --- odd text -------------------------------------------------------------------------------------------
+
+HALF = "half a pair \ud800"  # no UTF-8 text can hold it
+
+
+@pytest.mark.parametrize("error", [ToolFailed, ValueError])
+@pytest.mark.parametrize(("mode", "replies"), [("tool_call", [native(("double", {"n": 1})), NATIVE]),
+                                               ("code", [script("await double(1)"), SCRIPT])])  # fmt: skip
+def test_a_tool_that_fails_with_odd_text(mode: str, replies: Any, error: type[Exception]) -> None:
+    def double(n: int) -> int:
+        raise error(HALF)
+
+    one = program(mode, replies, toolbox=Ask.spec().toolbox().bind("double", double), store=dse.Store(":memory:"))
+    receipt = receipt_of(one)
+    assert receipt["outcome"] == "ok" and receipt["calls"][0]["message"].endswith("half a pair ?")
+
+
+@pytest.mark.parametrize("error", [ModelUnavailable(HALF, value=HALF, remedy=HALF), ValueError(HALF)], ids=["dse", "other"])
+def test_a_model_that_fails_with_odd_text(error: Exception) -> None:
+    store = dse.Store(":memory:")
+    with pytest.raises(type(error)):
+        program("direct", [error], store=store)(question="?")
+    receipt, _ = store.run(store.runs()[0]["run_id"])
+    check_receipt(receipt)
+    assert "half a pair ?" in receipt["error"]["what"]
+
+
+class Odd(dse.Signature):
+    """Answer with a number."""
+
+    text: str = dse.InputField(sensitive=True, default="")
+    rate: float = dse.InputField(default=0.0)
+    number: int = dse.OutputField()
+
+
+@pytest.mark.parametrize("inputs", [{"text": HALF}, {"rate": float("nan")}, {"rate": float("inf")}], ids=str)
+def test_an_input_that_json_cannot_hold_is_refused_before_anything_runs(inputs: dict[str, Any]) -> None:
+    model = ScriptedModel([DIRECT])
+    with pytest.raises(InputError, match=next(iter(inputs))) as info:
+        dse.Program(Odd, "direct", lm=model)(**inputs)
+    assert model.requests == [] and "half" not in str(info.value)
 
 
 # --- the schema -----------------------------------------------------------------------------------------
