@@ -252,6 +252,20 @@ def test_the_tree_of_a_compile(reports: Reports, tmp_path: Path) -> None:
     assert own == {("compile", 1), ("rollout", len(runs))}
 
 
+def test_what_a_metric_does_is_below_the_rollout(reports: Reports) -> None:
+    from dataclasses import replace
+
+    def judged(example: Any, prediction: Any, ctx: dse.MetricContext) -> float:
+        reports.tracer.start_span("judge").end()
+        return 0.5
+
+    world = PlantedWorld({"direct": 1.0}, clusters=5, writes=0.0)
+    task = replace(world.task(modes=["direct"]), metric=judged)
+    dse.evaluate(task, seed_plan(task.spec, "direct"), lm=world.model(), split="search", max_rows=1)
+    assert reports.tree() == [("rollout AskWarehouse", [("invoke_agent AskWarehouse", [("chat planted", [])]), ("judge", [])])]
+    assert reports.one("rollout").attributes["dse.score"] == 0.5
+
+
 def test_a_compile_that_cannot_go_on(reports: Reports, tmp_path: Path) -> None:
     world = PlantedWorld({"direct": 1.0}, clusters=30, writes=0.0)
     down = ScriptedModel(lambda request: ModelUnavailable("down", retry_after_s=1_000))  # longer than anybody waits
