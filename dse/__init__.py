@@ -55,6 +55,7 @@ _EXPORTS = {
 __all__ = ["__version__", *sorted(_EXPORTS)]
 
 if TYPE_CHECKING:
+    from dse import telemetry as telemetry
     from dse.artifacts.artifact import Artifact as Artifact
     from dse.artifacts.registry import Registry as Registry
     from dse.compiler.budget import Budget as Budget
@@ -95,6 +96,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "telemetry":  # a module, and no part of what everybody needs
+        return importlib.import_module("dse.telemetry")
     module = _EXPORTS.get(name)
     if module is None:
         raise AttributeError(f"module 'dse' has no attribute {name!r}")

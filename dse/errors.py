@@ -85,6 +85,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
 
 
+def _plain(text: str) -> str:
+    """Without halves of surrogate pairs, which other people's messages may hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
 class DseError(Exception):
     """Base of all dse errors.
 
@@ -116,13 +121,13 @@ class DseError(Exception):
         return _rebuild, (type(self), self.what, self.value, self.remedy, self.details)
 
     def to_dict(self) -> dict[str, Any]:
-        """The error as plain data: code, class, what, value (shortened text), remedy."""
+        """The error as plain data that JSON can hold: code, class, what, value (shortened text), remedy."""
         return {
             "code": self.code,
             "class": type(self).__name__,
-            "what": self.what,
-            "value": None if self.value is None else _shown(self.value),
-            "remedy": self.remedy,
+            "what": _plain(self.what),
+            "value": None if self.value is None else _plain(_shown(self.value)),
+            "remedy": _plain(self.remedy),
         }
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dse import durable
+from dse import durable, telemetry
 from dse.contracts.signature import Signature, SignatureSpec
 from dse.contracts.toolbox import Toolbox
 from dse.durable import Decision
@@ -229,6 +229,7 @@ class Program:
             clock=clock or dt.datetime.now(dt.UTC), evaluation=evaluation, replicate=replicate,
         )  # fmt: skip
 
+    @telemetry.running
     async def execute(self, run: Run, *, deps: Any = None, toolbox: Toolbox | None = None,
                       approve: Callable[[Any], Any] | None = None) -> Prediction:  # fmt: skip
         """Run `run` to its end and write its receipt.

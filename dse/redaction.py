@@ -135,8 +135,11 @@ _LONGEST_MESSAGE = 300
 
 
 def without_paths(text: str) -> str:
-    """`text` as one line for a model: cut where a traceback begins, host paths as ``<path>``, at most 300 characters."""
-    text = text[:4_000].split("Traceback (most recent call last)")[0]
+    """`text` as one line for a model: cut where a traceback begins, host paths as ``<path>``, at most 300 characters.
+
+    Half a surrogate pair becomes a question mark: nothing that is sent or kept could hold it.
+    """
+    text = text[:4_000].encode("utf-8", "replace").decode().split("Traceback (most recent call last)")[0]
     text = " ".join(_PATHS.sub("<path>", _FRAMES.sub("<path>", text)).split())
     return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
 

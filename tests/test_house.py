@@ -30,7 +30,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("plan",),
     ("contracts",),
     ("objective", "limits", "statistics", "portal"),
-    ("canonical", "redaction"),
+    ("canonical", "redaction", "telemetry"),
     ("errors",),
 ]
 # Imports inside functions that go up on purpose, each with its reason.
@@ -93,7 +93,7 @@ def test_the_runtime_never_imports_the_compiler() -> None:
     assert run(code) == "[]"
 
 
-HEAVY = ("dspy", "pandas", "sqlalchemy", "scipy", "pydantic_monty", "matplotlib", "litellm")
+HEAVY = ("dspy", "pandas", "sqlalchemy", "scipy", "pydantic_monty", "matplotlib", "litellm", "opentelemetry")
 
 
 def run(code: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dse import telemetry
 from dse.artifacts.artifact import Artifact
 from dse.artifacts.registry import Registry
 from dse.canonical import digest
@@ -160,6 +161,7 @@ class _Compile:
         assert task.toolbox is not None
         self.effects = {name: task.toolbox[name].contract.effect for name in self.spec.tool_names}
 
+    @telemetry.compiling
     async def run(self) -> CompileResult:
         from dse.store.journal import opened
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from dse import telemetry
 from dse.canonical import canonical_json, digest, parse_json
 from dse.errors import (
     BudgetExhausted,
@@ -209,6 +210,7 @@ class Evaluator:
             raise _first(failures)
         return [r for r in results if r is not None]
 
+    @telemetry.rollout
     async def rollout(self, name: str, plan: Plan, example: Example, replicate: int = 0) -> RolloutRecord:
         """One rollout, from the store if it is there, and its score."""
         program = self.program(plan)

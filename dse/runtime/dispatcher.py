@@ -23,6 +23,7 @@ import anyio.lowlevel
 import anyio.to_thread
 from pydantic import ValidationError
 
+from dse import telemetry
 from dse.canonical import canonical_json, sha256_hex
 from dse.contracts.schema import canonical_sets, dump_wire, guest_from_wire, model_values, wire_from_guest
 from dse.contracts.signature import validation_summary
@@ -202,6 +203,7 @@ class Dispatcher:
         self.next_id += 1
         return self.next_id - 1
 
+    @telemetry.tool_call
     async def call(self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *,
                    malformed: bool = False, call_id: int | None = None) -> CallResult:  # fmt: skip
         """Call a tool with guest or JSON values.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from pydantic import ValidationError
 
+from dse import telemetry
 from dse.canonical import canonical_json, sha256_hex
 from dse.contracts.signature import SignatureSpec
 from dse.errors import (
@@ -235,7 +236,7 @@ class Run:
         self.meter.before_model_call()
         self._occurrences[key] += 1
         try:
-            completion = _completion(recorded) if recorded else await self._ask(request, occurrence)
+            completion = _completion(recorded) if recorded else await self._ask(request, predictor, occurrence)
         except LimitExceeded as exc:  # the model's own limit, the context
             exc.details.setdefault("outcome", self.limits.outcome(exc.details.get("limit", "context")))
             self.journal.add("model_error", predictor=predictor, request=key, occurrence=occurrence,
@@ -265,9 +266,10 @@ class Run:
         self.meter.check_model_call()
         return completion
 
-    async def _ask(self, request: Request, occurrence: int) -> Completion:
+    async def _ask(self, request: Request, predictor: str, occurrence: int) -> Completion:
         assert self.model is not None
-        return await self.model.complete(request, replicate=self.replicate, occurrence=occurrence)
+        asking = self.model.complete(request, replicate=self.replicate, occurrence=occurrence)
+        return await (telemetry.chat(self, request, predictor, asking) if telemetry.active else asking)
 
     @property
     def _model_name(self) -> str:

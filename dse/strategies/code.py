@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import anyio
 from pydantic import ValidationError
 
+from dse import telemetry
 from dse.contracts.schema import guest_from_wire, wire_from_guest
 from dse.contracts.signature import SignatureSpec, dspy_signature, validation_summary
 from dse.contracts.stubs import input_declarations, stubs_for
@@ -279,6 +280,7 @@ class _CodeSession:
     def _names(self) -> dict[str, frozenset[str]]:
         return {"async_names": frozenset(self.contracts), "sync_names": frozenset({"submit"})}
 
+    @telemetry.feed
     async def _drive(self, lint: Any, code: str) -> str:
         """Run one feed to its end."""
         session = self.session
