@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import anyio
+import anyio.to_thread
 from pydantic import ValidationError
 
 from dse.contracts.schema import guest_from_wire, wire_from_guest
@@ -191,7 +192,10 @@ class _CodeSession:
         run = self.run
         if not code.strip():
             return self._refused([("empty", None, "the reply holds no script", "Write a Python script.")])
-        lint = sandbox.lint(code, tool_names=self.contracts, output_names=run.spec.outputs, known_names=self.known)
+        look = functools.partial(
+            sandbox.lint, code, tool_names=self.contracts, output_names=run.spec.outputs, known_names=self.known)  # fmt: skip
+        # A long script takes seconds, which other runs must not wait for.
+        lint = look() if len(code) < 4_000 else await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
         problems = [(d.rule, d.line, d.message, d.hint) for d in lint.errors]
         if not problems:
             problems = await self._check(code)
