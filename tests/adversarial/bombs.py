@@ -62,7 +62,7 @@ BOMBS: list[Attack] = [
     attack("join_bomb", "x = 'a' * 1_000_000\ny = x.join(['b'] * 1_000_000)", "joins are bounded", said=MEMORY),
     attack("bytes_bomb", "x = bytes(10 ** 10)", "bytes are bounded", said=MEMORY),
     attack("closures_bomb", "f = lambda: 0\nwhile True:\n    f = (lambda g: lambda: g())(f)", "closures are bounded"),
-    attack("state_over_rounds", ("x = ['a' * 1_000_000 for _ in range(15)]",) + ("y = x + ['b' * 1_000_000 for _ in range(15)]",),
+    attack("state_over_rounds", ("x = ['a' * 1_000_000 for _ in range(15)]", "y = x + ['b' * 1_000_000 for _ in range(15)]"),
            "memory counts over rounds", said="limit"),
     # depth
     attack("recursion", "def f(n):\n    return f(n + 1)\nf(0)", "depth is bounded", said="RecursionError"),
