@@ -12,7 +12,7 @@ import copy
 import inspect
 import operator
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -446,6 +446,11 @@ class Dispatcher:
     def _returned(self, tool: Tool, raw: Any) -> tuple[Any, str]:
         """The wire form of a result, and its hash."""
         contract = tool.contract
+        if isinstance(raw, (Iterator, AsyncIterator)):  # validating one that never ends would stop the host
+            raise ToolReturnError(f"{contract.name} returned an iterator, not data")
+        if isinstance(raw, (str, bytes, list, tuple, dict)) and len(raw) > contract.max_output_bytes:  # without looking inside
+            raise ToolOutputTooLarge(f"{contract.name} returned more than {contract.max_output_bytes} bytes",
+                                     remedy="Ask for less.")  # fmt: skip
         try:
             wire = dump_wire(tool.returns, tool.returns.validate_python(raw, from_attributes=True), contract.returns)
             text = canonical_json(wire)

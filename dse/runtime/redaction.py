@@ -136,12 +136,13 @@ _PATHS = re.compile(
     re.VERBOSE,
 )
 _FRAMES = re.compile(r'^[ \t]*File "[^"\n]*", line \d+.*(?:\n[ \t]+\S.*)*', re.MULTILINE)  # with their source lines
+_HALVES = re.compile("[\ud800-\udfff]")  # of characters: neither a model nor the sandbox takes them
 _LONGEST_MESSAGE = 300
 
 
 def without_paths(text: str) -> str:
     """`text` as one line for a model: cut where a traceback begins, host paths as ``<path>``, at most 300 characters."""
-    text = text[:4_000].split("Traceback (most recent call last)")[0]
+    text = _HALVES.sub("\ufffd", text[:4_000]).split("Traceback (most recent call last)")[0]
     text = " ".join(_PATHS.sub("<path>", _FRAMES.sub("<path>", text)).split())
     return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
 
