@@ -52,6 +52,7 @@ __all__ = ["ApprovalRequest", "CallResult", "Dispatcher", "Middleware", "ToolCal
 
 SYNC_TOOL_THREADS = 512
 _LONGEST_NAME = 100
+_LOOK_INSIDE = 1_000_000  # items or characters: validating more only to refuse it would stop the host for seconds
 _tool_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("dse_tool_threads")
 _approval_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("dse_approval_threads")
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -448,7 +449,7 @@ class Dispatcher:
         contract = tool.contract
         if isinstance(raw, (Iterator, AsyncIterator)):  # validating one that never ends would stop the host
             raise ToolReturnError(f"{contract.name} returned an iterator, not data")
-        if isinstance(raw, (str, bytes, list, tuple, dict)) and len(raw) > contract.max_output_bytes:  # without looking inside
+        if isinstance(raw, (str, bytes, list, tuple, dict)) and len(raw) > max(contract.max_output_bytes, _LOOK_INSIDE):
             raise ToolOutputTooLarge(f"{contract.name} returned more than {contract.max_output_bytes} bytes",
                                      remedy="Ask for less.")  # fmt: skip
         try:
