@@ -97,7 +97,7 @@ class RunHandle:
     @property
     def journal(self) -> list[dict[str, Any]]:
         """What has happened so far, without sensitive values."""
-        return [self._run.secrets.entry(entry) for entry in list(self._run.journal.entries)]
+        return [self._run.secrets.entry(entry, live=not self.done) for entry in list(self._run.journal.entries)]
 
     def result(self, timeout_s: float | None = None) -> Prediction:
         """Wait for the end. Raises what the run raised."""
@@ -193,7 +193,7 @@ class Program:
         """Events as they happen: the journal's entries, then ``{"kind": "result" | "error", ...}``."""
         run = self.new_run(inputs)
         events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        run.journal.subscribers.append(lambda entry: events.put_nowait(run.secrets.entry(entry)))
+        run.journal.subscribers.append(lambda entry: events.put_nowait(run.secrets.entry(entry, live=True)))
         task = asyncio.create_task(self.execute(run, deps=deps))
         task.add_done_callback(lambda _: events.put_nowait({"kind": "_end"}))
         try:

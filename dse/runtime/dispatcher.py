@@ -14,7 +14,7 @@ import inspect
 import operator
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,6 +56,7 @@ __all__ = ["ApprovalRequest", "CallResult", "Dispatcher", "Middleware", "ToolCal
 
 SYNC_TOOL_THREADS = 512
 _LONGEST_NAME = 100
+_LOOK_INSIDE = 1_000_000  # items or characters: validating more only to refuse it would stop the host for seconds
 _tool_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("dse_tool_threads")
 _approval_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("dse_approval_threads")
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -599,6 +600,11 @@ class Dispatcher:
     def _returned(self, tool: Tool, raw: Any) -> Any:
         """The wire form of a result."""
         contract = tool.contract
+        if isinstance(raw, (Iterator, AsyncIterator)):  # validating one that never ends would stop the host
+            raise ToolReturnError(f"{contract.name} returned an iterator, not data")
+        if isinstance(raw, (str, bytes, list, tuple, dict)) and len(raw) > max(contract.max_output_bytes, _LOOK_INSIDE):
+            raise ToolOutputTooLarge(f"{contract.name} returned more than {contract.max_output_bytes} bytes",
+                                     remedy="Ask for less.")  # fmt: skip
         try:
             wire = dump_wire(tool.returns, tool.returns.validate_python(raw, from_attributes=True), contract.returns)
             text = canonical_json(wire)

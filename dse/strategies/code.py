@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import anyio
+import anyio.to_thread
 from pydantic import ValidationError
 
 from dse import telemetry
@@ -205,7 +206,10 @@ class _CodeSession:
         recorded = run.recorded("feed", "code_error")
         if recorded is not None and recorded["kind"] == "code_error":
             return self._refused([tuple(problem) for problem in recorded["problems"]])
-        lint = sandbox.lint(code, tool_names=self.contracts, output_names=run.spec.outputs, known_names=self.known)
+        look = functools.partial(
+            sandbox.lint, code, tool_names=self.contracts, output_names=run.spec.outputs, known_names=self.known)  # fmt: skip
+        # A long script takes seconds, which other runs must not wait for.
+        lint = look() if len(code) < 4_000 else await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
         problems = [(d.rule, d.line, d.message, d.hint) for d in lint.errors]
         if not problems and recorded is None:  # what is recorded has passed the check
             problems = await self._check(code)

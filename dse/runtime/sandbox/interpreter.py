@@ -473,7 +473,12 @@ class Session:
                     return Waiting(calls, self._pending, self._prints.take())
                 else:
                     self._snapshot = None
-                    value = to_observation(snapshot.output)
+                    try:
+                        value = to_observation(snapshot.output)
+                    except Exception as error:  # no Python value: a set of instances, a date out of range
+                        if faults.is_interpreters(error):
+                            raise
+                        value = "<a value that cannot be shown>"
                     unawaited, self._fresh = tuple(self._fresh), []
                     return Finished(value, self._prints.take(last=True), bounded_repr(value), unawaited)
         except Unserialisable:
@@ -497,6 +502,10 @@ class Session:
             kwargs = {k: _argument(name, k, v) for k, v in snapshot.kwargs.items()}
         except NotPlain as refused:
             return refused
+        except Exception as error:  # no Python value: a set of instances, a date out of range
+            if faults.is_interpreters(error):
+                raise
+            return NotPlain(f"{name}(): an argument holds a value that is not data")
         call_id = self._calls
         self._calls += 1
         self._inner[call_id] = snapshot.call_id
