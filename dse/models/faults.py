@@ -6,6 +6,7 @@ Imported only together with dspy.
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import ssl
 import sys
@@ -150,7 +151,7 @@ def map_error(exc: Exception, *, model: str, wire: bool) -> DseError:
         return LimitExceeded(what, remedy=remedy, limit="context", model=model)
     if verdict == "unavailable":
         retry_after = getattr(exc, "retry_after", None)
-        if isinstance(retry_after, (int, float)) and not isinstance(retry_after, bool):
+        if isinstance(retry_after, (int, float)) and not isinstance(retry_after, bool) and 0 <= retry_after < math.inf:
             details["retry_after_s"] = float(retry_after)
         return ModelUnavailable(what, remedy=remedy, **details)
     return ModelError(what, remedy=remedy, **details)
