@@ -48,10 +48,10 @@ def _changed(reaction: Reaction, finish: str, change: Callable[[dict[str, Any]],
 
 
 def _cut_short(message: dict[str, Any]) -> None:
-    message["content"] = (message["content"] or "")[: len(message["content"] or "") // 2]
+    message["content"] = (message["content"] or "")[: len(message["content"] or "") // 3]
     for call in message.get("tool_calls", ()):
         function = call["function"]
-        function["arguments"] = function["arguments"][: len(function["arguments"]) // 2]
+        function["arguments"] = function["arguments"][: len(function["arguments"]) // 3]
 
 
 def _functions(message: dict[str, Any]) -> list[dict[str, Any]]:
@@ -112,7 +112,7 @@ class Faults:
     ``503`` (with Retry-After); ``hang`` (no reply), ``stall`` (half a body, then nothing); ``drop`` (the connection
     ends before the headers), ``cut`` (in the middle of the body); ``malformed`` (HTML behind a 200), ``truncated``
     (half of the JSON), ``error-in-200``, ``no-choices``, ``empty`` (a completion without text or calls). In `REPLIES`:
-    ``length`` (half of the reply, with that finish_reason), ``unknown-tool``, ``broken-arguments`` (no JSON),
+    ``length`` (the first third of the reply, with that finish_reason), ``unknown-tool``, ``broken-arguments`` (no JSON),
     ``foreign-arguments``.
 
     Args:
