@@ -18,6 +18,7 @@ import anyio
 import pytest
 
 import dse
+from benchmarks import outside
 from dse.compiler.budget import BudgetedModel
 from dse.compiler.compile import Rows
 from dse.errors import BudgetExhausted, DseError, InfrastructureError, ModelError, ModelUnavailable, RunFailed
@@ -27,7 +28,7 @@ from dse.store.cassette import RecordModel
 from dse.store.journal import Store, opened
 from dse.strategies.base import seed_plan
 from dse.testing.faults import OUTSIDE, REPLIES, Faults, answers
-from dse.testing.scripted import ScriptedModel, say
+from dse.testing.scripted import ScriptedModel, call, say
 from dse.testing.server import FakeOpenAI, register_loopback_provider, unregister_loopback_provider
 from dse.testing.worlds import NAME, PRICES, AskWarehouse, PlantedWorld, Warehouse
 
@@ -567,7 +568,7 @@ def test_a_silent_endpoint_is_not_the_candidates_time(mode: str, patient: bool) 
         waits, inner = Waits(), ScriptedModel(silent, NAME)
         model = RetryingModel(inner, timeout_s=0.04, base_s=0.0, attempts=1_000) if patient else inner
         evaluator = Evaluator(WORLD.task(), model, sleep=waits, attempts=2)
-        plan = seed_plan(SPEC, mode, limits=dse.Limits(active_s=0.2))
+        plan = seed_plan(SPEC, mode, limits=dse.Limits(active_s=0.4))
         with pytest.raises(ModelUnavailable) as caught:
             await evaluator.evaluate({"c": plan}, EXAMPLES[:1])
         assert caught.value.details["kind"] == "timeout" and len(waits) == 1
@@ -576,11 +577,13 @@ def test_a_silent_endpoint_is_not_the_candidates_time(mode: str, patient: bool) 
     anyio.run(main)
 
 
-def test_a_candidate_that_uses_up_its_time_itself_is_scored() -> None:
+@pytest.mark.parametrize("how", ["in a tool", "in rounds"])
+def test_a_candidate_that_uses_up_its_time_itself_is_scored(how: str) -> None:
     @dse.tool(effect="pure", revision="1")
     async def idle() -> int:
-        """Do nothing for ever."""
-        await anyio.sleep_forever()
+        """Do nothing, for ever or for once."""
+        if how == "in a tool":
+            await anyio.sleep_forever()
         return 1
 
     class Idle(dse.Signature):
@@ -591,11 +594,10 @@ def test_a_candidate_that_uses_up_its_time_itself_is_scored() -> None:
         tools = [idle]
 
     async def main() -> None:
-        from dse.testing.scripted import call
-
         task = dse.Task(Idle, dataset=WORLD.dataset(), metric=dse.metric(lambda e, p, c: 1.0, revision="1", name="any"))
         model = ScriptedModel(lambda request: call(("idle", {})), "scripted/idle")
-        plan = seed_plan(Idle.spec(), "tool_call", limits=dse.Limits(active_s=0.1))
+        limits = dse.Limits(active_s=0.3, model_calls=1_000_000, tool_calls=1_000_000)
+        plan = seed_plan(Idle.spec(), "tool_call", limits=limits)
         (record,) = await Evaluator(task, model, sleep=Waits()).evaluate({"c": plan}, EXAMPLES[:1])
         assert (record.score, record.error_class, record.receipt["limit"]) == (0.0, "LimitExceeded", "active_s")
 
@@ -663,14 +665,28 @@ def test_nobody_wins_because_the_others_endpoint_failed(kind: str, hit: str, tmp
         mine = bool(body.get("tools")) == (hit == "the better program")
         return down and mine and not any(request in str(body["messages"]) for request in search)
 
-    task = WORSE.task(limits=dse.Limits(active_s=3.0), **QUICK_MODES)
+    task = WORSE.task(limits=dse.Limits(active_s=2.0), **QUICK_MODES)  # the only bound for a silent endpoint
     options: dict[str, Any] = {"registry": tmp_path, "rows": Rows(search=4, select=4, holdout=8), "record": tmp_path / "c.jsonl"}
     with served(Faults(1.0, [kind], only=only), WORSE) as server:
-        with pytest.raises((ModelUnavailable, BudgetExhausted)):
-            dse.compile(task, lm=model_of(server, timeout=0.1), budget=dse.Budget(minutes=0.02), **options)
+        with pytest.raises(BudgetExhausted, match="minutes"):
+            minutes = 0.02 if kind == "429-seconds" else 0.06
+            dse.compile(task, lm=model_of(server, timeout=600), budget=dse.Budget(minutes=minutes), **options)
         assert dse.Registry(tmp_path).aliases("AskWarehouse") == {}
         with opened(tmp_path / "dse.db") as store:
             assert {r["outcome"] for r in store.rollouts()} <= {"ok"}
         down = False
         done = dse.compile(task, lm=model_of(server, timeout=5), **options)
     assert done.verdict == "KEEP" and done.winner.startswith("tool_call")
+
+
+# ---- the benchmark ----------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_shows_whose_failure_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outside.main(["--runs", "9", "500", "truncated"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")] == ["| fault", "| 500", "| truncated"]
+    (ended,) = outside.measure(["429"], rate=1.0, runs=6)
+    assert (ended.infrastructure, ended.candidate, ended.requests) == (6, 0, 6 * outside.ATTEMPTS)
+    (blamed,) = outside.measure(["foreign-arguments"], rate=1.0, runs=3)
+    assert (blamed.candidate, blamed.infrastructure, blamed.outside, blamed.met) == (3, 0, False, True)

@@ -329,9 +329,8 @@ class Evaluator:
             try:
                 prediction = await program.execute(run, deps=world.deps, toolbox=toolbox, approve=approve)
             except RunFailed as exc:
-                allowed = program.plan.limits.active_s * (run.attempt + 1)
-                if model is not None and exc.details.get("limit") == "active_s" and model.unanswered_s > allowed / 2:
-                    raise model.silent(exc) from exc
+                if model is not None and exc.details.get("limit") == "active_s" and model.fell_silent(run.limits.active_s):
+                    raise model.silence(exc) from exc
                 error = exc
             except RunSuspended as exc:
                 raise EnvironmentRequired("A call needs a decision, and nobody decides during an evaluation",
@@ -392,8 +391,8 @@ def _end_state(world: World) -> Any:
 class _Answered:
     """A model that is not asked again what it answered in an earlier attempt at the same rollout.
 
-    ``given`` counts the answers of this attempt. ``unanswered_s`` is the time that brought none: requests that failed
-    or were given up, and whatever a patient model waited besides its one successful attempt.
+    ``given`` counts the answers of this attempt, ``longest_s`` is the time of the slowest. ``unanswered_s`` is the time
+    that brought none: requests that were given up, and what a patient model waited besides its successful attempts.
     """
 
     def __init__(self, inner: LanguageModel, answers: dict[str, Completion]) -> None:
@@ -403,6 +402,7 @@ class _Answered:
         self.supports_tools = inner.supports_tools
         self._answers = answers
         self.given = 0
+        self.longest_s = 0.0
         self.unanswered_s = 0.0
 
     async def complete(self, request: Any, *, replicate: int = 0, occurrence: int = 0) -> Completion:
@@ -411,16 +411,21 @@ class _Answered:
             started, answering_s = anyio.current_time(), 0.0
             try:
                 completion = await self.inner.complete(request, replicate=replicate, occurrence=occurrence)
-                answering_s = completion.latency_s
+                answering_s = completion.latency_s or anyio.current_time() - started
             finally:
+                self.longest_s = max(self.longest_s, answering_s)
                 self.unanswered_s += max(0.0, anyio.current_time() - started - answering_s)
             self._answers[key] = completion
         self.given += 1
         return self._answers[key]
 
-    def silent(self, limit: RunFailed) -> ModelUnavailable:
-        """Most of a run's active time went by without an answer: that says nothing about the candidate."""
-        return ModelUnavailable(f"{self.name} gave no answer for most of the run's active time", kind="timeout",
+    def fell_silent(self, active_s: float) -> bool:
+        """Whether a run that used up its time did so for want of answers, and not by asking for many."""
+        return self.unanswered_s > max(2 * self.longest_s, active_s / 10)
+
+    def silence(self, limit: RunFailed) -> ModelUnavailable:
+        """An endpoint that used up the run's time says nothing about the candidate."""
+        return ModelUnavailable(f"{self.name} gave no answer until the run's active time was over", kind="timeout",
                                 value=limit.value, unanswered_s=self.unanswered_s,
                                 remedy="It is asked again. Raise Limits(active_s=...) if the model is just slow.")  # fmt: skip
 
