@@ -593,9 +593,13 @@ def test_a_candidate_that_uses_up_its_time_itself_is_scored(how: str) -> None:
         left: int = dse.OutputField()
         tools = [idle]
 
+    async def reply(request: Request) -> Any:
+        await anyio.lowlevel.checkpoint()  # as anything that is asked over a network
+        return call(("idle", {}))
+
     async def main() -> None:
         task = dse.Task(Idle, dataset=WORLD.dataset(), metric=dse.metric(lambda e, p, c: 1.0, revision="1", name="any"))
-        model = ScriptedModel(lambda request: call(("idle", {})), "scripted/idle")
+        model = ScriptedModel(reply, "scripted/idle")
         limits = dse.Limits(active_s=0.3, model_calls=1_000_000, tool_calls=1_000_000)
         plan = seed_plan(Idle.spec(), "tool_call", limits=limits)
         (record,) = await Evaluator(task, model, sleep=Waits()).evaluate({"c": plan}, EXAMPLES[:1])
