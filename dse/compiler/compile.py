@@ -172,7 +172,8 @@ class _Compile:
                 self._check_objective()
                 self.label = self.label or _label(self.model)
                 self.evaluator = Evaluator(self.task, self.model, self.store, concurrency=self.concurrency,
-                                           progress=self.progress, prices=self.prices)  # fmt: skip
+                                           progress=self.progress, prices=self.prices,
+                                           before_pause=self.budgeted.before_wait)  # fmt: skip
                 return await self._stages()
             finally:
                 await self.model.aclose()
@@ -202,8 +203,8 @@ class _Compile:
             raise unknown("latency", _field(objective, "latency_weight", "max_p95_latency_s"))
 
     def _resolve(self) -> LanguageModel:
-        """The model, its budget below a recording: only what is asked for anew is counted."""
-        from dse.models.lm import resolve_model
+        """The model, its budget below a recording and below retries: what is asked for anew is counted, each time."""
+        from dse.models.lm import RetryingModel, resolve_model
 
         live = resolve_model(self.lm)
         innermost = live
@@ -212,8 +213,11 @@ class _Compile:
         replayed = getattr(innermost, "cassette", None) is not None
         if replayed and self.record is not None:
             raise ModelError("A replay is not recorded", value=str(self.record), remedy="Give a live model, or no record=.")
-        self.budgeted = BudgetedModel(live, self.budget, self.prices, free=replayed, owned=live is not self.lm)
-        return resolve_model(self.budgeted, record=self.record, prices=self.prices)
+        patient = live if isinstance(live, RetryingModel) else None
+        self.budgeted = BudgetedModel(patient.inner if patient else live, self.budget, self.prices, free=replayed,
+                                      owned=live is not self.lm)  # fmt: skip
+        model = patient.over(self.budgeted, self.budgeted.before_wait) if patient else self.budgeted
+        return resolve_model(model, record=self.record, prices=self.prices)
 
     async def _stages(self) -> CompileResult:
         search, lists = await self._search()
