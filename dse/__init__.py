@@ -48,6 +48,7 @@ _EXPORTS = {
     "evaluate": "dse.evaluation.evaluator",
     "load": "dse.program",
     "metric": "dse.evaluation.metric",
+    "script_tool": "dse.runtime.script_tool",
     "tool": "dse.contracts.tool",
 }
 
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from dse.program import Program as Program
     from dse.program import RunHandle as RunHandle
     from dse.program import load as load
+    from dse.runtime.script_tool import script_tool as script_tool
     from dse.store.journal import Store as Store
 
 

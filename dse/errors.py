@@ -34,11 +34,12 @@ The tree separates *whose* failure it is, because each has a different consequen
     │   └── Refused              the caller asked for something that policy refuses (promote, sealed data)
     ├── ToolFault                what a program may see and handle when a tool call goes wrong
     │   ├── ToolNotAllowed · ToolArgumentError · ToolLimitReached · ToolRateLimited · ToolDenied
-    │   ├── ToolTimeout · ToolReturnError · ToolOutputTooLarge
+    │   ├── ToolTimeout · ToolReturnError · ToolOutputTooLarge · ToolScriptFailed
     │   └── ToolFailed           the implementation raised
     ├── RunFailed                the candidate failed: evaluation scores it
     │   ├── LimitExceeded        a declared limit was hit
     │   ├── OutputInvalid        no valid output within the repair budget
+    │   ├── ScriptFailed         a given script was refused by the check, or failed
     │   └── NoSubmission         the rounds ended without `submit`
     ├── RunSuspended             the run waits for a decision about a tool call
     ├── BudgetExhausted          a compile or evaluation would spend more than it was given
@@ -61,9 +62,9 @@ __all__ = [
     "DatasetChanged", "DatasetError", "DseError", "DuplicateRow", "EnvironmentRequired", "InfrastructureError",
     "InputError", "LimitExceeded", "MalformedJSON", "MalformedRow", "MetricError", "MissingHoldout",
     "ModelError", "ModelUnavailable", "NoSubmission", "OutputInvalid", "PlanError", "Refused", "RunFailed",
-    "RunSuspended", "SandboxUnavailable", "SignatureError", "SignatureMismatch", "StoreError", "StoreUnavailable",
+    "RunSuspended", "SandboxUnavailable", "ScriptFailed", "SignatureError", "SignatureMismatch", "StoreError", "StoreUnavailable",
     "ToolArgumentError", "ToolDenied", "ToolFailed", "ToolFault", "ToolLimitReached", "ToolNotAllowed",
-    "ToolOutputTooLarge", "ToolRateLimited", "ToolReturnError", "ToolTimeout", "ToolboxError", "UnprovenModel",
+    "ToolOutputTooLarge", "ToolRateLimited", "ToolReturnError", "ToolScriptFailed", "ToolTimeout", "ToolboxError", "UnprovenModel",
     "Unserialisable", "UserError",
 ]  # fmt: skip
 
@@ -360,6 +361,12 @@ class ToolFailed(ToolFault):
     code = "DSE209"
 
 
+class ToolScriptFailed(ToolFault):
+    """The script that a script tool was given raised; its calls before that took effect."""
+
+    code = "DSE215"
+
+
 class RunFailed(DseError):
     """The program did not produce a valid output. ``details``: run_id, outcome, effects."""
 
@@ -382,6 +389,12 @@ class NoSubmission(RunFailed):
     """The rounds ended without a submitted answer."""
 
     code = "DSE303"
+
+
+class ScriptFailed(RunFailed):
+    """A given script did not pass the check, or failed while running."""
+
+    code = "DSE305"
 
 
 class RunSuspended(DseError):

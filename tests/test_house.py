@@ -111,7 +111,7 @@ def test_public_names() -> None:
         "__version__", "Approval", "Artifact", "Budget", "Dataset", "DseError", "Environment", "Example", "InputField", "Limits",
         "Metric", "MetricContext", "Objective", "OutputField", "Plan", "Prediction", "PriceTable", "Program", "Prompt", "Rate",
         "Registry", "RunHandle", "Score", "Signature", "Store", "Task", "Tool", "ToolContext", "ToolContract", "Toolbox", "World",
-        "compile", "environment", "evaluate", "load", "metric", "tool",
+        "compile", "environment", "evaluate", "load", "metric", "script_tool", "tool",
     ]  # fmt: skip
     for name in dse.__all__:
         assert getattr(dse, name) is not None

@@ -8,6 +8,7 @@ journal -> back to the caller. Every call leaves a receipt, also one that was re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import inspect
 import operator
@@ -45,6 +46,7 @@ from dse.errors import (
     Unserialisable,
 )  # fmt: skip
 from dse.runtime.admission import Admission, Ticket
+from dse.runtime.nesting import Caller
 from dse.runtime.redaction import REDACTED, redact, safe_message, without_paths
 from dse.runtime.run import Run
 
@@ -188,11 +190,12 @@ class Dispatcher:
                 run.secrets.results.add(tool.name)
 
     async def call(self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *,
-                   malformed: bool = False) -> CallResult:  # fmt: skip
+                   malformed: bool = False, caller: Caller | None = None) -> CallResult:  # fmt: skip
         """Call a tool with guest or JSON values.
 
         Args:
             malformed: the arguments could not be read at all; the call is refused, with a receipt like any other.
+            caller: the call of a script tool that makes this one.
 
         Raises:
             ToolFault: what the program may see and handle.
@@ -203,14 +206,14 @@ class Dispatcher:
         name = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "…"  # a model may have written anything
         receipt: dict[str, Any] = {
             "call_id": call_id, "tool": name, "effect": None, "arguments": None, "arguments_hash": None, "result_hash": None,
-            "outcome": "refused", "latency_s": 0.0,
+            "outcome": "refused", "latency_s": 0.0, **({} if caller is None else {"parent": caller.call_id}),
         }  # fmt: skip
         self.run.receipts.append(receipt)
         ticket: Ticket | None = None
         charged = 0.0
         try:
             try:
-                tool, contract = self._allowed(name)
+                tool, contract = self._allowed(name, self.allow if caller is None else caller.allow)
                 receipt["effect"] = contract.effect
                 wire, typed, arguments_hash = self._arguments(tool, args, kwargs or {}, malformed)
                 receipt["arguments_hash"] = arguments_hash
@@ -220,14 +223,16 @@ class Dispatcher:
             receipt["arguments"] = redact(wire, contract.sensitive)
             self._budget(contract)
             charged = contract.cost_usd
-            ticket = self.admission.ticket(contract.concurrency)
+            ticket = self.admission.ticket(contract.concurrency, nests=tool.nests is not None,
+                                           parent=None if caller is None else caller.ticket)  # fmt: skip
             slot = await self._rate(contract)
-            await self._approval(contract, wire, arguments_hash, call_id)
+            with contextlib.nullcontext() if caller is None else caller.waiting():
+                await self._approval(contract, wire, arguments_hash, call_id)
             async with self.admission.admitted(ticket):
                 if slot is not None and self._clock() - slot > contract.rate.per_s / 10:  # type: ignore[union-attr]
                     await self._rate(contract)  # a decision or other calls took so long that the slot has passed
                 charged = 0.0
-                value = await self._execute(tool, wire, typed, call_id, receipt)
+                value = await self._execute(tool, wire, typed, call_id, receipt, ticket)
             return CallResult(value, call_id, receipt)
         except BaseException as exc:
             if receipt["outcome"] == "refused":
@@ -243,11 +248,11 @@ class Dispatcher:
             if ticket is not None:
                 self.admission.withdraw(ticket)
 
-    def _allowed(self, name: str) -> tuple[Tool, ToolContract]:
-        tool = self.toolbox.get(name) if name in self.allow else None
+    def _allowed(self, name: str, allow: frozenset[str]) -> tuple[Tool, ToolContract]:
+        tool = self.toolbox.get(name) if name in allow else None
         if tool is None:
             raise ToolNotAllowed(f"name '{name}' is not defined", value=name,
-                                 remedy=f"Available: {', '.join(sorted(self.allow)) or 'no tools'}.")  # fmt: skip
+                                 remedy=f"Available: {', '.join(sorted(allow)) or 'no tools'}.")  # fmt: skip
         if tool.fn is None:
             raise InfrastructureError("A tool has no implementation", value=name, remedy="Bind one to the toolbox.")
         return tool, tool.contract
@@ -368,26 +373,31 @@ class Dispatcher:
         return await decision if inspect.isawaitable(decision) else decision
 
     async def _execute(
-        self, tool: Tool, wire: dict[str, Any], typed: dict[str, Any], call_id: int, receipt: dict[str, Any]
+        self, tool: Tool, wire: dict[str, Any], typed: dict[str, Any], call_id: int, receipt: dict[str, Any],
+        ticket: Ticket,
     ) -> Any:
         contract, run = tool.contract, self.run
         key = sha256_hex(f"{run.run_id}/{call_id}/{contract.name}".encode())[:32]
         started = time.perf_counter()
-        context = ToolContext(self.deps, run.run_id, call_id, key, anyio.current_time() + contract.timeout_s)
+        caller = None if tool.nests is None else Caller(self, tool, ticket, call_id)
+        context = ToolContext(self.deps, run.run_id, call_id, key, anyio.current_time() + contract.timeout_s, caller)
         call = ToolCall(contract.name, contract, typed, wire, context)
         run.journal.add("tool_intent", call_id=call_id, tool=contract.name, arguments=wire, idempotency_key=key)
         progress = _Progress()
         value, result_hash, error = None, None, None
         try:
             with anyio.move_on_after(contract.timeout_s) as scope:
+                if caller is not None:
+                    caller.within(scope)
                 raw = await self._through_middleware(tool, call, progress)
             if scope.cancelled_caught:
-                raise ToolTimeout(f"{contract.name} did not finish within {contract.timeout_s:g} s")
+                raise ToolTimeout(f"{contract.name} did not finish within {contract.timeout_s:g} s",
+                                  remedy=f"Effects so far: {run.effects.summary()}." if caller is not None else "")  # fmt: skip
             if progress.state == "untouched":  # middleware answered in the tool's place
                 progress.state = "completed"
             value, result_hash = self._returned(tool, raw)
         except BaseException as exc:
-            error = self._failure(contract, exc, progress)
+            error = exc if caller is not None and caller.ends(exc) else self._failure(tool, exc, progress)
         receipt.update(latency_s=time.perf_counter() - started, idempotency_key=key, result_hash=result_hash)
         if error is None:
             receipt["outcome"] = "ok"
@@ -395,7 +405,8 @@ class Dispatcher:
             receipt.update(outcome="fault", fault=error.code, message=run.secrets.text(error.what))
         else:
             receipt.update(outcome="cancelled", fault=None, message="cancelled")
-        if contract.effect == "write" and progress.state != "none":
+        # What a script does are its calls, and they are accounted for.
+        if contract.effect == "write" and progress.state != "none" and caller is None:
             run.effects.add(contract.name, call_id, "completed" if progress.state == "completed" else "unknown",
                             contract.idempotent)  # fmt: skip
         if contract.sensitive:
@@ -409,8 +420,9 @@ class Dispatcher:
             raise error
         return value
 
-    def _failure(self, contract: ToolContract, exc: BaseException, progress: _Progress) -> BaseException:
+    def _failure(self, tool: Tool, exc: BaseException, progress: _Progress) -> BaseException:
         """The fault that the program sees for whatever was raised, or `exc` itself where it ends the run."""
+        contract = tool.contract
         fault: ToolFault
         if _being_cancelled(exc) or isinstance(
             exc, (InfrastructureError, BudgetExhausted, GeneratorExit, KeyboardInterrupt)
@@ -422,7 +434,7 @@ class Dispatcher:
             fault = _own_class(exc)(without_paths(exc.what), remedy=without_paths(exc.remedy))
         else:
             fault = ToolFailed(f"{contract.name} failed: {safe_message(exc)}")
-        if contract.effect == "write" and progress.state != "none":
+        if contract.effect == "write" and progress.state != "none" and tool.nests is None:
             known = progress.state == "completed"
             fault.what += "; the call itself took effect" if known else "; it is not known whether it took effect"
         return fault
