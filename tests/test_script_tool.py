@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import json
 import random
@@ -519,7 +520,7 @@ TOP = st.tuples(CALL, st.none() | st.lists(st.lists(CALL, min_size=1, max_size=3
 
 
 @given(st.lists(TOP, max_size=7), st.lists(st.tuples(st.integers(0, 6), st.integers(0, 15)), max_size=3))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_no_mix_of_scripts_and_calls_breaks_the_rules_and_all_finish(top: list[Any], cancels: list[tuple[int, int]]) -> None:
     admission = Admission()
     running: list[str] = []  # calls that are no scripts
@@ -567,7 +568,9 @@ def test_no_mix_of_scripts_and_calls_breaks_the_rules_and_all_finish(top: list[A
                 finally:
                     for child in children:
                         child.cancel()
-                    await asyncio.gather(*children, return_exceptions=True)
+                    while not all(child.done() for child in children):
+                        with contextlib.suppress(asyncio.CancelledError):  # a script leaves after its calls
+                            await asyncio.wait(children)
                     del scripts[index]
         finally:
             admission.withdraw(ticket)
