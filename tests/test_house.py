@@ -18,7 +18,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("cli",),
     ("analysis",),
     ("compiler",),
-    ("interop",),
+    ("interop", "scripts"),
     ("evaluation",),
     ("program",),
     ("strategies",),
@@ -110,8 +110,8 @@ def test_public_names() -> None:
     assert dse.__all__ == [
         "__version__", "Approval", "Artifact", "Budget", "Dataset", "DseError", "Environment", "Example", "InputField", "Limits",
         "Metric", "MetricContext", "Objective", "OutputField", "Plan", "Prediction", "PriceTable", "Program", "Prompt", "Rate",
-        "Registry", "RunHandle", "Score", "Signature", "Store", "Task", "Tool", "ToolContext", "ToolContract", "Toolbox", "World",
-        "compile", "environment", "evaluate", "load", "metric", "script_tool", "tool",
+        "Registry", "RunHandle", "Score", "Script", "Signature", "Store", "Task", "Tool", "ToolContext", "ToolContract", "Toolbox", "World",
+        "arun_script", "compile", "environment", "evaluate", "load", "metric", "run_script", "script_tool", "tool",
     ]  # fmt: skip
     for name in dse.__all__:
         assert getattr(dse, name) is not None

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from dse.contracts.schema import guest_from_wire, wire_from_guest
+from dse.contracts.script import Script
 from dse.contracts.stubs import stubs_for
 from dse.contracts.tool import ToolContract
 from dse.errors import (
@@ -38,7 +39,7 @@ from dse.runtime.sandbox.source import parse
 if TYPE_CHECKING:
     from dse.runtime.dispatcher import CallResult
 
-__all__ = ["BOUNDS", "Checked", "GuestFailed", "Outcome", "check", "names_used", "run_guest"]
+__all__ = ["BOUNDS", "Checked", "GuestFailed", "Outcome", "check", "names_used", "run_guest", "script_problem"]
 
 _IMPORTS = "import asyncio, datetime\nfrom decimal import Decimal"  # there for every script, as the stubs suggest
 _HEAD = "from typing import Any, Literal, NotRequired, TypedDict"
@@ -133,6 +134,35 @@ def names_used(code: str) -> frozenset[str]:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return frozenset()
     return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
+
+
+async def script_problem(script: Script, contracts: Mapping[str, ToolContract], allow: Iterable[str]) -> str | None:
+    """What is wrong with a script, in words that its author can act on; None if it may run.
+
+    Args:
+        contracts: of all tools that there are.
+        allow: names of those that the script may call.
+    """
+    named, allowed = list(script.externals), set(allow) & contracts.keys()
+    if len(set(named)) != len(named):
+        return "externals names a tool twice"
+    extra = sorted(set(named) - allowed)
+    if extra:
+        return f"externals names tools that may not be called: {', '.join(extra)}; there are: {_listed(allowed)}"
+    checked = await check(script.source, {name: contracts[name] for name in sorted(named)})
+    used = names_used(script.source) & contracts.keys()
+    missing = sorted(used - set(named))
+    if checked.problems:
+        hint = f"; externals does not name: {', '.join(missing)}" if missing else ""
+        return checked.describe() + hint
+    unused = sorted(set(named) - used)
+    if unused:
+        return f"externals names tools that the source never calls: {', '.join(unused)}; leave them out"
+    return None
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
 
 
 async def run_guest(
