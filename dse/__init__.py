@@ -36,6 +36,7 @@ _EXPORTS = {
     "Registry": "dse.artifacts.registry",
     "RunHandle": "dse.program",
     "Score": "dse.evaluation.metric",
+    "Script": "dse.contracts.script",
     "Signature": "dse.contracts.signature",
     "Store": "dse.store.journal",
     "Task": "dse.evaluation.task",
@@ -44,11 +45,14 @@ _EXPORTS = {
     "ToolContract": "dse.contracts.tool",
     "Toolbox": "dse.contracts.toolbox",
     "World": "dse.evaluation.environment",
+    "arun_script": "dse.scripts",
     "compile": "dse.compiler.compile",
     "environment": "dse.evaluation.environment",
     "evaluate": "dse.evaluation.evaluator",
     "load": "dse.program",
     "metric": "dse.evaluation.metric",
+    "run_script": "dse.scripts",
+    "script_tool": "dse.runtime.script_tool",
     "tool": "dse.contracts.tool",
 }
 
@@ -60,6 +64,7 @@ if TYPE_CHECKING:
     from dse.artifacts.registry import Registry as Registry
     from dse.compiler.budget import Budget as Budget
     from dse.compiler.compile import compile as compile
+    from dse.contracts.script import Script as Script
     from dse.contracts.signature import InputField as InputField
     from dse.contracts.signature import OutputField as OutputField
     from dse.contracts.signature import Signature as Signature
@@ -92,6 +97,9 @@ if TYPE_CHECKING:
     from dse.program import Program as Program
     from dse.program import RunHandle as RunHandle
     from dse.program import load as load
+    from dse.runtime.script_tool import script_tool as script_tool
+    from dse.scripts import arun_script as arun_script
+    from dse.scripts import run_script as run_script
     from dse.store.journal import Store as Store
 
 

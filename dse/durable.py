@@ -187,7 +187,7 @@ def _unknown(recording: Recording, toolbox: Toolbox) -> dict[int, tuple[ToolCont
     for call_id, record in sorted(recording.calls.items()):
         tool = toolbox.get(record.intent["tool"]) if record.intent is not None else None
         if record.open_since is not None and tool is not None and record.intent is not None:
-            if tool.contract.effect == "write" and not tool.contract.idempotent:
+            if tool.contract.effect == "write" and not tool.contract.idempotent and tool.nests is None:
                 found[call_id] = (tool.contract, record.intent)
     return found
 

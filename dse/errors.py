@@ -37,11 +37,12 @@ The tree separates *whose* failure it is, because each has a different consequen
     │   └── Refused              the caller asked for something that policy refuses (promote, sealed data)
     ├── ToolFault                what a program may see and handle when a tool call goes wrong
     │   ├── ToolNotAllowed · ToolArgumentError · ToolLimitReached · ToolRateLimited · ToolDenied
-    │   ├── ToolTimeout · ToolReturnError · ToolOutputTooLarge
+    │   ├── ToolTimeout · ToolReturnError · ToolOutputTooLarge · ToolScriptFailed
     │   └── ToolFailed           the implementation raised
     ├── RunFailed                the candidate failed: evaluation scores it
     │   ├── LimitExceeded        a declared limit was hit
     │   ├── OutputInvalid        no valid output within the repair budget
+    │   ├── ScriptFailed         a given script was refused by the check, or failed
     │   └── NoSubmission         the rounds ended without `submit`
     ├── RunSuspended             the run waits for a decision about a tool call
     │   └── EffectUnknown        a write was started and nobody knows whether it took effect
@@ -68,9 +69,9 @@ __all__ = [
     "EnvironmentRequired", "InfrastructureError", "InputError", "JournalTampered", "LimitExceeded", "MalformedJSON",
     "MalformedRow", "MetricError", "MissingHoldout", "ModelError", "ModelUnavailable", "NoSubmission", "OutputInvalid",
     "PlanError", "Refused", "ReplayDiverged", "RunFailed", "RunNotResumable", "RunSuspended", "RunTaken",
-    "SandboxUnavailable", "SignatureError", "SignatureMismatch", "StoreError", "StoreUnavailable",
+    "SandboxUnavailable", "ScriptFailed", "SignatureError", "SignatureMismatch", "StoreError", "StoreUnavailable",
     "ToolArgumentError", "ToolDenied", "ToolFailed", "ToolFault", "ToolLimitReached", "ToolNotAllowed",
-    "ToolOutputTooLarge", "ToolRateLimited", "ToolReturnError", "ToolTimeout", "ToolboxError", "UnprovenModel",
+    "ToolOutputTooLarge", "ToolRateLimited", "ToolReturnError", "ToolScriptFailed", "ToolTimeout", "ToolboxError", "UnprovenModel",
     "Unserialisable", "UserError",
 ]  # fmt: skip
 
@@ -394,6 +395,12 @@ class ToolFailed(ToolFault):
     code = "DSE209"
 
 
+class ToolScriptFailed(ToolFault):
+    """The script that a script tool was given raised; its calls before that took effect."""
+
+    code = "DSE215"
+
+
 class RunFailed(DseError):
     """The program did not produce a valid output. ``details``: run_id, outcome, effects."""
 
@@ -416,6 +423,12 @@ class NoSubmission(RunFailed):
     """The rounds ended without a submitted answer."""
 
     code = "DSE303"
+
+
+class ScriptFailed(RunFailed):
+    """A given script did not pass the check, or failed while running."""
+
+    code = "DSE305"
 
 
 class RunSuspended(DseError):

@@ -143,16 +143,11 @@ _LONGEST_MESSAGE = 300
 
 
 def without_paths(text: str) -> str:
-<<<<<<< HEAD:dse/redaction.py
     """`text` as one line for a model: cut where a traceback begins, host paths as ``<path>``, at most 300 characters.
 
-    Half a surrogate pair becomes a question mark: nothing that is sent or kept could hold it.
+    Half a surrogate pair is replaced: nothing that is sent or kept could hold it.
     """
-    text = text[:4_000].encode("utf-8", "replace").decode().split("Traceback (most recent call last)")[0]
-=======
-    """`text` as one line for a model: cut where a traceback begins, host paths as ``<path>``, at most 300 characters."""
     text = _HALVES.sub("\ufffd", text[:4_000]).split("Traceback (most recent call last)")[0]
->>>>>>> wt-guestattack:dse/runtime/redaction.py
     text = " ".join(_PATHS.sub("<path>", _FRAMES.sub("<path>", text)).split())
     return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
 

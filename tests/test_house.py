@@ -19,7 +19,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("doctor",),
     ("analysis",),
     ("compiler",),
-    ("interop",),
+    ("interop", "scripts"),
     ("evaluation",),
     ("program",),
     ("durable",),
@@ -112,8 +112,8 @@ def test_public_names() -> None:
     assert dse.__all__ == [
         "__version__", "Approval", "Artifact", "Budget", "Dataset", "Decision", "DseError", "Environment", "Example", "InputField", "Limits",
         "Metric", "MetricContext", "Objective", "OutputField", "Plan", "Prediction", "PriceTable", "Program", "Prompt", "Rate",
-        "Registry", "RunHandle", "Score", "Signature", "Store", "Task", "Tool", "ToolContext", "ToolContract", "Toolbox", "World",
-        "compile", "environment", "evaluate", "load", "metric", "tool",
+        "Registry", "RunHandle", "Score", "Script", "Signature", "Store", "Task", "Tool", "ToolContext", "ToolContract", "Toolbox", "World",
+        "arun_script", "compile", "environment", "evaluate", "load", "metric", "run_script", "script_tool", "tool",
     ]  # fmt: skip
     for name in dse.__all__:
         assert getattr(dse, name) is not None

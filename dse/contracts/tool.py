@@ -173,6 +173,7 @@ class ToolContext(Generic[Deps]):
     call_id: int
     idempotency_key: str
     deadline: float
+    _caller: Any = field(default=None, repr=False, compare=False)  # of a script tool: its way to calls of the same run
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,7 @@ class Tool:
     returns: TypeAdapter[Any]
     context_parameter: str | None = None
     revision: str = ""
+    nests: Mapping[str, str] | None = None  # of a script tool: the tools it may call, with their interface ids
     _declared: Callable[..., Any] | None = field(default=None, repr=False)
 
     @property
@@ -276,7 +278,7 @@ def tool(
     )  # fmt: skip
     implemented = None if _is_declaration_only(fn) else fn
     made = Tool(contract, implemented, params, returns, context_parameter,
-                revision or (source_revision(fn) if implemented else ""), fn)  # fmt: skip
+                revision or (source_revision(fn) if implemented else ""), _declared=fn)  # fmt: skip
     for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
         object.__setattr__(made, attribute, getattr(fn, attribute, None))
     return made

@@ -8,6 +8,7 @@ journal -> back to the caller. Every call leaves a receipt, also one that was re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import functools
 import inspect
@@ -50,6 +51,7 @@ from dse.errors import (
 from dse.redaction import redact, safe_message, without_paths
 from dse.runtime.admission import Admission, Ticket
 from dse.runtime.history import CallRecord, Recording, diverged
+from dse.runtime.nesting import NESTED, Caller
 from dse.runtime.run import Run
 
 __all__ = ["ApprovalRequest", "CallResult", "Dispatcher", "Middleware", "ToolCall"]
@@ -186,7 +188,7 @@ class Dispatcher:
         self.next_id = 1
         self.pending: list[dict[str, Any]] = []  # calls that wait for a decision nobody here can take
         self.keys: dict[int, str] = {}  # idempotency keys by call id
-        self._same: Counter[tuple[int, str, str]] = Counter()  # equal calls of an attempt
+        self._same: Counter[tuple[int, str, str, str]] = Counter()  # equal calls of an attempt
         self._clock = clock
         self._sleep = sleep
         for tool in filter(None, map(toolbox.get, self.allow)):
@@ -206,22 +208,24 @@ class Dispatcher:
 
     @telemetry.tool_call
     async def call(self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *,
-                   malformed: bool = False, call_id: int | None = None) -> CallResult:  # fmt: skip
+                   malformed: bool = False, call_id: int | None = None, caller: Caller | None = None) -> CallResult:  # fmt: skip
         """Call a tool with guest or JSON values.
 
         Args:
             malformed: the arguments could not be read at all; the call is refused, with a receipt like any other.
             call_id: as `reserve` gave it.
+            caller: the call of a script tool that makes this one.
 
         Raises:
             ToolFault: what the program may see and handle.
             LimitExceeded, RunSuspended, InfrastructureError: what ends the run.
         """
-        call_id = self.reserve() if call_id is None else call_id
+        if call_id is None:
+            call_id = self.reserve() if caller is None else caller.reserve()
         name = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "…"  # a model may have written anything
         receipt: dict[str, Any] = {
             "call_id": call_id, "tool": name, "effect": None, "arguments": None, "arguments_hash": None, "result_hash": None,
-            "outcome": "refused", "latency_s": 0.0,
+            "outcome": "refused", "latency_s": 0.0, **({} if caller is None else {"parent": caller.call_id}),
         }  # fmt: skip
         self.run.receipts.append(receipt)
         recording = self.run.journal.recording
@@ -230,7 +234,7 @@ class Dispatcher:
         charged = 0.0
         try:
             try:
-                tool, contract = self._allowed(name)
+                tool, contract = self._allowed(name, self.allow if caller is None else caller.allow)
                 receipt["effect"] = contract.effect
                 wire, typed, arguments_hash = self._arguments(tool, args, kwargs or {}, malformed)
                 receipt["arguments_hash"] = arguments_hash
@@ -238,7 +242,9 @@ class Dispatcher:
                 self._count(0.0)  # refused calls count too, or a loop of them would never end
                 raise
             receipt["arguments"] = redact(wire, contract.sensitive)
-            key = self._key(contract, arguments_hash, call_id)
+            if record is not None and record.intent is not None:
+                self.keys[call_id] = record.intent["idempotency_key"]
+            key = self._key(contract, arguments_hash, call_id, caller)
             self._budget(contract)
             charged = contract.cost_usd
             if record is not None:
@@ -246,21 +252,24 @@ class Dispatcher:
                 if record.settled is not None:
                     if record.settled is record.outcome:
                         charged = 0.0
+                    self._restore_calls_of(call_id)
                     return CallResult(self._again(contract, record.settled, receipt), call_id, receipt)
             if recording is not None:
                 self._new_here(recording, record)
             if tool.fn is None:
                 raise InfrastructureError("A tool has no implementation", value=name, remedy="Bind one to the toolbox.")
-            ticket = self.admission.ticket(contract.concurrency)
+            ticket = self.admission.ticket(contract.concurrency, nests=tool.nests is not None,
+                                           parent=None if caller is None else caller.ticket)  # fmt: skip
             slot = await self._rate(contract)
-            await self._approval(contract, wire, arguments_hash, call_id, record)
+            with contextlib.nullcontext() if caller is None else caller.waiting():
+                await self._approval(contract, wire, arguments_hash, call_id, record)
             async with self.admission.admitted(ticket):
                 if slot is not None and self._clock() - slot > contract.rate.per_s / 10:  # type: ignore[union-attr]
                     await self._rate(contract)  # a decision or other calls took so long that the slot has passed
                 if self.pending and contract.effect == "write":
                     raise self._suspended(contract.name)  # the run is about to stop: nothing new takes effect
                 charged = 0.0
-                value = await self._execute(tool, wire, typed, call_id, key, receipt, record)
+                value = await self._execute(tool, wire, typed, call_id, key, receipt, record, ticket)
             return CallResult(value, call_id, receipt)
         except BaseException as exc:
             if receipt["outcome"] == "refused":
@@ -330,11 +339,13 @@ class Dispatcher:
         entry = record.settled if record else None
         if record is None or entry is None:
             raise diverged(None, f"call {call_id}", {})
-        self.next_id = max(self.next_id, call_id + 1)
+        if call_id < NESTED:
+            self.next_id = max(self.next_id, call_id + 1)
         tool = self.toolbox.get(entry["tool"]) if entry["tool"] in self.allow else None
         receipt: dict[str, Any] = {
             "call_id": call_id, "tool": entry["tool"], "effect": None, "arguments": None, "arguments_hash": None,
             "result_hash": None, "outcome": "refused", "latency_s": 0.0,
+            **({"parent": call_id // NESTED} if call_id >= NESTED else {}),
         }  # fmt: skip
         self.run.receipts.append(receipt)
         meter = self.run.meter
@@ -348,7 +359,8 @@ class Dispatcher:
             self.run.secrets.remember(wire, contract.sensitive)
         arguments_hash = f"sha256:{sha256_hex(canonical_json(wire))}"
         receipt.update(effect=contract.effect, arguments=redact(wire, contract.sensitive), arguments_hash=arguments_hash)
-        self._key(contract, arguments_hash, call_id)
+        self.keys[call_id] = record.intent["idempotency_key"]
+        self._key(contract, arguments_hash, call_id, None)
         meter.charge_tool(contract.name, contract.cost_usd)
         try:
             self._again(contract, entry, receipt)
@@ -368,22 +380,31 @@ class Dispatcher:
         if contract.sensitive:
             run.secrets.remember(value, None if "return" in contract.sensitive else contract.sensitive)
 
-    def _key(self, contract: ToolContract, arguments_hash: str, call_id: int) -> str:
+    def _key(self, contract: ToolContract, arguments_hash: str, call_id: int, caller: Caller | None) -> str:
         """The same for the same call of the same run, also when it is made again by a later attempt."""
-        same = (self.run.attempt, contract.name, arguments_hash)
+        within = "" if caller is None else self.keys[caller.call_id]
+        same = (self.run.attempt, within, contract.name, arguments_hash)
         self._same[same] += 1
         if call_id not in self.keys:
-            text = f"{self.run.run_id}/{contract.name}/{arguments_hash}/{self._same[same]}"
+            text = f"{self.run.run_id}/{within}/{contract.name}/{arguments_hash}/{self._same[same]}"
             self.keys[call_id] = sha256_hex(text.encode())[:32]
         return self.keys[call_id]
 
+    def _restore_calls_of(self, parent: int) -> None:
+        """Count what a script called that is not executed again."""
+        recording = self.run.journal.recording
+        first = parent * NESTED
+        for call_id in sorted(recording.calls if recording else ()):
+            if first < call_id < first + NESTED:
+                self.restore(call_id)
+
     # --- the steps
 
-    def _allowed(self, name: str) -> tuple[Tool, ToolContract]:
-        tool = self.toolbox.get(name) if name in self.allow else None
+    def _allowed(self, name: str, allow: frozenset[str]) -> tuple[Tool, ToolContract]:
+        tool = self.toolbox.get(name) if name in allow else None
         if tool is None:
             raise ToolNotAllowed(f"name '{name}' is not defined", value=name,
-                                 remedy=f"Available: {', '.join(sorted(self.allow)) or 'no tools'}.")  # fmt: skip
+                                 remedy=f"Available: {', '.join(sorted(allow)) or 'no tools'}.")  # fmt: skip
         return tool, tool.contract
 
     def _arguments(
@@ -524,7 +545,7 @@ class Dispatcher:
 
     async def _execute(
         self, tool: Tool, wire: dict[str, Any], typed: dict[str, Any], call_id: int, key: str, receipt: dict[str, Any],
-        record: CallRecord | None,
+        record: CallRecord | None, ticket: Ticket,
     ) -> Any:  # fmt: skip
         contract, run = tool.contract, self.run
         started = time.perf_counter()
@@ -532,22 +553,27 @@ class Dispatcher:
             run.journal.add("tool_intent", call_id=call_id, tool=contract.name, arguments=wire, idempotency_key=key)
         if contract.effect == "write":
             await run.journal.durable()  # a read may be executed again, a write must be known before it can happen
-        context = ToolContext(self.deps, run.run_id, call_id, key, anyio.current_time() + contract.timeout_s)
+        caller = None if tool.nests is None else Caller(self, tool, ticket, call_id)
+        context = ToolContext(self.deps, run.run_id, call_id, key, anyio.current_time() + contract.timeout_s, caller)
         call = ToolCall(contract.name, contract, typed, wire, context)
         progress = _Progress()
         value, error = None, None
         try:
             with anyio.move_on_after(contract.timeout_s) as scope:
+                if caller is not None:
+                    caller.within(scope)
                 raw = await self._through_middleware(tool, call, progress)
             if scope.cancelled_caught:
-                raise ToolTimeout(f"{contract.name} did not finish within {contract.timeout_s:g} s")
+                raise ToolTimeout(f"{contract.name} did not finish within {contract.timeout_s:g} s",
+                                  remedy=f"Effects so far: {run.effects.summary()}." if caller is not None else "")  # fmt: skip
             if progress.state == "untouched":  # middleware answered in the tool's place
                 progress.state = "completed"
             value = self._returned(tool, raw)
         except BaseException as exc:
-            error = self._failure(contract, exc, progress)
+            error = exc if caller is not None and caller.ends(exc) else self._failure(tool, exc, progress)
         told = error if isinstance(error, DseError) else None
-        state = "none" if contract.effect != "write" else "completed" if progress.state == "completed" else progress.state
+        # What a script does are its calls, and they are accounted for.
+        state = "none" if contract.effect != "write" or caller is not None else "completed" if progress.state == "completed" else progress.state
         entry = {
             "call_id": call_id, "tool": contract.name, "outcome": "ok" if error is None else "fault" if told else "cancelled",
             "result": value, "fault": told.code if told else None,
@@ -563,8 +589,9 @@ class Dispatcher:
             raise error
         return value
 
-    def _failure(self, contract: ToolContract, exc: BaseException, progress: _Progress) -> BaseException:
+    def _failure(self, tool: Tool, exc: BaseException, progress: _Progress) -> BaseException:
         """The fault that the program sees for whatever was raised, or `exc` itself where it ends the run."""
+        contract = tool.contract
         fault: ToolFault
         if _being_cancelled(exc) or isinstance(
             exc, (InfrastructureError, BudgetExhausted, GeneratorExit, KeyboardInterrupt)
@@ -576,7 +603,7 @@ class Dispatcher:
             fault = _own_class(exc)(without_paths(exc.what), remedy=without_paths(exc.remedy))
         else:
             fault = ToolFailed(f"{contract.name} failed: {safe_message(exc)}")
-        if contract.effect == "write" and progress.state != "none":
+        if contract.effect == "write" and progress.state != "none" and tool.nests is None:
             known = progress.state == "completed"
             fault.what += "; the call itself took effect" if known else "; it is not known whether it took effect"
         return fault
@@ -622,7 +649,10 @@ class Dispatcher:
 @functools.cache
 def _faults() -> dict[str, type[ToolFault]]:
     """The faults of the error tree by code."""
-    return {kind.code: kind for kind in (ToolFault, *ToolFault.__subclasses__()) if kind.__module__ == ToolFault.__module__}
+    kinds = [ToolFault]
+    for kind in kinds:
+        kinds += [sub for sub in kind.__subclasses__() if sub.__module__ == ToolFault.__module__]
+    return {kind.code: kind for kind in kinds}
 
 
 def _being_cancelled(exc: BaseException) -> bool:

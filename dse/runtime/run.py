@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from dse import telemetry
 from dse.canonical import canonical_json, sha256_hex
+from dse.contracts.script import Script, scripts_in
 from dse.contracts.signature import SignatureSpec
 from dse.errors import (
     InfrastructureError,
@@ -281,7 +282,7 @@ class Run:
         parts += [_text(tool, _tool_texts) for tool in request.get("tools", ())]
         return sha256_hex(b"\n".join(parts) + str(request.get("tool_choice")).encode())
 
-    def accept_outputs(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    async def accept_outputs(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Validated outputs in wire form.
 
         Raises:
@@ -291,7 +292,8 @@ class Run:
         if self.secrets.names:
             self.secrets.remember(values, self.spec.sensitive)
         try:
-            wire = self.spec.wire_outputs(self.spec.validate_outputs(values))
+            typed = self.spec.validate_outputs(values)
+            wire = self.spec.wire_outputs(typed)
             if self.secrets.names:
                 self.secrets.remember(wire, self.spec.sensitive)
             size = len(canonical_json(wire))
@@ -305,7 +307,23 @@ class Run:
             if self.limits.outcome("output_bytes") == "fail_step":
                 raise ValueError(f"the outputs take {size} bytes; {self.limits.output_bytes} are allowed")
             raise self.meter.exceeded("output_bytes", size, self.limits.output_bytes)
+        for path, script in scripts_in(typed):
+            await self._check_script(path, script)
         return wire
+
+    async def _check_script(self, path: str, script: Script) -> None:
+        """A script among the outputs may call what the plan allows (in a mode without tools: what the signature declares).
+
+        Raises:
+            ValueError: with what is wrong, in words for the model.
+        """
+        from dse.runtime.guest import script_problem
+
+        contracts = {tool.name: tool.contract for tool in self.spec.tools if tool.nests is None}
+        allow = contracts if self.plan.mode == "direct" else self.plan.allow
+        problem = await script_problem(script, contracts, allow)
+        if problem is not None:
+            raise ValueError(f"{path}: {problem}")
 
     def invalid(self, problem: str) -> OutputInvalid:
         return OutputInvalid("No output that fits the signature", value=problem,

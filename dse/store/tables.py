@@ -38,7 +38,7 @@ def tables() -> Any:
     sa.Table("snapshots", meta, key("run_id"), must("seq", number), must("interpreter"), must("driver"), must("data", blob),
              must("key_id"), must("mac"), must("created"))  # fmt: skip
     sa.Table(
-        "approvals", meta, key("run_id"), key("call_id", number), must("tool"), must("effect"), must("arguments"),
+        "approvals", meta, key("run_id"), key("call_id", sa.BigInteger), must("tool"), must("effect"), must("arguments"),
         must("arguments_hash"), must("requested"), may("expires"), may("granted", number), may("reason"), may("decided_by"),
         may("decided_at"), may("key_id"), may("mac"),
     )  # fmt: skip

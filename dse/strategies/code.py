@@ -304,7 +304,7 @@ class _CodeSession:
             results: dict[int, Any] = {}
             for call in turn.calls:
                 if call.name == "submit":
-                    results[call.call_id] = self._submit(call)
+                    results[call.call_id] = await self._submit(call)
                     if self.outputs is not None:
                         await self._settle()
                         return ""
@@ -498,13 +498,13 @@ class _CodeSession:
             return sandbox.Raise(kind, fault.message)
         return sandbox.Value(guest_from_wire(result.value, self.contracts[result.receipt["tool"]].returns))
 
-    def _submit(self, call: Any) -> Any:
+    async def _submit(self, call: Any) -> Any:
         names = list(self.run.spec.outputs)
         try:
             if len(call.args) > len(names):
                 raise ValueError(f"submit() takes {len(names)} arguments but {len(call.args)} were given")
             values = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
-            self.outputs = self.run.accept_outputs({k: wire_from_guest(v, k) for k, v in values.items()})
+            self.outputs = await self.run.accept_outputs({k: wire_from_guest(v, k) for k, v in values.items()})
             return sandbox.Value(None)
         except ValidationError as exc:
             problem = validation_summary(exc)
