@@ -88,7 +88,7 @@ def _shown(value: Any) -> str:
 
 def _plain(text: str) -> str:
     """Without halves of surrogate pairs, which other people's messages may hold."""
-    return text.encode("utf-8", "replace").decode()
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class DseError(Exception):

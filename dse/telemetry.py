@@ -318,7 +318,7 @@ class _Run(_OfRun):
         run.journal.subscribers.remove(self.event)
         details = exc.details if isinstance(exc, DseError) else {}
         receipt = result.receipt if result is not None else details.get("receipt") or {}
-        ended: Mapping[str, Any] = next((e for e in reversed(run.journal.entries) if e["kind"] == "run_finished"), {})
+        ended: Mapping[str, Any] = next((e for e in reversed(run.journal.entries) if e["kind"] in ("run_finished", "run_stopped")), {})
         usage = run.meter.to_dict()
         found = {
             "gen_ai.usage.input_tokens": usage["input_tokens"], "gen_ai.usage.output_tokens": usage["output_tokens"],

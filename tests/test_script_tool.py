@@ -156,7 +156,7 @@ def test_nested_calls_are_calls_of_the_run() -> None:
     assert ran.answer == {"value": "9.75", "printed": "found\n"}
     assert [(c["tool"], c["outcome"], c.get("parent")) for c in ran.receipt["calls"]] == [
         ("run_script", "ok", None), ("price", "ok", 1), ("price", "ok", 1), ("sell", "ok", 1)]  # fmt: skip
-    assert ran.receipt["effects"] == "completed [sell#4]", "the script itself is no second effect"
+    assert ran.receipt["effects"] == "completed [sell#1.3]", "the script itself is no second effect"
     assert ran.receipt["usage"]["calls_per_tool"] == {"price": 2, "run_script": 1, "sell": 1}
     assert ran.receipt["usage"]["interpreter_s"] > 0
 
@@ -289,10 +289,10 @@ def test_an_error_comes_with_class_line_hint_and_effects() -> None:
     assert ran.answer["error"]["class"] == "ToolScriptFailed"
     assert ran.message == (
         "The script failed: line 3: KeyError: b. Hint: print the keys that are there, or use .get(). "
-        "Effects so far: completed [sell#2]."
+        "Effects so far: completed [sell#1.1]."
     )
     assert ran.calls[1]["outcome"] == "fault" and ran.calls[1]["fault"] == "DSE215"
-    assert ran.receipt["effects"] == "completed [sell#2]"
+    assert ran.receipt["effects"] == "completed [sell#1.1]"
 
 
 def test_an_uncaught_fault_of_a_tool_ends_the_script() -> None:
@@ -337,7 +337,7 @@ def test_result_and_prints_are_bounded_together() -> None:
     assert ran.answer["value"] == "v" * 50 and ran.answer["printed"].endswith("[cut]\n")
     assert 280 <= len(json.dumps(ran.answer, ensure_ascii=False, separators=(",", ":")).encode()) <= 300
     ran = Ran([sell], "await sell('tea')\n'v' * 500", script={"limits": {"output_bytes": 300}})
-    assert "takes 525 bytes; 300 are allowed" in ran.message and "completed [sell#2]" in ran.message
+    assert "takes 525 bytes; 300 are allowed" in ran.message and "completed [sell#1.1]" in ran.message
     ran = Ran([square], "print('x' * 9000)", script={"limits": {"print_bytes": 1000}})
     assert len(ran.answer["printed"]) < 1100 and "8001 cut" in ran.answer["printed"]
 
@@ -365,7 +365,7 @@ def test_a_nested_call_needs_its_own_decision() -> None:
         Ran([pay], code)
     receipt = caught.value.details["receipt"]
     assert caught.value.details["pending"][0]["arguments"] == {"amount": 50}
-    assert receipt["outcome"] == "suspended" and receipt["effects"] == "completed [pay#2]"
+    assert receipt["outcome"] == "suspended" and receipt["effects"] == "completed [pay#1.1]"
 
 
 def test_calls_in_flight_settle_when_a_run_is_suspended() -> None:
@@ -386,7 +386,7 @@ def test_calls_in_flight_settle_when_a_run_is_suspended() -> None:
 
     with pytest.raises(RunSuspended) as caught:
         Ran([pay, slow], "await asyncio.gather(slow(1), pay(3))")
-    assert go and caught.value.details["receipt"]["effects"] == "completed [slow#2]"
+    assert go and caught.value.details["receipt"]["effects"] == "completed [slow#1.1]"
 
 
 def capture(callers: list[Any]) -> Any:
@@ -417,11 +417,12 @@ def test_the_timeout_of_a_script_cancels_its_calls_and_their_effects_are_unknown
     ran = Ran([stuck, sell], "await sell('tea')\nawait asyncio.gather(stuck(1), stuck(2))", middleware=[capture(callers)],
               script={"limits": {"active_s": 1000}})  # fmt: skip
     assert sorted(ended) == ["cancelled 1", "cancelled 2"]
-    effects = "completed [sell#2], unknown [stuck#3, stuck#4]"
+    effects = "completed [sell#1.1], unknown [stuck#1.2, stuck#1.3]"
     assert ran.answer["error"] == {"class": "ToolTimeout",
                                    "message": f"run_script did not finish within 1000 s. Effects so far: {effects}."}  # fmt: skip
     assert ran.receipt["effects"] == effects
-    assert [ran.calls[i]["outcome"] for i in (1, 2, 3, 4)] == ["fault", "ok", "cancelled", "cancelled"]
+    assert [ran.calls[i]["outcome"] for i in (1, 1_000_001, 1_000_002, 1_000_003)] == [
+        "fault", "ok", "cancelled", "cancelled"]  # fmt: skip
 
 
 def test_a_cancelled_run_accounts_for_the_calls_of_its_script() -> None:
@@ -449,7 +450,7 @@ def test_a_cancelled_run_accounts_for_the_calls_of_its_script() -> None:
         return run
 
     run = asyncio.run(main())
-    assert run.effects.summary() == "unknown [stuck#2]"
+    assert run.effects.summary() == "unknown [stuck#1.1]"
     assert [receipt["outcome"] for receipt in run.receipts] == ["cancelled", "cancelled"]
 
 

@@ -473,7 +473,7 @@ def test_a_cancelled_run_ends_its_spans(reports: Reports) -> None:
 
 def test_a_store_that_cannot_be_written(reports: Reports) -> None:
     class FullDisk(dse.Store):
-        def save_run(self, receipt: Any, entries: Any) -> None:
+        def stop_run(self, *args: Any, **kwargs: Any) -> None:
             raise StoreUnavailable("The store could not be written", value="disk full")
 
     with pytest.raises(StoreUnavailable):

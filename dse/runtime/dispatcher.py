@@ -50,8 +50,8 @@ from dse.errors import (
 )  # fmt: skip
 from dse.redaction import redact, safe_message, without_paths
 from dse.runtime.admission import Admission, Ticket
-from dse.runtime.history import CallRecord, Recording, diverged
-from dse.runtime.nesting import NESTED, Caller
+from dse.runtime.history import NESTED, CallRecord, Recording, diverged
+from dse.runtime.nesting import Caller
 from dse.runtime.run import Run
 
 __all__ = ["ApprovalRequest", "CallResult", "Dispatcher", "Middleware", "ToolCall"]
@@ -283,15 +283,14 @@ class Dispatcher:
 
     def _refused(self, exc: BaseException, call_id: int, receipt: dict[str, Any], record: CallRecord | None) -> None:
         """Receipt and journal of a call that was not executed."""
-        if isinstance(exc, RunSuspended):
-            receipt["outcome"] = "suspended"
-            return
         if isinstance(exc, DseError):
             fault, message, remedy = exc.code, exc.what, exc.remedy
         else:
             cancelled = isinstance(exc, asyncio.CancelledError)
             fault, message, remedy = None, "cancelled" if cancelled else safe_message(exc), ""
         receipt.update(fault=fault, message=self.run.secrets.text(message))
+        if isinstance(exc, RunSuspended):
+            return  # it waits, and nobody has refused it
         if record is None or record.refused is None or record.refused["fault"] != fault:
             self.run.journal.add("tool_refused", call_id=call_id, tool=receipt["tool"], fault=fault, message=message,
                                  remedy=remedy)  # fmt: skip

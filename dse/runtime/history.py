@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from dse.canonical import sha256_hex
 from dse.errors import ReplayDiverged
 
-__all__ = ["CALLS", "PATH", "CallRecord", "Frozen", "Journal", "Recording", "RunLog"]
+__all__ = ["CALLS", "NESTED", "PATH", "CallRecord", "Frozen", "Journal", "Recording", "RunLog", "shown_id"]
 
 PATH = frozenset({"model_call", "model_error", "feed", "print", "observation", "code_error", "repair", "round", "delivered",
                   "retry", "run_finished"})  # fmt: skip
@@ -24,6 +24,15 @@ CALLS = frozenset({"tool_intent", "tool_outcome", "tool_refused", "approval"})
 """Kinds that belong to one tool call; parallel calls mix."""
 _INCIDENTAL = frozenset({"seq", "latency_s", "idempotency_key", "recorded", "shown", "dead", "usage_source", "cost_usd",
                          "cost_source", "by", "at"})  # fmt: skip
+
+
+NESTED = 1_000_000
+"""Ids of the calls that call number n makes begin above n times this: they do not depend on what runs beside it."""
+
+
+def shown_id(call_id: int) -> str:
+    """A call's id for people: ``7``, and ``7.2`` for the second call that call 7 made."""
+    return str(call_id) if call_id < NESTED else f"{shown_id(call_id // NESTED)}.{call_id % NESTED}"
 
 
 @dataclass(frozen=True)

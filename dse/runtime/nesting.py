@@ -11,14 +11,12 @@ import anyio
 from dse.contracts.tool import Tool
 from dse.errors import ToolFault
 from dse.runtime.admission import Ticket
+from dse.runtime.history import NESTED
 
 if TYPE_CHECKING:
     from dse.runtime.dispatcher import CallResult, Dispatcher
 
-__all__ = ["NESTED", "Caller"]
-
-NESTED = 1_000_000
-"""Ids of the calls that call number n makes begin above n times this: they do not depend on what runs beside it."""
+__all__ = ["Caller"]
 
 
 class Caller:

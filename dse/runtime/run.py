@@ -29,7 +29,7 @@ from dse.errors import (
 from dse.limits import Meter
 from dse.plan import Plan
 from dse.redaction import Secrets, safe_message
-from dse.runtime.history import Journal, diverged
+from dse.runtime.history import Journal, diverged, shown_id
 
 if TYPE_CHECKING:
     from dse.models.lm import Completion, LanguageModel, Request
@@ -59,7 +59,7 @@ class Effects:
             return "none"
         parts = []
         for status in ("completed", "unknown"):
-            names = [f"{i['tool']}#{i['call_id']}" for i in sorted(self.items, key=_call_id) if i["status"] == status]
+            names = [f"{i['tool']}#{shown_id(i['call_id'])}" for i in sorted(self.items, key=_call_id) if i["status"] == status]
             if names:
                 parts.append(f"{status} [{', '.join(names)}]")
         return ", ".join(parts)
