@@ -240,17 +240,15 @@ class _CodeSession:
 
     async def _open(self) -> None:
         run, limits = self.run, self.run.limits
+        values = {name: guest_from_wire(run.wire_inputs[name], field.schema) for name, field in run.spec.inputs.items()}
         self.session = await sandbox.pool().open(
             limits=sandbox.SandboxLimits(
                 feed_s=limits.interpreter_s, memory_bytes=limits.memory_bytes, recursion=limits.recursion,
                 suspensions=limits.suspensions, print_bytes=limits.print_bytes,
             ),
             seed=run.seed, clock=run.clock, async_names=frozenset(self.contracts), sync_names=frozenset({"submit"}),
+            prelude=_IMPORTS, inputs=values,
         )  # fmt: skip
-        values = {name: guest_from_wire(run.wire_inputs[name], field.schema) for name, field in run.spec.inputs.items()}
-        turn = await self.session.feed(_IMPORTS, inputs=values)
-        if not isinstance(turn, sandbox.Finished):
-            raise SandboxUnavailable("The inputs could not be handed to the sandbox", value=repr(turn))
 
     async def _drive(self, lint: Any, code: str) -> str:
         """Run one feed to its end, answering every external call through the dispatcher."""

@@ -14,6 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -128,8 +129,7 @@ class Checker:
 
     def _check(self, stubs: str, declarations: str, earlier: tuple[str, ...], code: str) -> list[Diagnostic]:
         text = code.replace("\r\n", "\n").replace("\r", "\n")
-        stub_tree = _parsed(stubs)
-        known = frozenset(name for tree in (stub_tree, _parsed(declarations)) if tree for name, _ in bound_names(tree))
+        known = _defined(stubs) | _defined(declarations)
         rewritten = rewrite(text, known)
         before = [rewrite(neutral(piece), known) for piece in earlier]
         needs = dict.fromkeys(need for piece in [*before, rewritten] for need in piece.needs if not need.startswith(PREFIX))
@@ -141,7 +141,9 @@ class Checker:
             short = "\n".join([f"{_GATE}()", *head]) + "\n"
             found = self._gate(full_stubs, short, rewritten.check) or []
             found = [f for f in found if f.get("code") != "unresolved-reference"]
-        types = _typed_dicts(stub_tree)
+        if not found:
+            return []
+        types = _typed_dicts(_parsed(stubs))
         tree = _parsed(rewritten.check)
         names = known | (frozenset(name for name, _ in bound_names(tree)) if tree else frozenset())
         lines, shown = text.split("\n"), rewritten.check.split("\n")
@@ -162,10 +164,16 @@ class Checker:
 
     def _gate(self, stubs: str, prefix: str, code: str) -> list[Any] | None:
         """Raw diagnostics with lines of ``code``; None when the prefix itself cannot be parsed."""
+        try:
+            return self._gate_once(stubs, prefix, code)
+        except _Died:  # maybe while it waited
+            return self._gate_once(stubs, prefix, code, fresh=True)
+
+    def _gate_once(self, stubs: str, prefix: str, code: str, *, fresh: bool = False) -> list[Any] | None:
         import pydantic_monty
 
         shift = prefix.count("\n")
-        with self._bench(f"{stubs}def {_GATE}() -> None: ...\n{_CANARY}") as bench:
+        with self._bench(f"{stubs}def {_GATE}() -> None: ...\n{_CANARY}", fresh) as bench:
             try:
                 snapshot = bench.guest.feed_start(prefix + code)
                 while type(snapshot).__name__ == "FunctionSnapshot" and snapshot.function_name == "import_stubs":
@@ -182,6 +190,8 @@ class Checker:
                 return syntax[:1] or [d for d in every if d["line"] > 0]
             except pydantic_monty.MontyCrashedError as error:
                 bench.broken = True
+                if not error.timed_out and bench.feeds:
+                    raise _Died from error
                 if not error.timed_out:
                     raise SandboxUnavailable("a checking worker ended unexpectedly", remedy="Check again") from error
                 return [Diagnostic(0, 0, "too-complex", "the code takes too long to check", "write it more simply")]
@@ -199,23 +209,20 @@ class Checker:
             return []
 
     @contextmanager
-    def _bench(self, stubs: str) -> Iterator[_Bench]:
-        """A session with these stubs, for one check; retried once when its worker has died."""
+    def _bench(self, stubs: str, fresh: bool) -> Iterator[_Bench]:
+        """A session with these stubs, for one check; used ones only when it need not be fresh."""
         key = digest(stubs)
         with self._free:
             while self._busy >= self._workers.max_workers:
                 self._free.wait()
             self._busy += 1
-            fitting = [b for b in self._idle if b.key == key]
+            fitting = [b for b in self._idle if b.key == key and not fresh]
             bench = fitting[-1] if fitting else None
             if bench is not None:
                 self._idle.remove(bench)
             elif self._busy + len(self._idle) > self._workers.max_workers:
                 self._idle.pop(0).close()
         try:
-            if bench is not None and not bench.alive():
-                bench.close()
-                bench = None
             if bench is None:
                 bench = _Bench(self._workers, key, stubs)
             yield bench
@@ -268,6 +275,10 @@ class Checker:
         return None
 
 
+class _Died(Exception):
+    """The worker of a used session is gone."""
+
+
 class _Bench:
     """A type-checking session with fixed stubs, used again and again."""
 
@@ -286,13 +297,6 @@ class _Bench:
     def natives(self) -> tuple[Any, ...]:
         return (self.guest,)
 
-    def alive(self) -> bool:
-        """Whether the worker still answers."""
-        try:
-            return bool(self.guest.feed_run("1", skip_type_check=True) == 1)
-        except Exception:
-            return False
-
     def close(self) -> None:
         guest, self.guest = self.guest, None
         if guest is not None and self._workers.state == "open":
@@ -306,6 +310,14 @@ def _parsed(text: str) -> ast.AST | None:
         return None
 
 
+@lru_cache(maxsize=256)
+def _defined(text: str) -> frozenset[str]:
+    """Names that stubs or declarations define."""
+    tree = _parsed(text)
+    return frozenset(name for name, _ in bound_names(tree)) if tree else frozenset()
+
+
+@lru_cache(maxsize=256)
 def _returning(stubs: str) -> str:
     """``NoReturn`` functions as ordinary ones: nothing would be checked after a call of them."""
     return re.sub(r"->\s*(?:typing\.)?(?:NoReturn|Never)\s*:", "-> None:", stubs)

@@ -102,6 +102,8 @@ class Sandbox:
         limits: SandboxLimits | None = None,
         async_names: frozenset[str] = frozenset(),
         sync_names: frozenset[str] = frozenset(),
+        prelude: str = "import asyncio",
+        inputs: Mapping[str, Any] | None = None,
     ) -> Session:
         """A fresh session.
 
@@ -111,8 +113,11 @@ class Sandbox:
             async_names: names whose calls the guest awaits.
             sync_names: names whose calls return directly. A name that is in neither set surfaces as a
                 direct call as well, but cannot be used as a value.
+            prelude: code of ours that runs first; it calls nothing.
+            inputs: variables to set before, plain data.
 
         Raises:
+            Unserialisable: an input that cannot enter the guest.
             SandboxUnavailable: no worker could be had in time.
         """
         if clock.tzinfo is None:
@@ -123,7 +128,7 @@ class Sandbox:
         session = Session(self._workers, limits or SandboxLimits(), seed, clock, async_names, sync_names)
         try:
             with anyio.fail_after(self._workers.checkout_timeout_s):
-                await session._in_thread(session._check_out, self._workers.threads()[1])
+                await session._in_thread(lambda: session._check_out(prelude, dict(inputs or {})), self._workers.threads()[1])
         except TimeoutError:
             raise self._workers.exhausted() from None
         return session
@@ -271,7 +276,7 @@ class Session:
     def natives(self) -> tuple[Any, ...]:
         return self._guest, self._snapshot
 
-    def _check_out(self) -> None:
+    def _check_out(self, prelude: str, inputs: dict[str, Any]) -> None:
         import pydantic_monty
 
         limits = self.limits
@@ -288,11 +293,13 @@ class Session:
             self._guest, self._pid = guest, guest.worker_pid
             try:
                 # code that uses asyncio without importing it works, and its lines stay the same
-                self._feed_quietly("import asyncio")
+                self._feed_quietly(prelude, inputs)
                 return
             except (pydantic_monty.MontyError, RuntimeError) as error:  # the worker had died meanwhile
                 self._guest, self._feeds = None, 0
                 guest.__exit__(None, None, None)
+                if refused := _refused(error, "an input"):
+                    raise refused from None
                 if last:
                     raise SandboxUnavailable(
                         "interpreter workers end before they can be used", value=f"{type(error).__name__}: {error}"
@@ -300,9 +307,9 @@ class Session:
 
     # --- what runs in the thread
 
-    def _feed_quietly(self, code: str) -> None:
+    def _feed_quietly(self, code: str, inputs: dict[str, Any] | None = None) -> None:
         self._feeds += 1
-        self._guest.feed_run(code, print_callback=lambda stream, text: None)
+        self._guest.feed_run(code, inputs=inputs or {}, print_callback=lambda stream, text: None)
 
     def _begin(self, code: str, inputs: dict[str, Any], shims: Sequence[str]) -> Turn:
         self._prints = _Prints(self.limits.print_bytes)

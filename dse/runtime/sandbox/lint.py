@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from dse.runtime.sandbox.records import Diagnostic
 from dse.runtime.sandbox.rewrite import callbacks, permits, rewrite
 from dse.runtime.sandbox.shims import MODULES, PROVIDED
-from dse.runtime.sandbox.source import Source, bound_names
+from dse.runtime.sandbox.source import Source
 
 __all__ = ["LintResult", "extract_code", "lint"]
 
@@ -128,7 +128,7 @@ def lint(
         return LintResult(code, (Diagnostic(0, 0, "empty", "there is no code"),))
     rewritten = rewrite(code, tools | frozenset(known_names))
     try:
-        source = Source(code)
+        source = Source.of(code)
         found = list(_Linter(source, tools, submit, tuple(output_names)).run())
     except SyntaxError as error:
         remark = Diagnostic(error.lineno or 0, error.offset or 0, "syntax", error.msg, severity="warning")
@@ -148,13 +148,11 @@ class _Linter:
     def __init__(self, source: Source, tools: frozenset[str], submit: str, outputs: tuple[str, ...]) -> None:
         self.s, self.tools, self.submit, self.outputs = source, tools, submit, outputs
         self.calling = self._functions_that_call_tools()
-        self.tasks = any(
-            source.resolve(n) in ("asyncio.create_task", "asyncio.ensure_future") for n in ast.walk(source.tree)
-        )
+        self.tasks = any(source.resolve(n) in ("asyncio.create_task", "asyncio.ensure_future") for n in source.nodes)
 
     def run(self) -> Iterator[Diagnostic]:
         yield from self._names()
-        for node in ast.walk(self.s.tree):
+        for node in self.s.nodes:
             rule: Callable[[ast.AST], Iterator[Diagnostic]] | None = getattr(self, f"_on_{type(node).__name__}", None)
             if rule is not None:
                 yield from rule(node)
@@ -170,10 +168,10 @@ class _Linter:
     # --- names
 
     def _names(self) -> Iterator[Diagnostic]:
-        for name, node in bound_names(self.s.tree):
+        for name, node in self.s.bindings:
             if name in self.tools:
                 yield self._say(node, "tool-rebound", f"`{name}` is a tool and cannot be redefined", "choose another name")
-        for node in ast.walk(self.s.tree):
+        for node in self.s.nodes:
             used = getattr(node, "id", None) or getattr(node, "arg", None) or getattr(node, "name", None)
             if isinstance(used, str) and used.startswith("dse_") and used not in self.tools:
                 at = node if hasattr(node, "lineno") else self.s.parents[node]
@@ -367,7 +365,7 @@ class _Linter:
         return self._reaches(node, self.calling)
 
     def _submission(self) -> Iterator[Diagnostic]:
-        if not self.outputs or any(isinstance(n, ast.Name) and n.id == self.submit for n in ast.walk(self.s.tree)):
+        if not self.outputs or any(isinstance(n, ast.Name) and n.id == self.submit for n in self.s.nodes):
             return
         assigned = {
             t.id for st in self.s.tree.body if isinstance(st, ast.Assign) for t in st.targets if isinstance(t, ast.Name)

@@ -52,6 +52,8 @@ _TYPING = frozenset(
      "Generator", "Self", "Type", "ClassVar", "NoReturn", "Never"}
 )  # fmt: skip
 
+_IMPORTABLE = MODULES | AUTO_MODULES.keys() | AUTO_NAMES.keys()  # what code may use without an import
+
 _DATACLASS = ("dataclasses.dataclass", "dataclass")
 
 
@@ -64,15 +66,19 @@ class Rewritten:
     needs: tuple[str, ...] = ()
 
 
-@lru_cache(maxsize=1024)
 def rewrite(code: str, known_names: frozenset[str] = frozenset()) -> Rewritten:
     """The code in both forms; text that the host cannot parse comes back as it is.
 
     Args:
         known_names: tools, inputs and earlier variables: never imported over.
     """
+    return _rewrite(code, known_names & _IMPORTABLE)  # lint and check know different names, and share the answer
+
+
+@lru_cache(maxsize=1024)
+def _rewrite(code: str, known_names: frozenset[str]) -> Rewritten:
     try:
-        source = Source(code)
+        source = Source.of(code)
         run, needs = _Rewriter(source, known_names, checking=False).result()
         check, _ = _Rewriter(source, known_names, checking=True).result()
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -104,7 +110,7 @@ def callbacks(node: ast.Call, name: str) -> Iterable[ast.expr]:
 def permits(source: Source, node: ast.AsyncWith) -> bool:
     """Whether all managers are semaphores or timeouts, for which shims put managers that do nothing."""
     kinds = ("asyncio.Semaphore", "asyncio.BoundedSemaphore", "asyncio.timeout")
-    made = any(isinstance(n, ast.Call) and source.resolve(n.func) in kinds for n in ast.walk(source.tree))
+    made = any(isinstance(n, ast.Call) and source.resolve(n.func) in kinds for n in source.nodes)
     return all(
         source.resolve(e.func) in kinds if isinstance(e, ast.Call) else made and isinstance(e, (ast.Name, ast.Attribute))
         for e in (item.context_expr for item in node.items)
@@ -121,10 +127,10 @@ class _Rewriter:
         self.checking = checking
         self.needs: list[str] = []
         self.edits: list[tuple[int, int, int, int, str]] = []  # (position, class, sequence, end, text)
-        self.called = {n.func.id for n in ast.walk(source.tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        self.called = {n.func.id for n in source.nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
         self.nexted = {
             n.args[0].id
-            for n in ast.walk(source.tree)
+            for n in source.nodes
             if isinstance(n, ast.Call) and n.args and isinstance(n.args[0], ast.Name)
             and source.resolve(n.func) == "builtins.next"
         }  # fmt: skip
@@ -463,7 +469,7 @@ class _Rewriter:
     # --- the whole text
 
     def _imports_missing(self) -> None:
-        for node in ast.walk(self.s.tree):
+        for node in self.s.nodes:
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 name = node.value.id
                 need = name if node.attr in AUTO_MODULES.get(name, ()) else None
@@ -516,7 +522,7 @@ def neutral(code: str) -> str:
     """Earlier code for the type checker: without top-level ``return`` and ``raise``, after which nothing would be
     checked any more. Lines stay the same."""
     try:
-        source = Source(code)
+        source = Source.of(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return code
     spans = [
