@@ -12,7 +12,6 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import anyio
 from pydantic import ValidationError
 
 from dse.contracts.schema import guest_from_wire, wire_from_guest
@@ -147,12 +146,12 @@ class _CodeSession:
     async def close(self) -> None:
         for task in self.tasks.values():
             task.cancel()
-        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
-        self.tasks.clear()
         if self.session is not None:
             session, self.session = self.session, None
             self.run.meter.interpreter_s += session.interpreter_s
             await session.aclose()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        self.tasks.clear()
 
     # --- rounds
 
@@ -201,22 +200,10 @@ class _CodeSession:
         return await self._drive(lint, code)
 
     async def _check(self, code: str) -> list[tuple[Any, ...]]:
-        """What is wrong with a script. The first session opens meanwhile; when nothing may run, it is given back."""
-        opening = asyncio.create_task(self._open()) if self.session is None else None
-        try:
-            found = await sandbox.checker().check(
-                stubs=self.checker_stubs, declarations=self.declarations, earlier=(_IMPORTS, *self.earlier), code=code)  # fmt: skip
-            problems = [(d.rule, d.line, d.message, d.hint) for d in found if d.severity == "error"]
-            if opening is not None and not problems:
-                await opening
-                opening = None
-            return problems
-        finally:
-            if opening is not None:
-                opening.cancel()
-                with anyio.CancelScope(shield=True):
-                    await asyncio.gather(opening, return_exceptions=True)
-                    await self.close()
+        """What is wrong with a script."""
+        found = await sandbox.checker().check(
+            stubs=self.checker_stubs, declarations=self.declarations, earlier=(_IMPORTS, *self.earlier), code=code)  # fmt: skip
+        return [(d.rule, d.line, d.message, d.hint) for d in found if d.severity == "error"]
 
     def _refused(self, problems: list[tuple[Any, ...]]) -> str:
         self.check_errors += 1
@@ -238,25 +225,27 @@ class _CodeSession:
 
     # --- the sandbox
 
-    async def _open(self) -> None:
+    async def _feed(self, lint: Any) -> sandbox.Turn:
+        """Begin a script, the first one in a session of its own with the inputs as variables."""
+        if self.session is not None:
+            return await self.session.feed(lint.code, shims=lint.shims)
         run, limits = self.run, self.run.limits
         values = {name: guest_from_wire(run.wire_inputs[name], field.schema) for name, field in run.spec.inputs.items()}
-        self.session = await sandbox.pool().open(
+        self.session = sandbox.pool().session(
             limits=sandbox.SandboxLimits(
                 feed_s=limits.interpreter_s, memory_bytes=limits.memory_bytes, recursion=limits.recursion,
                 suspensions=limits.suspensions, print_bytes=limits.print_bytes,
             ),
             seed=run.seed, clock=run.clock, async_names=frozenset(self.contracts), sync_names=frozenset({"submit"}),
-            prelude=_IMPORTS, inputs=values,
+            imports=_IMPORTS,
         )  # fmt: skip
+        return await self.session.feed(lint.code, inputs=values, shims=lint.shims)
 
     async def _drive(self, lint: Any, code: str) -> str:
         """Run one feed to its end, answering every external call through the dispatcher."""
         run = self.run
-        session = self.session
-        assert session is not None
         prints: list[str] = []
-        turn = await session.feed(lint.code, shims=lint.shims)
+        turn = await self._feed(lint)
         while isinstance(turn, sandbox.Waiting):
             self._collect(turn, prints)
             results: dict[int, Any] = {}
@@ -277,7 +266,8 @@ class _CodeSession:
                     if self.tasks[call_id].done():
                         results[call_id] = self._result(self.tasks.pop(call_id))
                 run.journal.add("delivered", calls=sorted(results))
-            turn = await session.resume(results)
+            assert self.session is not None
+            turn = await self.session.resume(results)
         self._collect(turn, prints)
         await self._settle()
         text = "".join(prints)

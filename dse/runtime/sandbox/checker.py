@@ -121,9 +121,7 @@ class Checker:
     async def _in_thread(self, work: Any, *arguments: Any) -> Any:
         self._workers.refuse_if_unusable()
         # a check is short and its worker goes back to the bench by itself: a cancelled one ends unnoticed
-        return await anyio.to_thread.run_sync(
-            lambda: work(*arguments), abandon_on_cancel=True, limiter=self._workers.threads()[0]
-        )
+        return await self._workers.threads.run(lambda: work(*arguments))
 
     # --- in the thread
 
@@ -285,6 +283,7 @@ class _Bench:
     def __init__(self, workers: WorkerPool, key: str, stubs: str) -> None:
         self.key, self.feeds, self.broken = key, 0, False
         self.guest: Any = workers.lend(
+            self,
             type_check=True,
             type_check_format="json",
             type_check_stubs=stubs,
@@ -299,8 +298,8 @@ class _Bench:
 
     def close(self) -> None:
         guest, self.guest = self.guest, None
-        if guest is not None and self._workers.state == "open":
-            guest.__exit__(None, None, None)
+        if guest is not None:
+            self._workers.take_back(self, guest)
 
 
 def _parsed(text: str) -> ast.AST | None:

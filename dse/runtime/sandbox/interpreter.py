@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,7 @@ from dse.runtime.sandbox.records import (
     Waiting,
 )
 from dse.runtime.sandbox.shims import source_of
+from dse.runtime.sandbox.threads import Threads
 
 __all__ = ["Sandbox", "Session"]
 
@@ -91,8 +93,8 @@ class Sandbox:
 
     @property
     def threads_in_use(self) -> int:
-        """Threads of the running event loop that run a turn or wait for a worker right now."""
-        return sum(limiter.borrowed_tokens for limiter in self._workers.threads())
+        """Threads that run a turn, or wait for a worker or for a thread, right now."""
+        return self._workers.threads.busy + self._workers.openers.busy
 
     async def open(
         self,
@@ -102,10 +104,27 @@ class Sandbox:
         limits: SandboxLimits | None = None,
         async_names: frozenset[str] = frozenset(),
         sync_names: frozenset[str] = frozenset(),
-        prelude: str = "import asyncio",
-        inputs: Mapping[str, Any] | None = None,
     ) -> Session:
-        """A fresh session.
+        """A fresh session, with its worker. Parameters as for :meth:`session`.
+
+        Raises:
+            SandboxUnavailable: no worker could be had in time.
+        """
+        session = self.session(seed=seed, clock=clock, limits=limits, async_names=async_names, sync_names=sync_names)
+        await session._open()
+        return session
+
+    def session(
+        self,
+        *,
+        seed: int,
+        clock: datetime,
+        limits: SandboxLimits | None = None,
+        async_names: frozenset[str] = frozenset(),
+        sync_names: frozenset[str] = frozenset(),
+        imports: str = "import asyncio",
+    ) -> Session:
+        """A fresh session that gets a worker with its first feed.
 
         Args:
             seed: start of the guest's random numbers.
@@ -113,25 +132,17 @@ class Sandbox:
             async_names: names whose calls the guest awaits.
             sync_names: names whose calls return directly. A name that is in neither set surfaces as a
                 direct call as well, but cannot be used as a value.
-            prelude: code of ours that runs first; it calls nothing.
-            inputs: variables to set before, plain data.
+            imports: statements that run first, ``import asyncio`` among them; lines of errors do not count them.
 
         Raises:
-            Unserialisable: an input that cannot enter the guest.
-            SandboxUnavailable: no worker could be had in time.
+            SandboxUnavailable: the sandbox is closed, or belongs to a parent process.
         """
         if clock.tzinfo is None:
             raise ValueError("clock needs a time zone")
         if async_names & sync_names:
             raise ValueError(f"both async and sync: {sorted(async_names & sync_names)}")
         self._workers.refuse_if_unusable()
-        session = Session(self._workers, limits or SandboxLimits(), seed, clock, async_names, sync_names)
-        try:
-            with anyio.fail_after(self._workers.checkout_timeout_s):
-                await session._in_thread(lambda: session._check_out(prelude, dict(inputs or {})), self._workers.threads()[1])
-        except TimeoutError:
-            raise self._workers.exhausted() from None
-        return session
+        return Session(self._workers, limits or SandboxLimits(), seed, clock, async_names, sync_names, imports)
 
 
 class Session:
@@ -145,6 +156,7 @@ class Session:
         clock: datetime,
         async_names: frozenset[str],
         sync_names: frozenset[str],
+        imports: str,
     ) -> None:
         self.limits = limits
         self.interpreter_s = 0.0
@@ -160,8 +172,11 @@ class Session:
         self._in_turn = False
         self._abandoned = False
         self._dead: GuestError | None = None
+        self._imports = imports
+        self._imported: bool | None = False  # None: perhaps
         self._loaded: set[str] = set()
         self._feeds = 0
+        self._shift = 0  # lines of ours before the code of the present feed
         self._calls = 0  # external calls so far
         self._inner: dict[int, int] = {}  # our call id -> the interpreter's, which restarts at every feed
         self._pending: tuple[int, ...] = ()
@@ -177,9 +192,12 @@ class Session:
 
         Raises:
             Unserialisable: an input that cannot enter the guest; nothing ran.
+            SandboxUnavailable: the session had no worker yet, and none could be had in time.
         """
         if self._snapshot is not None:
             raise RuntimeError("the guest still waits for results: resume it, or close the session")
+        if self._guest is None and self._dead is None and self._workers.busy:
+            await self._open()
         return await self._turn(lambda: self._begin(code, dict(inputs or {}), shims))
 
     async def resume(self, results: dict[int, Result]) -> Turn:
@@ -195,11 +213,25 @@ class Session:
         return await self._turn(lambda: self._answer(results))
 
     async def aclose(self) -> None:
-        """Returns the worker, or ends it when a turn is still running. Idempotent."""
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._leave, limiter=self._workers.threads()[0])
+        """Returns the worker, or ends it when a turn is still running. Idempotent; done by another thread soon after."""
+        self._dead = self._dead or faults.crash("the session was closed")
+        if self._guest is not None:
+            try:
+                self._workers.threads.hand(self._leave)
+                return
+            except SandboxUnavailable:
+                pass  # closed meanwhile
+        self._leave()
 
     # --- threads
+
+    async def _open(self) -> None:
+        """Waits for a worker."""
+        try:
+            with anyio.fail_after(self._workers.checkout_timeout_s):
+                await self._in_thread(self._check_out, self._workers.openers)
+        except TimeoutError:
+            raise self._workers.exhausted() from None
 
     async def _turn(self, work: Callable[[], Turn]) -> Turn:
         if self._workers.state == "forked":
@@ -208,10 +240,10 @@ class Session:
             self._dead = faults.crash("the sandbox was closed")
         if self._dead is not None:
             return Failed(self._dead)
-        turn: Turn = await self._in_thread(work, self._workers.threads()[0])
+        turn: Turn = await self._in_thread(work, self._workers.threads)
         return turn
 
-    async def _in_thread(self, work: Callable[[], Any], limiter: anyio.CapacityLimiter) -> Any:
+    async def _in_thread(self, work: Callable[[], Any], threads: Threads) -> Any:
         """Runs ``work`` in a thread. When the task is cancelled meanwhile, the session is given up."""
 
         def run() -> Any:
@@ -229,7 +261,7 @@ class Session:
 
         done = False
         try:
-            result = await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=limiter)
+            result = await threads.run(run)
             done = True
             return result
         except Exception:
@@ -270,67 +302,67 @@ class Session:
 
     def _leave_locked(self) -> None:
         guest, self._guest, self._snapshot = self._guest, None, None
-        if guest is not None and self._workers.state == "open":
-            guest.__exit__(None, None, None)
+        if guest is not None:
+            self._workers.take_back(self, guest)
 
     def natives(self) -> tuple[Any, ...]:
         return self._guest, self._snapshot
 
-    def _check_out(self, prelude: str, inputs: dict[str, Any]) -> None:
-        import pydantic_monty
-
+    def _check_out(self) -> None:
         limits = self.limits
-        for last in (False, False, True):
-            guest = self._workers.lend(
-                limits={
-                    "max_feed_duration_secs": limits.feed_s,
-                    "max_memory": limits.memory_bytes,
-                    "max_recursion_depth": limits.recursion,
-                    "max_suspensions": limits.suspensions,
-                },
-                os_policy={"datetime": self._clock, "sleep": "zero", "random_start": {"seed": self._seed}},
-            )
-            self._guest, self._pid = guest, guest.worker_pid
-            try:
-                # code that uses asyncio without importing it works, and its lines stay the same
-                self._feed_quietly(prelude, inputs)
-                return
-            except (pydantic_monty.MontyError, RuntimeError) as error:  # the worker had died meanwhile
-                self._guest, self._feeds = None, 0
-                guest.__exit__(None, None, None)
-                if refused := _refused(error, "an input"):
-                    raise refused from None
-                if last:
-                    raise SandboxUnavailable(
-                        "interpreter workers end before they can be used", value=f"{type(error).__name__}: {error}"
-                    ) from error
+        self._guest = self._workers.lend(
+            self,
+            limits={
+                "max_feed_duration_secs": limits.feed_s,
+                "max_memory": limits.memory_bytes,
+                "max_recursion_depth": limits.recursion,
+                "max_suspensions": limits.suspensions,
+            },
+            os_policy={"datetime": self._clock, "sleep": "zero", "random_start": {"seed": self._seed}},
+        )
+        self._pid = self._guest.worker_pid
 
     # --- what runs in the thread
 
-    def _feed_quietly(self, code: str, inputs: dict[str, Any] | None = None) -> None:
+    def _feed_quietly(self, code: str) -> None:
         self._feeds += 1
-        self._guest.feed_run(code, inputs=inputs or {}, print_callback=lambda stream, text: None)
+        self._guest.feed_run(code, print_callback=lambda stream, text: None)
 
     def _begin(self, code: str, inputs: dict[str, Any], shims: Sequence[str]) -> Turn:
         self._prints = _Prints(self.limits.print_bytes)
         self._inner.clear()
         self._fresh.clear()
+        if self._guest is None:
+            self._check_out()
+        sources = [source_of(need) for need in shims if need not in self._loaded]
+        before = ""
+        if self._imported is None:  # the first feed failed; where it was not even parsed, nothing is imported
+            guarded = textwrap.indent(self._imports, "    ")
+            sources.insert(0, f"try:\n    asyncio\nexcept NameError:\n{guarded}")
+        elif not self._imported and sources:
+            sources.insert(0, self._imports)
+        elif not self._imported:
+            before = f"{self._imports}\n"  # one feed is cheaper than two
 
         def step() -> Any:
-            for need in shims:
-                if need not in self._loaded:
-                    self._feed_quietly(source_of(need))
-                    self._loaded.add(need)
+            if sources:
+                self._feed_quietly("\n".join(sources))
+                self._loaded.update(shims)
+                self._imported = True
             self._feeds += 1
             try:
-                return self._guest.feed_start(code, inputs=inputs, print_callback=self._prints.write)
+                return self._guest.feed_start(before + code, inputs=inputs, print_callback=self._prints.write)
             except Exception as error:
                 if refused := _refused(error, "an input"):
                     self._feeds -= 1  # the interpreter has not counted it
                     raise refused from None
                 raise
 
-        return self._drive(step)
+        self._shift = before.count("\n")
+        turn = self._drive(step)
+        if not self._imported:
+            self._imported = None if isinstance(turn, Failed) else True
+        return turn
 
     def _answer(self, results: dict[int, Result]) -> Turn:
         snapshot = self._snapshot
@@ -397,7 +429,7 @@ class Session:
                 raise
             self._snapshot = None
             self._fresh = []
-            fault = faults.from_exception(error, f"<python-input-{self._feeds - 1}>")
+            fault = faults.from_exception(error, f"<python-input-{self._feeds - 1}>", self._shift)
             if fault.dead:
                 self._dead = fault
             return Failed(fault, self._prints.take(last=True))

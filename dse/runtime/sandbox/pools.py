@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import atexit
-import itertools
+import contextlib
 import os
 import threading
 import weakref
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-import anyio
-import anyio.lowlevel
-
 from dse.errors import SandboxUnavailable
+from dse.runtime.sandbox.threads import Threads
 
 __all__ = ["WorkerPool"]
 
 _OPENERS = 4  # threads that may wait for a free worker at the same time
-_numbers = itertools.count()
+_LAST_S = 1.0  # how long the end of the process waits for a thread whose worker has ended
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 _started = False  # a native pool was started in this process
 _forked = False  # ... and this process is a fork of that one: the native module hangs in here
@@ -30,12 +28,15 @@ class _Holder(Protocol):
 
 
 class WorkerPool:
-    """The interpreter's pool behind one lock. All methods but :meth:`threads` may be called from any thread.
+    """The interpreter's pool behind one lock. All methods may be called from any thread.
 
     Args:
         max_workers: workers at the same time; they start when they are needed.
         request_timeout_s: a worker that does not answer within this time is killed.
         checkout_timeout_s: how long :meth:`lend` waits for a free worker.
+
+    Work in workers is done by ``threads``, waiting for a worker by ``openers``: nobody waits while holding a thread
+    that others need to go on.
     """
 
     def __init__(self, *, max_workers: int, request_timeout_s: float, checkout_timeout_s: float) -> None:
@@ -48,21 +49,16 @@ class WorkerPool:
         self.holders: weakref.WeakSet[_Holder] = weakref.WeakSet()
         self._native: Any = None
         self._lock = threading.Lock()
-        # limiters belong to an event loop, the pool to all of them
-        self._limiters: anyio.lowlevel.RunVar[tuple[anyio.CapacityLimiter, anyio.CapacityLimiter]]
-        self._limiters = anyio.lowlevel.RunVar(f"dse-workers-{next(_numbers)}")
+        self._lent: weakref.WeakSet[_Holder] = weakref.WeakSet()
+        self.threads = Threads(max_workers, "dse-worker")
+        self.openers = Threads(_OPENERS, "dse-opener")
+        for threads in (self.threads, self.openers):
+            weakref.finalize(self, threads.stop).atexit = False
 
-    def threads(self) -> tuple[anyio.CapacityLimiter, anyio.CapacityLimiter]:
-        """Limiters of the running event loop: for work in workers, and for waiting for a worker.
-
-        Nobody waits on one while holding a place in it.
-        """
-        try:
-            return self._limiters.get()
-        except LookupError:
-            pair = (anyio.CapacityLimiter(self.max_workers), anyio.CapacityLimiter(_OPENERS))
-            self._limiters.set(pair)
-            return pair
+    @property
+    def busy(self) -> bool:
+        """Whether :meth:`lend` would have to wait: all workers are lent, or others wait already. A hint only."""
+        return len(self._lent) + self.openers.busy >= self.max_workers
 
     def start(self) -> None:
         """Starts the first worker, once.
@@ -104,8 +100,8 @@ class WorkerPool:
                 remedy="Start processes with 'spawn' or 'forkserver', or before the first use of a sandbox",
             )
 
-    def lend(self, **options: Any) -> Any:
-        """An interpreter session with a worker of its own; blocks until one is free.
+    def lend(self, holder: _Holder, **options: Any) -> Any:
+        """An interpreter session with a worker of its own, for `holder`; blocks until one is free.
 
         Raises:
             SandboxUnavailable: none became free in time, or the pool is closed.
@@ -120,12 +116,22 @@ class WorkerPool:
             session = native.checkout(**options)
             try:
                 session.__enter__()
+                self._lent.add(holder)
                 return session
             except TimeoutError:
                 raise self.exhausted() from None
             except pydantic_monty.MontyError as error:  # an idle worker had died
                 if last:
                     raise SandboxUnavailable("interpreter workers end before they can be used", value=str(error)) from error
+
+    def take_back(self, holder: _Holder, session: Any) -> None:
+        """The end of what :meth:`lend` gave; its worker is free again."""
+        if self.state == "open":
+            import pydantic_monty
+
+            with contextlib.suppress(pydantic_monty.MontyError, RuntimeError):  # it is gone already
+                session.__exit__(None, None, None)
+        self._lent.discard(holder)
 
     def exhausted(self) -> SandboxUnavailable:
         return SandboxUnavailable(
@@ -143,6 +149,8 @@ class WorkerPool:
             self.state = "closed"
             if native is not None:
                 native.__exit__(None, None, None)
+        self.threads.stop()
+        self.openers.stop()
 
     def disown(self) -> None:
         """In the child of a fork: neither use nor clean up what is the parent's; both would break its sessions."""
@@ -166,6 +174,9 @@ def _disown_all() -> None:
 def _close_all() -> None:
     for pool in list(_pools):
         pool.close()
+        # a thread that is still inside the native module when Python ends would abort the process
+        pool.threads.stop(_LAST_S)
+        pool.openers.stop(_LAST_S)
 
 
 atexit.register(_close_all)
