@@ -47,7 +47,8 @@ itertools, functools and statistics; no files, no network, no class inheritance,
 """'''
 _GUEST_ERRORS = {ToolNotAllowed: "NameError", ToolArgumentError: "ValueError", ToolTimeout: "TimeoutError",
                  ToolDenied: "PermissionError"}  # fmt: skip
-_IMPORTS = "import asyncio, datetime\nfrom decimal import Decimal"  # there for every script, as the stubs suggest
+_IMPORTED = {"asyncio": "import asyncio", "datetime": "import datetime", "Decimal": "from decimal import Decimal"}
+_IMPORTS = "\n".join(_IMPORTED.values())  # there for every script, as the stubs suggest
 
 
 @functools.lru_cache(maxsize=256)
@@ -201,8 +202,10 @@ class _CodeSession:
 
     async def _check(self, code: str) -> list[tuple[Any, ...]]:
         """What is wrong with a script."""
+        # Imports that no script names are left out: they would be resolved anew in every check.
+        imports = [line for name, line in _IMPORTED.items() if any(name in text for text in (code, *self.earlier))]
         found = await sandbox.checker().check(
-            stubs=self.checker_stubs, declarations=self.declarations, earlier=(_IMPORTS, *self.earlier), code=code)  # fmt: skip
+            stubs=self.checker_stubs, declarations=self.declarations, earlier=(*imports, *self.earlier), code=code)  # fmt: skip
         return [(d.rule, d.line, d.message, d.hint) for d in found if d.severity == "error"]
 
     def _refused(self, problems: list[tuple[Any, ...]]) -> str:

@@ -1,7 +1,7 @@
 """Type check of guest code before it runs, in workers of its own.
 
-The *gate check*: the text that would run is fed to a type-checking session behind a call that never returns.
-Type errors and unsupported syntax stop the feed before that call, so nothing is ever executed. Earlier code and
+The *gate check*: the text that would run is fed to a type-checking session behind a statement that always raises.
+Type errors and unsupported syntax stop the feed before that statement, so nothing is ever executed. Earlier code and
 the inputs' declarations stand before the code; remarks about them are left out and lines count from the code.
 """
 
@@ -37,7 +37,8 @@ __all__ = ["PRELUDE", "Checker"]
 PRELUDE = Path(__file__).with_name("prelude.pyi").read_text(encoding="utf-8")
 """Stubs that stand before every other: what the type checker does not know of the interpreter."""
 
-_GATE = "dse_gate"
+_GATE = "{}['dse_gate']\n"  # the checker takes it for an expression like any other, and what follows for reachable
+_PASSED = "KeyError: dse_gate"
 _CANARY = "def dse_canary(value: int) -> str: ...\n"
 _FEEDS_PER_SESSION = 500  # a worker grows with every check
 
@@ -131,13 +132,14 @@ class Checker:
         rewritten = rewrite(text, known)
         before = [rewrite(neutral(piece), known) for piece in earlier]
         needs = dict.fromkeys(need for piece in [*before, rewritten] for need in piece.needs if not need.startswith(PREFIX))
-        head = ["import asyncio", *(source_of(need) for need in needs)]
+        named = any("asyncio" in text for piece in [*before, rewritten] for text in (piece.run, piece.check))
+        head = [*(["import asyncio"] if named else []), *(source_of(need) for need in needs)]
         full_stubs = f"{PRELUDE}\n{_returning(stubs)}\n{declarations}\n"
-        prefix = "\n".join([f"{_GATE}()", *head, *(piece.check.rstrip("\n") for piece in before)]) + "\n"
+        prefix = _GATE + "".join(f"{piece}\n" for piece in [*head, *(piece.check.rstrip("\n") for piece in before)])
         found = self._gate(full_stubs, prefix, rewritten.check)
         if found is None:  # earlier code cannot be parsed: without it, names are not known
-            short = "\n".join([f"{_GATE}()", *head]) + "\n"
-            found = self._gate(full_stubs, short, rewritten.check) or []
+            short = "".join(f"{piece}\n" for piece in head)
+            found = self._gate(full_stubs, _GATE + short, rewritten.check) or []
             found = [f for f in found if f.get("code") != "unresolved-reference"]
         if not found:
             return []
@@ -171,7 +173,7 @@ class Checker:
         import pydantic_monty
 
         shift = prefix.count("\n")
-        with self._bench(f"{stubs}def {_GATE}() -> None: ...\n{_CANARY}", fresh) as bench:
+        with self._bench(stubs + _CANARY, fresh) as bench:
             try:
                 snapshot = bench.guest.feed_start(prefix + code)
                 while type(snapshot).__name__ == "FunctionSnapshot" and snapshot.function_name == "import_stubs":
@@ -195,16 +197,14 @@ class Checker:
                 return [Diagnostic(0, 0, "too-complex", "the code takes too long to check", "write it more simply")]
             except (pydantic_monty.MontySyntaxError, pydantic_monty.MontyRuntimeError) as error:
                 frames = error.traceback()
+                if str(error) == _PASSED and [(f.line, f.function_name) for f in frames] == [(1, "<module>")]:
+                    return []
                 if frames and frames[-1].line <= shift:
                     return None
                 fault = faults.from_exception(error, frames[-1].filename if frames else "")
                 line = (fault.line or shift) - shift
                 return [Diagnostic(line, frames[-1].column if frames else 0, fault.kind, fault.message)]
-            try:
-                snapshot.resume({"exc_type": "RuntimeError", "message": "checked"})
-            except pydantic_monty.MontyError:
-                pass
-            return []
+            raise SandboxUnavailable("the checker ran what it checks", value=type(snapshot).__name__)  # cannot be
 
     @contextmanager
     def _bench(self, stubs: str, fresh: bool) -> Iterator[_Bench]:
@@ -247,7 +247,7 @@ class Checker:
             return ContractError("tool stubs are not valid Python", value=f"line {error.lineno}: {error.msg}", remedy=remedy)
         # 1. The stub text as code: unknown names and modules are reported there, and only there.
         ignored = {"empty-body", "invalid-return-type", "invalid-overload", "invalid-parameter-default"}
-        for item in self._gate(PRELUDE, f"{_GATE}()\n", stubs) or []:
+        for item in self._gate(PRELUDE, _GATE, stubs) or []:
             code, text = (item.rule, item.message) if isinstance(item, Diagnostic) else (item["code"], item["message"])
             line = item.line if isinstance(item, Diagnostic) else item["line"]
             if code not in ignored and code != "unsupported":
@@ -255,7 +255,7 @@ class Checker:
         # 2. Canaries: a wrong call of a function next to the tools, and of each tool, must be reported.
         functions = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
         probes = ['dse_canary("x")', *(f"{f.name}(dse_no_such_parameter=0)" for f in functions if f.args.kwarg is None)]
-        found = self._gate(f"{PRELUDE}\n{_returning(stubs)}\n", f"{_GATE}()\n", "\n".join(probes)) or []
+        found = self._gate(f"{PRELUDE}\n{_returning(stubs)}\n", _GATE, "\n".join(probes)) or []
         reported = {
             item["line"] for item in found if not isinstance(item, Diagnostic) and item["code"] != "unused-awaitable"
         }
@@ -264,7 +264,7 @@ class Checker:
                 return ContractError("wrong calls are not noticed with these tool stubs", value=probe, remedy=remedy)
         # 3. No part of a tool's signature may be unknown to the checker.
         probes = [f"reveal_type({f.name})" for f in functions]
-        for item in self._gate(f"{PRELUDE}\n{_returning(stubs)}\n", f"{_GATE}()\n", "\n".join(probes)) or []:
+        for item in self._gate(f"{PRELUDE}\n{_returning(stubs)}\n", _GATE, "\n".join(probes)) or []:
             if not isinstance(item, Diagnostic) and item["code"] == "revealed-type" and "Unknown" in item["message"]:
                 name = functions[item["line"] - 1].name
                 return ContractError(
