@@ -12,6 +12,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from dse.runtime.sandbox.records import Diagnostic
 from dse.runtime.sandbox.rewrite import callbacks, permits, rewrite
@@ -153,9 +154,9 @@ class _Linter:
     def run(self) -> Iterator[Diagnostic]:
         yield from self._names()
         for node in self.s.nodes:
-            rule: Callable[[ast.AST], Iterator[Diagnostic]] | None = getattr(self, f"_on_{type(node).__name__}", None)
+            rule = _RULES.get(type(node).__name__)
             if rule is not None:
-                yield from rule(node)
+                yield from rule(self, node)
         yield from self._submission()
 
     def _say(self, node: ast.AST, rule: str, message: str, hint: str = "", *, warning: bool = False) -> Diagnostic:
@@ -376,3 +377,8 @@ class _Linter:
                 self.s.tree.body[-1], "not-submitted", "the outputs are computed but not submitted",
                 f"end with {self.submit}({call})", warning=True,
             )  # fmt: skip
+
+
+_RULES: dict[str, Callable[[_Linter, Any], Iterator[Diagnostic]]] = {
+    name.removeprefix("_on_"): method for name, method in vars(_Linter).items() if name.startswith("_on_")
+}

@@ -11,6 +11,7 @@ import ast
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 from dse.runtime.sandbox.shims import (
     AUTO_MODULES,
@@ -79,11 +80,13 @@ def rewrite(code: str, known_names: frozenset[str] = frozenset()) -> Rewritten:
 def _rewrite(code: str, known_names: frozenset[str]) -> Rewritten:
     try:
         source = Source.of(code)
-        run, needs = _Rewriter(source, known_names, checking=False).result()
-        check, _ = _Rewriter(source, known_names, checking=True).result()
+        rewriter = _Rewriter(source, known_names, checking=False)
+        check = run = (result := rewriter.result())[0]
+        if rewriter.forked:
+            check = _Rewriter(source, known_names, checking=True).result()[0]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return Rewritten(code, code)
-    return Rewritten(run, check, tuple(needs))
+    return Rewritten(run, check, tuple(result[1]))
 
 
 def guard_of(statement: ast.stmt) -> bool:
@@ -124,7 +127,8 @@ class _Rewriter:
     def __init__(self, source: Source, known_names: frozenset[str], *, checking: bool) -> None:
         self.s = source
         self.known = known_names
-        self.checking = checking
+        self._checking = checking
+        self.forked = False  # whether it mattered which of the two forms this is
         self.needs: list[str] = []
         self.edits: list[tuple[int, int, int, int, str]] = []  # (position, class, sequence, end, text)
         self.called = {n.func.id for n in source.nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
@@ -134,6 +138,11 @@ class _Rewriter:
             if isinstance(n, ast.Call) and n.args and isinstance(n.args[0], ast.Name)
             and source.resolve(n.func) == "builtins.next"
         }  # fmt: skip
+
+    @property
+    def checking(self) -> bool:
+        self.forked = True
+        return self._checking
 
     def result(self) -> tuple[str, list[str]]:
         self._imports_missing()
@@ -171,11 +180,11 @@ class _Rewriter:
         return name
 
     def _visit(self, node: ast.AST) -> None:
-        handler = getattr(self, f"_on_{type(node).__name__}", None)
-        closers = handler(node) if handler else []
+        handler = _HANDLERS.get(type(node).__name__)
+        closers = handler(self, node) if handler else []
         if closers is None:  # replaced as a whole
             return
-        for child in ast.iter_child_nodes(node):
+        for child in self.s.children[node]:
             self._visit(child)
         for close in reversed(closers):
             close()
@@ -503,6 +512,11 @@ class _Rewriter:
         if isinstance(last, ast.Delete):
             return "None"
         return ""
+
+
+_HANDLERS: dict[str, Callable[[_Rewriter, Any], list[_Closer] | None]] = {
+    name.removeprefix("_on_"): method for name, method in vars(_Rewriter).items() if name.startswith("_on_")
+}
 
 
 def _named(target: ast.expr) -> str:

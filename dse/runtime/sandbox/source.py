@@ -13,6 +13,7 @@ from typing import cast
 __all__ = ["Source", "bound_names", "parse", "walk_scope"]
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+_NO_NODES = frozenset({"ctx", "op", "ops", "id", "attr", "arg", "kind", "type_comment", "type_ignores", "level"})
 _BUILTINS = frozenset(dir(builtins))
 
 
@@ -54,18 +55,21 @@ class Source:
         for i, byte in enumerate(self.data):
             if byte == 10:
                 self._lines.append(i + 1)
-        self.nodes: list[ast.AST] = list(ast.walk(self.tree))  # level by level; the tree does not change
-        self.bindings: list[tuple[str, ast.AST]] = list(_bound(self.nodes))
+        self.nodes: list[ast.AST] = [self.tree]  # level by level, without operators and contexts; they do not change
+        self.children: dict[ast.AST, list[ast.AST]] = {}
         self.parents: dict[ast.AST, ast.AST] = {}
         self.functions: dict[str, FunctionNode] = {}
         imports: list[ast.Import | ast.ImportFrom] = []
-        for node in self.nodes:
-            for child in ast.iter_child_nodes(node):
+        for node in self.nodes:  # which grows meanwhile
+            below = self.children[node] = _children(node)
+            self.nodes += below
+            for child in below:
                 self.parents[child] = node
             if isinstance(node, FunctionNode):
                 self.functions[node.name] = node
             elif isinstance(node, (ast.Import, ast.ImportFrom)):
                 imports.append(node)
+        self.bindings: list[tuple[str, ast.AST]] = list(_bound(self.nodes))
         self.imports: dict[str, str] = {}  # local name -> "module" or "module.name"
         rebound = {name for name, node in self.bindings if not isinstance(node, (ast.Import, ast.ImportFrom))}
         for node in imports:
@@ -135,6 +139,19 @@ class Source:
             base = self.resolve(node.value)
             return f"{base}.{node.attr}" if base and not base.startswith("builtins.") else None
         return None
+
+
+def _children(node: ast.AST) -> list[ast.AST]:
+    found: list[ast.AST] = []
+    for name in node._fields:
+        if name in _NO_NODES:
+            continue
+        value = getattr(node, name, None)
+        if isinstance(value, list):
+            found += [item for item in value if isinstance(item, ast.AST)]
+        elif isinstance(value, ast.AST):
+            found.append(value)
+    return found
 
 
 def bound_names(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
