@@ -283,7 +283,6 @@ class _Bench:
     def __init__(self, workers: WorkerPool, key: str, stubs: str) -> None:
         self.key, self.feeds, self.broken = key, 0, False
         self.guest: Any = workers.lend(
-            self,
             type_check=True,
             type_check_format="json",
             type_check_stubs=stubs,
@@ -299,7 +298,7 @@ class _Bench:
     def close(self) -> None:
         guest, self.guest = self.guest, None
         if guest is not None:
-            self._workers.take_back(self, guest)
+            self._workers.take_back(guest)
 
 
 def _parsed(text: str) -> ast.AST | None:

@@ -41,7 +41,6 @@ from dse.runtime.sandbox.records import (
     Waiting,
 )
 from dse.runtime.sandbox.shims import source_of
-from dse.runtime.sandbox.threads import Threads
 
 __all__ = ["Sandbox", "Session"]
 
@@ -93,8 +92,8 @@ class Sandbox:
 
     @property
     def threads_in_use(self) -> int:
-        """Threads that run a turn, or wait for a worker or for a thread, right now."""
-        return self._workers.threads.busy + self._workers.openers.busy
+        """Turns that run in a thread or wait for one right now."""
+        return self._workers.threads.busy
 
     async def open(
         self,
@@ -111,7 +110,8 @@ class Sandbox:
             SandboxUnavailable: no worker could be had in time.
         """
         session = self.session(seed=seed, clock=clock, limits=limits, async_names=async_names, sync_names=sync_names)
-        await session._open()
+        await self._workers.place(session)
+        await session._in_thread(session._check_out)
         return session
 
     def session(
@@ -196,8 +196,8 @@ class Session:
         """
         if self._snapshot is not None:
             raise RuntimeError("the guest still waits for results: resume it, or close the session")
-        if self._guest is None and self._dead is None and self._workers.busy:
-            await self._open()
+        if self._guest is None and self._dead is None and self._workers.state != "forked":
+            await self._workers.place(self)
         return await self._turn(lambda: self._begin(code, dict(inputs or {}), shims))
 
     async def resume(self, results: dict[int, Result]) -> Turn:
@@ -225,14 +225,6 @@ class Session:
 
     # --- threads
 
-    async def _open(self) -> None:
-        """Waits for a worker."""
-        try:
-            with anyio.fail_after(self._workers.checkout_timeout_s):
-                await self._in_thread(self._check_out, self._workers.openers)
-        except TimeoutError:
-            raise self._workers.exhausted() from None
-
     async def _turn(self, work: Callable[[], Turn]) -> Turn:
         if self._workers.state == "forked":
             self._workers.refuse_if_unusable()
@@ -240,10 +232,10 @@ class Session:
             self._dead = faults.crash("the sandbox was closed")
         if self._dead is not None:
             return Failed(self._dead)
-        turn: Turn = await self._in_thread(work, self._workers.threads)
+        turn: Turn = await self._in_thread(work)
         return turn
 
-    async def _in_thread(self, work: Callable[[], Any], threads: Threads) -> Any:
+    async def _in_thread(self, work: Callable[[], Any]) -> Any:
         """Runs ``work`` in a thread. When the task is cancelled meanwhile, the session is given up."""
 
         def run() -> Any:
@@ -261,7 +253,7 @@ class Session:
 
         done = False
         try:
-            result = await threads.run(run)
+            result = await self._workers.threads.run(run)
             done = True
             return result
         except Exception:
@@ -302,24 +294,26 @@ class Session:
 
     def _leave_locked(self) -> None:
         guest, self._guest, self._snapshot = self._guest, None, None
-        if guest is not None:
-            self._workers.take_back(self, guest)
+        self._workers.take_back(guest, self)
 
     def natives(self) -> tuple[Any, ...]:
         return self._guest, self._snapshot
 
     def _check_out(self) -> None:
         limits = self.limits
-        self._guest = self._workers.lend(
-            self,
-            limits={
-                "max_feed_duration_secs": limits.feed_s,
-                "max_memory": limits.memory_bytes,
-                "max_recursion_depth": limits.recursion,
-                "max_suspensions": limits.suspensions,
-            },
-            os_policy={"datetime": self._clock, "sleep": "zero", "random_start": {"seed": self._seed}},
-        )
+        try:
+            self._guest = self._workers.lend(
+                limits={
+                    "max_feed_duration_secs": limits.feed_s,
+                    "max_memory": limits.memory_bytes,
+                    "max_recursion_depth": limits.recursion,
+                    "max_suspensions": limits.suspensions,
+                },
+                os_policy={"datetime": self._clock, "sleep": "zero", "random_start": {"seed": self._seed}},
+            )
+        except BaseException:
+            self._workers.take_back(None, self)
+            raise
         self._pid = self._guest.worker_pid
 
     # --- what runs in the thread
