@@ -60,6 +60,7 @@ class Checker:
         self._size = cache_size
         self._cache: OrderedDict[str, tuple[Diagnostic, ...]] = OrderedDict()
         self._valid: dict[str, ContractError | None] = {}
+        self._validating = threading.Lock()
         self._lock = threading.Lock()
 
     async def __aenter__(self) -> Checker:
@@ -115,7 +116,7 @@ class Checker:
         """
         key = digest(stubs)
         if key not in self._valid:
-            self._valid[key] = await self._in_thread(self._validate, stubs)
+            await self._in_thread(self._validate_once, key, stubs)
         if (error := self._valid[key]) is not None:
             raise ContractError(error.what, value=error.value, remedy=error.remedy, **error.details)
 
@@ -238,6 +239,11 @@ class Checker:
                     else:
                         self._idle.append(bench)
                 self._free.notify()
+
+    def _validate_once(self, key: str, stubs: str) -> None:
+        with self._validating:  # many runs of a program that has just been started ask at the same time
+            if key not in self._valid:
+                self._valid[key] = self._validate(stubs)
 
     def _validate(self, stubs: str) -> ContractError | None:
         remedy = "Use types that stubs can express: TypedDict, Literal, lists, dicts, numbers, text, dates"
