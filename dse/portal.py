@@ -20,27 +20,29 @@ __all__ = ["finish_sync", "run_sync", "start_soon"]
 T = TypeVar("T")
 _lock = threading.Lock()
 _portal: BlockingPortal | None = None
+_loop: asyncio.AbstractEventLoop | None = None
 _manager: AbstractContextManager[BlockingPortal] | None = None
 _inherited: list[Any] = []
 _finishing: set[asyncio.Future[Any]] = set()
 
 
-def _get() -> BlockingPortal:
-    global _portal, _manager
+def _get() -> tuple[BlockingPortal, asyncio.AbstractEventLoop]:
+    global _portal, _manager, _loop
     with _lock:
-        if _portal is None:
+        if _portal is None or _loop is None:
             from anyio.from_thread import start_blocking_portal
 
             _manager = start_blocking_portal()
             _portal = _manager.__enter__()
-        return _portal
+            _loop = _portal.call(asyncio.get_running_loop)
+        return _portal, _loop
 
 
 def _after_fork() -> None:
     """A forked child has no portal thread. The parent's objects stay referenced: closing them would wait for that thread."""
-    global _portal, _manager, _lock
-    _inherited.append((_portal, _manager))
-    _portal = _manager = None
+    global _portal, _manager, _loop, _lock
+    _inherited.append((_portal, _manager, _loop))
+    _portal = _manager = _loop = None
     _lock = threading.Lock()  # the parent may have held it
 
 
@@ -65,11 +67,20 @@ def _here(portal: BlockingPortal) -> bool:
 
 def start_soon(fn: Callable[..., Awaitable[T]], *args: Any) -> Future[T]:
     """Start ``fn(*args)`` on the portal thread; cancelling the future cancels it."""
-    portal = _get()
+    portal, loop = _get()
     if _here(portal):
         raise RuntimeError("a sync call inside dse's own event loop would wait for itself: use the async face")
-    future: Future[T] = portal.start_task_soon(fn, *args)
-    return future
+
+    async def task() -> T:
+        return await fn(*args)
+
+    coroutine = task()
+    try:
+        # A third of what the portal's own task group takes; what still runs at the end is cancelled with the loop.
+        return asyncio.run_coroutine_threadsafe(coroutine, loop)
+    except BaseException:
+        coroutine.close()
+        raise
 
 
 def run_sync(fn: Callable[..., Awaitable[T]], *args: Any) -> T:

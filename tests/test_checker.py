@@ -572,6 +572,22 @@ def test_a_worker_that_died_is_replaced() -> None:
     run(main())
 
 
+@pytest.mark.parametrize(
+    "code", ["while True: pass", "raise KeyError('dse_gate')", "KeyError = 3", "dict = {}", "async def dse(): ...", "import asyncio"]
+)
+def test_nothing_of_the_code_runs(code: str) -> None:
+    assert run(sandbox.checker().check(stubs="", code=code)) == []
+
+
+def test_stubs_that_many_ask_for_at_once_are_validated_once() -> None:
+    async def main() -> None:
+        async with Checker(max_workers=2) as checker:
+            await asyncio.gather(*(checker.validate_stubs("def f(a: int) -> int: ...\n") for _ in range(20)))
+            assert sum(bench.feeds for bench in checker._idle) <= 3  # as many as for one
+
+    run(main())
+
+
 def test_a_closed_checker() -> None:
     async def main() -> None:
         checker = Checker()

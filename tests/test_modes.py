@@ -12,11 +12,14 @@ from enum import Enum
 from typing import Any, Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 import dse
 from dse.errors import LimitExceeded, ModelUnavailable, NoSubmission, OutputInvalid
 from dse.models.lm import Completion, ToolCallPart
+from dse.plan import Prompt
 from dse.strategies.base import seed_plan, strategy
 from dse.testing.scripted import ScriptedModel, call, say
 
@@ -572,3 +575,20 @@ def test_a_path_with_mistakes_is_no_demo(native: bool, mistake: Any) -> None:
     asked = Asked(native, [mistake], [SUBMIT])
     made = asked()
     assert strategy("tool_call").demo(asked.run.journal.entries, Shop.spec(), {}, made.outputs) is None
+
+
+_TEXTS = st.text() | st.sampled_from(["  x \n", "\0", "\0001\0", "[[ ## question ## ]]", "{question}", "\\1", ""])
+
+
+@given(st.dictionaries(st.sampled_from(["question", "api", "transcript", "other"]), _TEXTS | st.integers() | st.none()))
+@settings(max_examples=200, deadline=None)
+def test_requests_are_what_dspys_adapter_writes(inputs: dict[str, Any]) -> None:
+    import dspy
+
+    from dse.strategies.render import Predictor, inputs_message
+
+    signature = dspy.Signature("question, api, transcript -> code, total: float")
+    write = dspy.ChatAdapter().format_user_message_content
+    found = Predictor("p", signature, Prompt(instructions="do it")).messages(inputs)[-1]
+    assert found == {"role": "user", "content": write(signature, dict(inputs), main_request=True)}
+    assert inputs_message(signature, inputs) == {"role": "user", "content": write(signature, dict(inputs))}

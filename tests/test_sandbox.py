@@ -658,6 +658,87 @@ def test_sixty_sessions_wait_without_threads() -> None:
     run(work, max_workers=60)
 
 
+def test_many_sessions_share_few_workers() -> None:
+    async def one(box: Sandbox, i: int) -> Any:
+        session = box.session(seed=1, clock=CLOCK, async_names=ASYNC)
+        try:
+            turn = await session.feed("await fetch(1)")  # all of them ask for a worker before any has one
+            assert isinstance(turn, Waiting)
+            return (await session.resume({0: Value(i)})).value
+        finally:
+            await session.aclose()
+
+    async def work(box: Sandbox) -> None:
+        with anyio.fail_after(30):
+            assert await asyncio.gather(*(one(box, i) for i in range(30))) == list(range(30))
+
+    run(work, max_workers=2)
+
+
+def test_a_session_that_nobody_closed_frees_its_worker() -> None:
+    async def work(box: Sandbox) -> None:
+        session = await opened(box)
+        later = asyncio.create_task(opened(box))
+        await asyncio.sleep(0)
+        del session
+        with anyio.fail_after(10):
+            assert (await (await later).feed("1")).value == 1
+
+    run(work, max_workers=1)
+
+
+def test_closing_a_sandbox_ends_waiting_for_a_worker() -> None:
+    async def work(box: Sandbox) -> None:
+        held = await opened(box)
+        later = asyncio.create_task(opened(box))
+        await asyncio.sleep(0)
+        await box.aclose()
+        with anyio.fail_after(10), pytest.raises(SandboxUnavailable, match="closed"):
+            await later
+        await held.aclose()
+
+    run(work, max_workers=1)
+
+
+@pytest.mark.parametrize("shims", [(), ("json",)])
+@pytest.mark.parametrize(
+    ("first", "kind", "line"), [("a = 1\n1 / 0", "runtime", 2), ("a = 1\n\nyield a", "unsupported", 3), ("a = 1\nb = (", "syntax", 2)]
+)
+def test_lines_and_imports_of_a_first_feed_that_fails(first: str, kind: str, line: int, shims: tuple[str, ...]) -> None:
+    async def work(box: Sandbox) -> None:
+        session = box.session(seed=1, clock=CLOCK, imports="import asyncio, datetime\nfrom decimal import Decimal")
+        turn = await session.feed(first, shims=shims)
+        assert isinstance(turn, Failed) and (turn.error.kind, turn.error.line) == (kind, line)
+        turn = await session.feed("(asyncio.gather is None, str(Decimal('1.5')), datetime.date(2026, 1, 2).day)\n")
+        assert isinstance(turn, Finished) and turn.value == (False, "1.5", 2)
+        turn = await session.feed("datetime = 5\n1 / 0")
+        turn = await session.feed("datetime")
+        assert isinstance(turn, Finished) and turn.value == 5
+        await session.aclose()
+
+    run(work)
+
+
+def test_a_variable_of_a_failed_first_feed_is_not_imported_over() -> None:
+    async def work(box: Sandbox) -> None:
+        session = box.session(seed=1, clock=CLOCK, imports="import asyncio, datetime")
+        assert isinstance(await session.feed("datetime = 5\n1 / 0"), Failed)
+        turn = await session.feed("datetime")
+        assert isinstance(turn, Finished) and turn.value == 5
+
+    run(work)
+
+
+def test_a_closed_session_runs_nothing() -> None:
+    async def work(box: Sandbox) -> None:
+        session = await opened(box)
+        await session.aclose()
+        turn = await session.feed("1")
+        assert isinstance(turn, Failed) and turn.error.dead
+
+    run(work)
+
+
 def test_one_sandbox_serves_several_event_loops() -> None:
     box = Sandbox(max_workers=4)
     values: list[int] = []

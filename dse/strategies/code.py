@@ -12,7 +12,6 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import anyio
 import anyio.to_thread
 from pydantic import ValidationError
 
@@ -53,7 +52,8 @@ itertools, functools and statistics; no files, no network, no class inheritance,
 _GUEST_ERRORS = {ToolNotAllowed: "NameError", ToolArgumentError: "ValueError", ToolTimeout: "TimeoutError",
                  ToolDenied: "PermissionError"}  # fmt: skip
 _REPLAY_BOUND_S = 0.05  # of interpretation: executing more again costs more than keeping the guest
-_IMPORTS = "import asyncio, datetime\nfrom decimal import Decimal"  # there for every script, as the stubs suggest
+_IMPORTED = {"asyncio": "import asyncio", "datetime": "import datetime", "Decimal": "from decimal import Decimal"}
+_IMPORTS = "\n".join(_IMPORTED.values())  # there for every script, as the stubs suggest
 
 
 @functools.lru_cache(maxsize=256)
@@ -157,13 +157,13 @@ class _CodeSession:
     async def close(self) -> None:
         for task in self.tasks.values():
             task.cancel()
-        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
-        self.tasks.clear()
         if self.session is not None:
             session, self.session = self.session, None
             self.run.meter.interpreter_s += session.interpreter_s
             self.frozen_at_s = 0.0
             await session.aclose()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        self.tasks.clear()
 
     # --- rounds
 
@@ -219,22 +219,12 @@ class _CodeSession:
         return await self._along(fed, code) or await self._drive(lint, code)
 
     async def _check(self, code: str) -> list[tuple[Any, ...]]:
-        """What is wrong with a script. The first session opens meanwhile; when nothing may run, it is given back."""
-        opening = asyncio.create_task(self._open()) if self.session is None else None
-        try:
-            found = await sandbox.checker().check(
-                stubs=self.checker_stubs, declarations=self.declarations, earlier=(_IMPORTS, *self.earlier), code=code)  # fmt: skip
-            problems = [(d.rule, d.line, d.message, d.hint) for d in found if d.severity == "error"]
-            if opening is not None and not problems:
-                await opening
-                opening = None
-            return problems
-        finally:
-            if opening is not None:
-                opening.cancel()
-                with anyio.CancelScope(shield=True):
-                    await asyncio.gather(opening, return_exceptions=True)
-                    await self.close()
+        """What is wrong with a script."""
+        # Imports that no script names are left out: they would be resolved anew in every check.
+        imports = [line for name, line in _IMPORTED.items() if any(name in text for text in (code, *self.earlier))]
+        found = await sandbox.checker().check(
+            stubs=self.checker_stubs, declarations=self.declarations, earlier=(*imports, *self.earlier), code=code)  # fmt: skip
+        return [(d.rule, d.line, d.message, d.hint) for d in found if d.severity == "error"]
 
     def _refused(self, problems: list[tuple[Any, ...]]) -> str:
         self.check_errors += 1
@@ -262,17 +252,18 @@ class _CodeSession:
 
     # --- the sandbox
 
-    async def _open(self) -> None:
+    async def _feed(self, lint: Any) -> sandbox.Turn:
+        """Begin a script, the first one in a session of its own with the inputs as variables."""
+        if self.session is None and self.next_guest is not None:
+            await self._thaw(self.next_guest)
+        if self.session is not None:
+            return await self.session.feed(lint.code, shims=lint.shims)
         run = self.run
-        if self.next_guest is not None:
-            return await self._thaw(self.next_guest)
-        self.session = await sandbox.pool().open(
-            limits=self._bounds(), seed=run.seed, clock=run.clock, **self._names()
-        )  # fmt: skip
         values = {name: guest_from_wire(run.wire_inputs[name], field.schema) for name, field in run.spec.inputs.items()}
-        turn = await self.session.feed(_IMPORTS, inputs=values)
-        if not isinstance(turn, sandbox.Finished):
-            raise SandboxUnavailable("The inputs could not be handed to the sandbox", value=repr(turn))
+        self.session = sandbox.pool().session(
+            limits=self._bounds(), seed=run.seed, clock=run.clock, imports=_IMPORTS, **self._names()
+        )  # fmt: skip
+        return await self.session.feed(lint.code, inputs=values, shims=lint.shims)
 
     def _bounds(self) -> sandbox.SandboxLimits:
         limits = self.run.limits
@@ -287,13 +278,8 @@ class _CodeSession:
     @telemetry.feed
     async def _drive(self, lint: Any, code: str) -> str:
         """Run one feed to its end."""
-        session = self.session
-        if session is None:  # the script was checked by an earlier execution
-            await self._open()
-            session = self.session
-        assert session is not None
         self.prints = []
-        return await self._answer(await session.feed(lint.code, shims=lint.shims), code)
+        return await self._answer(await self._feed(lint), code)
 
     async def _answer(self, turn: Any, code: str) -> str:
         """Answer every external call of a feed through the dispatcher; gives what the model is told."""
@@ -474,7 +460,7 @@ class _CodeSession:
         run, self.next_guest = self.run, None
         try:
             self.session = await sandbox.pool().thaw(frozen.data, frozen.driver, limits=self._bounds(), seed=run.seed,
-                                                     clock=run.clock, **self._names())  # fmt: skip
+                                                     clock=run.clock, imports=_IMPORTS, **self._names())  # fmt: skip
         except SandboxUnavailable as exc:
             run.frozen = None  # its scripts are executed again instead
             exc.details["lost"] = True

@@ -34,7 +34,25 @@ def _adapter() -> dspy.ChatAdapter:
 
 def inputs_message(signature: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """A user message of only the inputs, without a reminder of the output format."""
-    return {"role": "user", "content": _adapter().format_user_message_content(signature, dict(inputs))}
+    return {"role": "user", "content": _user_content(signature, inputs, main_request=False)}
+
+
+def _user_content(signature: Any, inputs: Mapping[str, Any], *, main_request: bool) -> str:
+    if all(type(value) is str for value in inputs.values()):
+        # The adapter puts text in as it is, after building a pydantic serialiser for every value.
+        pieces, order = _template(signature, tuple(inputs), main_request)
+        values = [inputs[name] for name in order]
+        return "".join(part for pair in zip(pieces, [*values, ""], strict=True) for part in pair).strip()
+    return str(_adapter().format_user_message_content(signature, dict(inputs), main_request=main_request))
+
+
+@functools.lru_cache(maxsize=512)
+def _template(signature: Any, names: tuple[str, ...], main_request: bool) -> tuple[list[str], list[str]]:
+    """What the adapter writes around values that are text, and the names of those values in order."""
+    marks = {name: f"\0{index}\0" for index, name in enumerate(names)}
+    text = str(_adapter().format_user_message_content(signature, marks, main_request=main_request))
+    pieces = text.split("\0")
+    return pieces[::2], [names[int(index)] for index in pieces[1::2]]
 
 
 _prefixes: dict[tuple[int, str], tuple[Any, tuple[dict[str, Any], ...]]] = {}
@@ -69,8 +87,7 @@ class Predictor:
 
     def messages(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
         """System message, demos and the current inputs (in wire form, where sets have an order), as chat messages."""
-        content = _adapter().format_user_message_content(self.base, dict(inputs), main_request=True)
-        return [*self._head, {"role": "user", "content": content}]
+        return [*self._head, {"role": "user", "content": _user_content(self.base, inputs, main_request=True)}]
 
     def parse(self, text: str) -> dict[str, Any]:
         """The output fields in `text`.

@@ -1,7 +1,7 @@
 """Type check of guest code before it runs, in workers of its own.
 
-The *gate check*: the text that would run is fed to a type-checking session behind a call that never returns.
-Type errors and unsupported syntax stop the feed before that call, so nothing is ever executed. Earlier code and
+The *gate check*: the text that would run is fed to a type-checking session behind a statement that always raises.
+Type errors and unsupported syntax stop the feed before that statement, so nothing is ever executed. Earlier code and
 the inputs' declarations stand before the code; remarks about them are left out and lines count from the code.
 """
 
@@ -14,6 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -36,8 +37,9 @@ __all__ = ["PRELUDE", "Checker"]
 PRELUDE = Path(__file__).with_name("prelude.pyi").read_text(encoding="utf-8")
 """Stubs that stand before every other: what the type checker does not know of the interpreter."""
 
-_GATE = "dse_gate"
 _COMMENT = re.compile(r"#[^\n]*")
+_GATE = "{}['dse_gate']\n"  # the checker takes it for an expression like any other, and what follows for reachable
+_PASSED = "KeyError: dse_gate"
 _CANARY = "def dse_canary(value: int) -> str: ...\n"
 _FEEDS_PER_SESSION = 500  # a worker grows with every check
 
@@ -59,6 +61,7 @@ class Checker:
         self._size = cache_size
         self._cache: OrderedDict[str, tuple[Diagnostic, ...]] = OrderedDict()
         self._valid: dict[str, ContractError | None] = {}
+        self._validating = threading.Lock()
         self._lock = threading.Lock()
 
     async def __aenter__(self) -> Checker:
@@ -114,36 +117,36 @@ class Checker:
         """
         key = digest(stubs)
         if key not in self._valid:
-            self._valid[key] = await self._in_thread(self._validate, stubs)
+            await self._in_thread(self._validate_once, key, stubs)
         if (error := self._valid[key]) is not None:
             raise ContractError(error.what, value=error.value, remedy=error.remedy, **error.details)
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Any:
         self._workers.refuse_if_unusable()
         # a check is short and its worker goes back to the bench by itself: a cancelled one ends unnoticed
-        return await anyio.to_thread.run_sync(
-            lambda: work(*arguments), abandon_on_cancel=True, limiter=self._workers.threads()[0]
-        )
+        return await self._workers.threads.run(lambda: work(*arguments))
 
     # --- in the thread
 
     def _check(self, stubs: str, declarations: str, earlier: tuple[str, ...], code: str) -> list[Diagnostic]:
         text = _COMMENT.sub(_checked, code.replace("\r\n", "\n").replace("\r", "\n"))
         earlier = tuple(_COMMENT.sub(_checked, piece) for piece in earlier)
-        stub_tree = _parsed(stubs)
-        known = frozenset(name for tree in (stub_tree, _parsed(declarations)) if tree for name, _ in bound_names(tree))
+        known = _defined(stubs) | _defined(declarations)
         rewritten = rewrite(text, known)
         before = [rewrite(neutral(piece), known) for piece in earlier]
         needs = dict.fromkeys(need for piece in [*before, rewritten] for need in piece.needs if not need.startswith(PREFIX))
-        head = ["import asyncio", *(source_of(need) for need in needs)]
+        named = any("asyncio" in text for piece in [*before, rewritten] for text in (piece.run, piece.check))
+        head = [*(["import asyncio"] if named else []), *(source_of(need) for need in needs)]
         full_stubs = f"{PRELUDE}\n{_returning(stubs)}\n{declarations}\n"
-        prefix = "\n".join([f"{_GATE}()", *head, *(piece.check.rstrip("\n") for piece in before)]) + "\n"
+        prefix = _GATE + "".join(f"{piece}\n" for piece in [*head, *(piece.check.rstrip("\n") for piece in before)])
         found = self._gate(full_stubs, prefix, rewritten.check)
         if found is None:  # earlier code cannot be parsed: without it, names are not known
-            short = "\n".join([f"{_GATE}()", *head]) + "\n"
-            found = self._gate(full_stubs, short, rewritten.check) or []
+            short = "".join(f"{piece}\n" for piece in head)
+            found = self._gate(full_stubs, _GATE + short, rewritten.check) or []
             found = [f for f in found if f.get("code") != "unresolved-reference"]
-        types = _typed_dicts(stub_tree)
+        if not found:
+            return []
+        types = _typed_dicts(_parsed(stubs))
         tree = _parsed(rewritten.check)
         names = known | (frozenset(name for name, _ in bound_names(tree)) if tree else frozenset())
         lines, shown = text.split("\n"), rewritten.check.split("\n")
@@ -164,10 +167,16 @@ class Checker:
 
     def _gate(self, stubs: str, prefix: str, code: str) -> list[Any] | None:
         """Raw diagnostics with lines of ``code``; None when the prefix itself cannot be parsed."""
+        try:
+            return self._gate_once(stubs, prefix, code)
+        except _Died:  # maybe while it waited
+            return self._gate_once(stubs, prefix, code, fresh=True)
+
+    def _gate_once(self, stubs: str, prefix: str, code: str, *, fresh: bool = False) -> list[Any] | None:
         import pydantic_monty
 
         shift = prefix.count("\n")
-        with self._bench(f"{stubs}def {_GATE}() -> None: ...\n{_CANARY}") as bench:
+        with self._bench(stubs + _CANARY, fresh) as bench:
             try:
                 snapshot = bench.guest.feed_start(prefix + code)
                 while type(snapshot).__name__ == "FunctionSnapshot" and snapshot.function_name == "import_stubs":
@@ -184,40 +193,37 @@ class Checker:
                 return syntax[:1] or [d for d in every if d["line"] > 0]
             except pydantic_monty.MontyCrashedError as error:
                 bench.broken = True
+                if not error.timed_out and bench.feeds:
+                    raise _Died from error
                 if not error.timed_out:
                     raise SandboxUnavailable("a checking worker ended unexpectedly", remedy="Check again") from error
                 return [Diagnostic(0, 0, "too-complex", "the code takes too long to check", "write it more simply")]
             except (pydantic_monty.MontySyntaxError, pydantic_monty.MontyRuntimeError) as error:
                 frames = error.traceback()
+                if str(error) == _PASSED and [(f.line, f.function_name) for f in frames] == [(1, "<module>")]:
+                    return []
                 if frames and frames[-1].line <= shift:
                     return None
                 fault = faults.from_exception(error, frames[-1].filename if frames else "")
                 line = (fault.line or shift) - shift
                 return [Diagnostic(line, frames[-1].column if frames else 0, fault.kind, fault.message)]
-            try:
-                snapshot.resume({"exc_type": "RuntimeError", "message": "checked"})
-            except pydantic_monty.MontyError:
-                pass
-            return []
+            raise SandboxUnavailable("the checker ran what it checks", value=type(snapshot).__name__)  # cannot be
 
     @contextmanager
-    def _bench(self, stubs: str) -> Iterator[_Bench]:
-        """A session with these stubs, for one check; retried once when its worker has died."""
+    def _bench(self, stubs: str, fresh: bool) -> Iterator[_Bench]:
+        """A session with these stubs, for one check; used ones only when it need not be fresh."""
         key = digest(stubs)
         with self._free:
             while self._busy >= self._workers.max_workers:
                 self._free.wait()
             self._busy += 1
-            fitting = [b for b in self._idle if b.key == key]
+            fitting = [b for b in self._idle if b.key == key and not fresh]
             bench = fitting[-1] if fitting else None
             if bench is not None:
                 self._idle.remove(bench)
             elif self._busy + len(self._idle) > self._workers.max_workers:
                 self._idle.pop(0).close()
         try:
-            if bench is not None and not bench.alive():
-                bench.close()
-                bench = None
             if bench is None:
                 bench = _Bench(self._workers, key, stubs)
             yield bench
@@ -236,6 +242,11 @@ class Checker:
                         self._idle.append(bench)
                 self._free.notify()
 
+    def _validate_once(self, key: str, stubs: str) -> None:
+        with self._validating:  # many runs of a program that has just been started ask at the same time
+            if key not in self._valid:
+                self._valid[key] = self._validate(stubs)
+
     def _validate(self, stubs: str) -> ContractError | None:
         remedy = "Use types that stubs can express: TypedDict, Literal, lists, dicts, numbers, text, dates"
         try:
@@ -244,7 +255,7 @@ class Checker:
             return ContractError("tool stubs are not valid Python", value=f"line {error.lineno}: {error.msg}", remedy=remedy)
         # 1. The stub text as code: unknown names and modules are reported there, and only there.
         ignored = {"empty-body", "invalid-return-type", "invalid-overload", "invalid-parameter-default"}
-        for item in self._gate(PRELUDE, f"{_GATE}()\n", stubs) or []:
+        for item in self._gate(PRELUDE, _GATE, stubs) or []:
             code, text = (item.rule, item.message) if isinstance(item, Diagnostic) else (item["code"], item["message"])
             line = item.line if isinstance(item, Diagnostic) else item["line"]
             if code not in ignored and code != "unsupported":
@@ -252,7 +263,7 @@ class Checker:
         # 2. Canaries: a wrong call of a function next to the tools, and of each tool, must be reported.
         functions = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
         probes = ['dse_canary("x")', *(f"{f.name}(dse_no_such_parameter=0)" for f in functions if f.args.kwarg is None)]
-        found = self._gate(f"{PRELUDE}\n{_returning(stubs)}\n", f"{_GATE}()\n", "\n".join(probes)) or []
+        found = self._gate(f"{PRELUDE}\n{_returning(stubs)}\n", _GATE, "\n".join(probes)) or []
         reported = {
             item["line"] for item in found if not isinstance(item, Diagnostic) and item["code"] != "unused-awaitable"
         }
@@ -261,13 +272,17 @@ class Checker:
                 return ContractError("wrong calls are not noticed with these tool stubs", value=probe, remedy=remedy)
         # 3. No part of a tool's signature may be unknown to the checker.
         probes = [f"reveal_type({f.name})" for f in functions]
-        for item in self._gate(f"{PRELUDE}\n{_returning(stubs)}\n", f"{_GATE}()\n", "\n".join(probes)) or []:
+        for item in self._gate(f"{PRELUDE}\n{_returning(stubs)}\n", _GATE, "\n".join(probes)) or []:
             if not isinstance(item, Diagnostic) and item["code"] == "revealed-type" and "Unknown" in item["message"]:
                 name = functions[item["line"] - 1].name
                 return ContractError(
                     "a tool's type is unknown to the checker", value=f"{name}: {item['message']}", remedy=remedy
                 )
         return None
+
+
+class _Died(Exception):
+    """The worker of a used session is gone."""
 
 
 class _Bench:
@@ -288,17 +303,10 @@ class _Bench:
     def natives(self) -> tuple[Any, ...]:
         return (self.guest,)
 
-    def alive(self) -> bool:
-        """Whether the worker still answers."""
-        try:
-            return bool(self.guest.feed_run("1", skip_type_check=True) == 1)
-        except Exception:
-            return False
-
     def close(self) -> None:
         guest, self.guest = self.guest, None
-        if guest is not None and self._workers.state == "open":
-            guest.__exit__(None, None, None)
+        if guest is not None:
+            self._workers.take_back(guest)
 
 
 def _parsed(text: str) -> ast.AST | None:
@@ -308,6 +316,14 @@ def _parsed(text: str) -> ast.AST | None:
         return None
 
 
+@lru_cache(maxsize=256)
+def _defined(text: str) -> frozenset[str]:
+    """Names that stubs or declarations define."""
+    tree = _parsed(text)
+    return frozenset(name for name, _ in bound_names(tree)) if tree else frozenset()
+
+
+@lru_cache(maxsize=256)
 def _returning(stubs: str) -> str:
     """``NoReturn`` functions as ordinary ones: nothing would be checked after a call of them."""
     return re.sub(r"->\s*(?:typing\.)?(?:NoReturn|Never)\s*:", "-> None:", stubs)

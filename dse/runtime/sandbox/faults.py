@@ -47,11 +47,12 @@ def is_interpreters(error: BaseException) -> bool:
     return kind is RuntimeError and bool(re.search(r"monty worker|this checkout", str(error)))
 
 
-def from_exception(error: BaseException, filename: str) -> GuestError:
+def from_exception(error: BaseException, filename: str, shift: int = 0) -> GuestError:
     """What ended a feed, from the exception that the interpreter raised.
 
     Args:
         filename: how the interpreter calls the current feed; lines are those of this feed.
+        shift: how many lines of ours stand before it.
     """
     kind = type(error).__name__
     if kind == "MontyCrashedError":
@@ -62,7 +63,7 @@ def from_exception(error: BaseException, filename: str) -> GuestError:
         return crash("the interpreter process ended unexpectedly")
     if kind not in ("MontyRuntimeError", "MontySyntaxError"):
         return crash("the interpreter failed")
-    line, parsing = _place(error, filename)
+    line, parsing = _place(error, filename, shift)
     class_name, message = _split(error.display("type-msg"))  # type: ignore[attr-defined]
     if kind == "MontySyntaxError":
         return GuestError("syntax", "SyntaxError", str(error), line)
@@ -129,8 +130,8 @@ def _split(text: str) -> tuple[str, str]:
     return (name, message) if re.fullmatch(r"[\w.]+", name) else ("Exception", text)
 
 
-def _place(error: Any, filename: str) -> tuple[int | None, bool]:
+def _place(error: Any, filename: str, shift: int) -> tuple[int | None, bool]:
     """The innermost line within the feed, and whether the error arose while parsing."""
     frames = error.traceback()
-    lines = [frame.line for frame in frames if frame.filename == filename]
+    lines = [frame.line - shift for frame in frames if frame.filename == filename and frame.line > shift]
     return (lines[-1] if lines else None), bool(frames) and frames[-1].function_name is None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -91,8 +92,8 @@ class Sandbox:
 
     @property
     def threads_in_use(self) -> int:
-        """Threads of the running event loop that run a turn or wait for a worker right now."""
-        return sum(limiter.borrowed_tokens for limiter in self._workers.threads())
+        """Turns that run in a thread or wait for one right now."""
+        return self._workers.threads.busy
 
     async def open(
         self,
@@ -103,7 +104,27 @@ class Sandbox:
         async_names: frozenset[str] = frozenset(),
         sync_names: frozenset[str] = frozenset(),
     ) -> Session:
-        """A fresh session.
+        """A fresh session, with its worker. Parameters as for :meth:`session`.
+
+        Raises:
+            SandboxUnavailable: no worker could be had in time.
+        """
+        session = self.session(seed=seed, clock=clock, limits=limits, async_names=async_names, sync_names=sync_names)
+        await self._workers.place(session)
+        await session._in_thread(session._check_out)
+        return session
+
+    def session(
+        self,
+        *,
+        seed: int,
+        clock: datetime,
+        limits: SandboxLimits | None = None,
+        async_names: frozenset[str] = frozenset(),
+        sync_names: frozenset[str] = frozenset(),
+        imports: str = "import asyncio",
+    ) -> Session:
+        """A fresh session that gets a worker with its first feed.
 
         Args:
             seed: start of the guest's random numbers.
@@ -111,22 +132,17 @@ class Sandbox:
             async_names: names whose calls the guest awaits.
             sync_names: names whose calls return directly. A name that is in neither set surfaces as a
                 direct call as well, but cannot be used as a value.
+            imports: statements that run first, ``import asyncio`` among them; lines of errors do not count them.
 
         Raises:
-            SandboxUnavailable: no worker could be had in time.
+            SandboxUnavailable: the sandbox is closed, or belongs to a parent process.
         """
         if clock.tzinfo is None:
             raise ValueError("clock needs a time zone")
         if async_names & sync_names:
             raise ValueError(f"both async and sync: {sorted(async_names & sync_names)}")
         self._workers.refuse_if_unusable()
-        session = Session(self._workers, limits or SandboxLimits(), seed, clock, async_names, sync_names)
-        try:
-            with anyio.fail_after(self._workers.checkout_timeout_s):
-                await session._in_thread(session._check_out, self._workers.threads()[1])
-        except TimeoutError:
-            raise self._workers.exhausted() from None
-        return session
+        return Session(self._workers, limits or SandboxLimits(), seed, clock, async_names, sync_names, imports)
 
     async def thaw(
         self,
@@ -138,6 +154,7 @@ class Sandbox:
         limits: SandboxLimits | None = None,
         async_names: frozenset[str] = frozenset(),
         sync_names: frozenset[str] = frozenset(),
+        imports: str = "import asyncio",
     ) -> Session:
         """The session that :meth:`Session.freeze` gave, in a worker of this pool.
 
@@ -147,12 +164,9 @@ class Sandbox:
             SandboxUnavailable: no worker could be had in time, or the interpreter does not take it.
         """
         self._workers.refuse_if_unusable()
-        session = Session(self._workers, limits or SandboxLimits(), seed, clock, async_names, sync_names)
-        try:
-            with anyio.fail_after(self._workers.checkout_timeout_s):
-                await session._in_thread(lambda: session._load(data, driver), self._workers.threads()[1])
-        except TimeoutError:
-            raise self._workers.exhausted() from None
+        session = Session(self._workers, limits or SandboxLimits(), seed, clock, async_names, sync_names, imports)
+        await self._workers.place(session)
+        await session._in_thread(lambda: session._load(data, driver))
         return session
 
 
@@ -167,6 +181,7 @@ class Session:
         clock: datetime,
         async_names: frozenset[str],
         sync_names: frozenset[str],
+        imports: str,
     ) -> None:
         self.limits = limits
         self.interpreter_s = 0.0
@@ -182,8 +197,11 @@ class Session:
         self._in_turn = False
         self._abandoned = False
         self._dead: GuestError | None = None
+        self._imports = imports
+        self._imported: bool | None = False  # None: perhaps
         self._loaded: set[str] = set()
         self._feeds = 0
+        self._shift = 0  # lines of ours before the code of the present feed
         self._calls = 0  # external calls so far
         self._suspensions = 0
         self._inner: dict[int, int] = {}  # our call id -> the interpreter's, which restarts at every feed
@@ -200,9 +218,12 @@ class Session:
 
         Raises:
             Unserialisable: an input that cannot enter the guest; nothing ran.
+            SandboxUnavailable: the session had no worker yet, and none could be had in time.
         """
         if self._snapshot is not None:
             raise RuntimeError("the guest still waits for results: resume it, or close the session")
+        if self._guest is None and self._dead is None and self._workers.state != "forked":
+            await self._workers.place(self)
         return await self._turn(lambda: self._begin(code, dict(inputs or {}), shims))
 
     async def resume(self, results: dict[int, Result]) -> Turn:
@@ -218,9 +239,15 @@ class Session:
         return await self._turn(lambda: self._answer(results))
 
     async def aclose(self) -> None:
-        """Returns the worker, or ends it when a turn is still running. Idempotent."""
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._leave, limiter=self._workers.threads()[0])
+        """Returns the worker, or ends it when a turn is still running. Idempotent; done by another thread soon after."""
+        self._dead = self._dead or faults.crash("the session was closed")
+        if self._guest is not None:
+            try:
+                self._workers.threads.hand(self._leave)
+                return
+            except SandboxUnavailable:
+                pass  # closed meanwhile
+        self._leave()
 
     @property
     def waits_for(self) -> tuple[int, ...]:
@@ -232,7 +259,7 @@ class Session:
 
         Between feeds, or while the guest waits and every call has been reported. None when the worker is gone.
         """
-        data: bytes | None = await self._in_thread(self._dump, self._workers.threads()[0])
+        data: bytes | None = await self._in_thread(self._dump)
         if data is None:
             return None
         return data, {
@@ -242,7 +269,9 @@ class Session:
             "inner": [[ours, theirs] for ours, theirs in self._inner.items()],
             "pending": list(self.waits_for),
             "loaded": sorted(self._loaded),
+            "imported": self._imported,
             "feeds": self._feeds,
+            "shift": self._shift,
             "interpreter_s": self.interpreter_s,
             "printed": self._prints.counts(),
         }
@@ -265,10 +294,10 @@ class Session:
             self._dead = faults.crash("the sandbox was closed")
         if self._dead is not None:
             return Failed(self._dead)
-        turn: Turn = await self._in_thread(work, self._workers.threads()[0])
+        turn: Turn = await self._in_thread(work)
         return turn
 
-    async def _in_thread(self, work: Callable[[], Any], limiter: anyio.CapacityLimiter) -> Any:
+    async def _in_thread(self, work: Callable[[], Any]) -> Any:
         """Runs ``work`` in a thread. When the task is cancelled meanwhile, the session is given up."""
 
         def run() -> Any:
@@ -286,7 +315,7 @@ class Session:
 
         done = False
         try:
-            result = await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=limiter)
+            result = await self._workers.threads.run(run)
             done = True
             return result
         except Exception:
@@ -327,68 +356,47 @@ class Session:
 
     def _leave_locked(self) -> None:
         guest, self._guest, self._snapshot = self._guest, None, None
-        if guest is not None and self._workers.state == "open":
-            guest.__exit__(None, None, None)
+        self._workers.take_back(guest, self)
 
     def natives(self) -> tuple[Any, ...]:
         return self._guest, self._snapshot
 
     def _check_out(self) -> None:
-        import pydantic_monty
-
         limits = self.limits
-        for last in (False, False, True):
-            guest = self._workers.lend(
+        try:
+            self._guest = self._workers.lend(
                 limits={
                     "max_feed_duration_secs": limits.feed_s,
                     "max_memory": limits.memory_bytes,
                     "max_recursion_depth": limits.recursion,
-                    "max_suspensions": limits.suspensions,
+                    "max_suspensions": max(1, limits.suspensions - self._suspensions),  # a dump forgets its count
                 },
                 os_policy={"datetime": self._clock, "sleep": "zero", "random_start": {"seed": self._seed}},
             )
-            self._guest, self._pid = guest, guest.worker_pid
-            try:
-                # code that uses asyncio without importing it works, and its lines stay the same
-                self._feed_quietly("import asyncio")
-                return
-            except (pydantic_monty.MontyError, RuntimeError) as error:  # the worker had died meanwhile
-                self._guest, self._feeds = None, 0
-                guest.__exit__(None, None, None)
-                if last:
-                    raise SandboxUnavailable(
-                        "interpreter workers end before they can be used", value=f"{type(error).__name__}: {error}"
-                    ) from error
+        except BaseException:
+            self._workers.take_back(None, self)
+            raise
+        self._pid = self._guest.worker_pid
 
     def _load(self, data: bytes, driver: Mapping[str, Any]) -> None:
         import pydantic_monty
 
-        limits = self.limits
         self._suspensions = driver["suspensions"]
-        guest = self._workers.lend(
-            limits={
-                "max_feed_duration_secs": limits.feed_s,
-                "max_memory": limits.memory_bytes,
-                "max_recursion_depth": limits.recursion,
-                "max_suspensions": max(1, limits.suspensions - self._suspensions),  # a dump forgets its count
-            },
-            os_policy={"datetime": self._clock, "sleep": "zero", "random_start": {"seed": self._seed}},
-        )
-        self._guest, self._pid = guest, guest.worker_pid
-        self._prints = _Prints(limits.print_bytes, driver["printed"])
+        self._check_out()
+        self._prints = _Prints(self.limits.print_bytes, driver["printed"])
         try:
             if driver["suspended"]:
-                self._snapshot = guest.load_snapshot(data, print_callback=self._prints.write)
+                self._snapshot = self._guest.load_snapshot(data, print_callback=self._prints.write)
             else:
-                guest.load_session(data)
+                self._guest.load_session(data)
         except (pydantic_monty.MontyError, RuntimeError, ValueError) as error:
-            self._guest = None
-            guest.__exit__(None, None, None)
+            with self._lock:
+                self._leave_locked()
             raise SandboxUnavailable("a frozen guest cannot be loaded", value=f"{type(error).__name__}: {error}") from error
         self._calls, self._feeds, self.interpreter_s = driver["calls"], driver["feeds"], driver["interpreter_s"]
         self._inner = {ours: theirs for ours, theirs in driver["inner"]}
-        self._pending = tuple(driver["pending"])
-        self._loaded = set(driver["loaded"])
+        self._pending, self._shift = tuple(driver["pending"]), driver["shift"]
+        self._loaded, self._imported = set(driver["loaded"]), driver["imported"]
 
     # --- what runs in the thread
 
@@ -400,22 +408,37 @@ class Session:
         self._prints = _Prints(self.limits.print_bytes)
         self._inner.clear()
         self._fresh.clear()
+        if self._guest is None:
+            self._check_out()
+        sources = [source_of(need) for need in shims if need not in self._loaded]
+        before = ""
+        if self._imported is None:  # the first feed failed; where it was not even parsed, nothing is imported
+            guarded = textwrap.indent(self._imports, "    ")
+            sources.insert(0, f"try:\n    asyncio\nexcept NameError:\n{guarded}")
+        elif not self._imported and sources:
+            sources.insert(0, self._imports)
+        elif not self._imported:
+            before = f"{self._imports}\n"  # one feed is cheaper than two
 
         def step() -> Any:
-            for need in shims:
-                if need not in self._loaded:
-                    self._feed_quietly(source_of(need))
-                    self._loaded.add(need)
+            if sources:
+                self._feed_quietly("\n".join(sources))
+                self._loaded.update(shims)
+                self._imported = True
             self._feeds += 1
             try:
-                return self._guest.feed_start(code, inputs=inputs, print_callback=self._prints.write)
+                return self._guest.feed_start(before + code, inputs=inputs, print_callback=self._prints.write)
             except Exception as error:
                 if refused := _refused(error, "an input"):
                     self._feeds -= 1  # the interpreter has not counted it
                     raise refused from None
                 raise
 
-        return self._drive(step)
+        self._shift = before.count("\n")
+        turn = self._drive(step)
+        if not self._imported:
+            self._imported = None if isinstance(turn, Failed) else True
+        return turn
 
     def _answer(self, results: dict[int, Result]) -> Turn:
         snapshot = self._snapshot
@@ -488,7 +511,7 @@ class Session:
                 raise
             self._snapshot = None
             self._fresh = []
-            fault = faults.from_exception(error, f"<python-input-{self._feeds - 1}>")
+            fault = faults.from_exception(error, f"<python-input-{self._feeds - 1}>", self._shift)
             if fault.dead:
                 self._dead = fault
             return Failed(fault, self._prints.take(last=True))

@@ -12,11 +12,12 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from dse.runtime.sandbox.records import Diagnostic
 from dse.runtime.sandbox.rewrite import callbacks, permits, rewrite
 from dse.runtime.sandbox.shims import MODULES, PROVIDED
-from dse.runtime.sandbox.source import Source, bound_names
+from dse.runtime.sandbox.source import Source
 
 __all__ = ["MAX_SOURCE", "LintResult", "extract_code", "lint"]
 
@@ -134,7 +135,7 @@ def lint(
         return LintResult(code, (Diagnostic(0, 0, "too-long", said, "write less, and get data from the inputs and tools"),))
     rewritten = rewrite(code, tools | frozenset(known_names))
     try:
-        source = Source(code)
+        source = Source.of(code)
         found = list(_Linter(source, tools, submit, tuple(output_names)).run())
     except SyntaxError as error:
         remark = Diagnostic(error.lineno or 0, error.offset or 0, "syntax", error.msg, severity="warning")
@@ -154,16 +155,14 @@ class _Linter:
     def __init__(self, source: Source, tools: frozenset[str], submit: str, outputs: tuple[str, ...]) -> None:
         self.s, self.tools, self.submit, self.outputs = source, tools, submit, outputs
         self.calling = self._functions_that_call_tools()
-        self.tasks = any(
-            source.resolve(n) in ("asyncio.create_task", "asyncio.ensure_future") for n in ast.walk(source.tree)
-        )
+        self.tasks = any(source.resolve(n) in ("asyncio.create_task", "asyncio.ensure_future") for n in source.nodes)
 
     def run(self) -> Iterator[Diagnostic]:
         yield from self._names()
-        for node in ast.walk(self.s.tree):
-            rule: Callable[[ast.AST], Iterator[Diagnostic]] | None = getattr(self, f"_on_{type(node).__name__}", None)
+        for node in self.s.nodes:
+            rule = _RULES.get(type(node).__name__)
             if rule is not None:
-                yield from rule(node)
+                yield from rule(self, node)
         yield from self._submission()
 
     def _say(self, node: ast.AST, rule: str, message: str, hint: str = "", *, warning: bool = False) -> Diagnostic:
@@ -176,10 +175,10 @@ class _Linter:
     # --- names
 
     def _names(self) -> Iterator[Diagnostic]:
-        for name, node in bound_names(self.s.tree):
+        for name, node in self.s.bindings:
             if name in self.tools:
                 yield self._say(node, "tool-rebound", f"`{name}` is a tool and cannot be redefined", "choose another name")
-        for node in ast.walk(self.s.tree):
+        for node in self.s.nodes:
             used = [getattr(node, field, None) for field in ("id", "arg", "name", "asname", "rest", "module")]
             if isinstance(node, (ast.Global, ast.Nonlocal)):
                 used += node.names
@@ -376,7 +375,7 @@ class _Linter:
         return self._reaches(node, self.calling)
 
     def _submission(self) -> Iterator[Diagnostic]:
-        if not self.outputs or any(isinstance(n, ast.Name) and n.id == self.submit for n in ast.walk(self.s.tree)):
+        if not self.outputs or any(isinstance(n, ast.Name) and n.id == self.submit for n in self.s.nodes):
             return
         assigned = {
             t.id for st in self.s.tree.body if isinstance(st, ast.Assign) for t in st.targets if isinstance(t, ast.Name)
@@ -387,3 +386,8 @@ class _Linter:
                 self.s.tree.body[-1], "not-submitted", "the outputs are computed but not submitted",
                 f"end with {self.submit}({call})", warning=True,
             )  # fmt: skip
+
+
+_RULES: dict[str, Callable[[_Linter, Any], Iterator[Diagnostic]]] = {
+    name.removeprefix("_on_"): method for name, method in vars(_Linter).items() if name.startswith("_on_")
+}

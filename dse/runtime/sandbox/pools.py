@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
-import itertools
+import contextlib
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-import anyio
-import anyio.lowlevel
-
 from dse.errors import SandboxUnavailable
+from dse.runtime.sandbox.threads import Threads
 
 __all__ = ["WorkerPool"]
 
-_OPENERS = 4  # threads that may wait for a free worker at the same time
-_numbers = itertools.count()
+_LOOK_AGAIN_S = 1.0  # a session that nobody closed frees its place when it is collected, and says so to nobody
+_LAST_S = 1.0  # how long the end of the process waits for a thread whose worker has ended
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 _started = False  # a native pool was started in this process
 _forked = False  # ... and this process is a fork of that one: the native module hangs in here
@@ -29,8 +29,20 @@ class _Holder(Protocol):
         """The interpreter's objects that this one holds."""
 
 
+class _Waiter:
+    """Somebody who waits for a place, in some event loop."""
+
+    def __init__(self, holder: _Holder, loop: asyncio.AbstractEventLoop, called: asyncio.Future[None]) -> None:
+        self.holder, self.loop, self.called = holder, loop, called
+        self.placed = False
+
+    def call(self) -> None:
+        if not self.called.done():
+            self.called.set_result(None)
+
+
 class WorkerPool:
-    """The interpreter's pool behind one lock. All methods but :meth:`threads` may be called from any thread.
+    """The interpreter's pool behind one lock. All methods may be called from any thread.
 
     Args:
         max_workers: workers at the same time; they start when they are needed.
@@ -48,21 +60,53 @@ class WorkerPool:
         self.holders: weakref.WeakSet[_Holder] = weakref.WeakSet()
         self._native: Any = None
         self._lock = threading.Lock()
-        # limiters belong to an event loop, the pool to all of them
-        self._limiters: anyio.lowlevel.RunVar[tuple[anyio.CapacityLimiter, anyio.CapacityLimiter]]
-        self._limiters = anyio.lowlevel.RunVar(f"dse-workers-{next(_numbers)}")
+        self.threads = Threads(max_workers, "dse-worker")
+        weakref.finalize(self, self.threads.stop).atexit = False
+        self._places = threading.Lock()
+        self._placed: weakref.WeakSet[_Holder] = weakref.WeakSet()
+        self._waiting: deque[_Waiter] = deque()
 
-    def threads(self) -> tuple[anyio.CapacityLimiter, anyio.CapacityLimiter]:
-        """Limiters of the running event loop: for work in workers, and for waiting for a worker.
+    async def place(self, holder: _Holder) -> None:
+        """Waits until `holder` may have a worker (:meth:`lend` then need not wait), in order of asking.
 
-        Nobody waits on one while holding a place in it.
+        Raises:
+            SandboxUnavailable: none became free in time, or the pool is closed.
         """
+        with self._places:
+            if not self._waiting and len(self._placed) < self.max_workers:
+                self._placed.add(holder)
+                return
+            loop = asyncio.get_running_loop()
+            waiter = _Waiter(holder, loop, loop.create_future())
+            self._waiting.append(waiter)
+        deadline = loop.time() + self.checkout_timeout_s
         try:
-            return self._limiters.get()
-        except LookupError:
-            pair = (anyio.CapacityLimiter(self.max_workers), anyio.CapacityLimiter(_OPENERS))
-            self._limiters.set(pair)
-            return pair
+            while not waiter.called.done():
+                left = deadline - loop.time()
+                await asyncio.wait([waiter.called], timeout=max(0.0, min(left, _LOOK_AGAIN_S)))
+                self._call_waiting()
+                if self.state == "closed":
+                    self.refuse_if_unusable()
+                if left <= 0 and not waiter.placed:
+                    raise self.exhausted()
+        except BaseException:
+            with self._places:
+                if waiter in self._waiting:
+                    self._waiting.remove(waiter)
+                self._placed.discard(holder)
+            self._call_waiting()
+            raise
+
+    def _call_waiting(self) -> None:
+        with self._places:
+            while self._waiting and len(self._placed) < self.max_workers:
+                waiter = self._waiting.popleft()
+                try:
+                    waiter.loop.call_soon_threadsafe(waiter.call)
+                except RuntimeError:  # its event loop is closed
+                    continue
+                waiter.placed = True
+                self._placed.add(waiter.holder)
 
     def start(self) -> None:
         """Starts the first worker, once.
@@ -127,6 +171,20 @@ class WorkerPool:
                 if last:
                     raise SandboxUnavailable("interpreter workers end before they can be used", value=str(error)) from error
 
+    def take_back(self, session: Any, holder: _Holder | None = None) -> None:
+        """The end of what :meth:`lend` gave, if it did, and of the holder's place."""
+        if self.state == "forked":
+            return
+        if session is not None and self.state == "open":
+            import pydantic_monty
+
+            with contextlib.suppress(pydantic_monty.MontyError, RuntimeError):  # it is gone already
+                session.__exit__(None, None, None)
+        if holder is not None:
+            with self._places:
+                self._placed.discard(holder)
+            self._call_waiting()
+
     def exhausted(self) -> SandboxUnavailable:
         return SandboxUnavailable(
             f"no interpreter worker became free within {self.checkout_timeout_s:g} s",
@@ -143,13 +201,14 @@ class WorkerPool:
             self.state = "closed"
             if native is not None:
                 native.__exit__(None, None, None)
+        self.threads.stop()
 
     def disown(self) -> None:
         """In the child of a fork: neither use nor clean up what is the parent's; both would break its sessions."""
         import ctypes
 
         self.state = "forked"
-        self._lock = threading.Lock()  # another thread of the parent may have held it
+        self._lock, self._places = threading.Lock(), threading.Lock()  # another thread of the parent may have held them
         natives = [self._native, *(native for holder in list(self.holders) for native in holder.natives())]
         for native in natives:
             if native is not None:  # never finalised: its end would speak to the parent's worker
@@ -166,6 +225,8 @@ def _disown_all() -> None:
 def _close_all() -> None:
     for pool in list(_pools):
         pool.close()
+        # a thread that is still inside the native module when Python ends would abort the process
+        pool.threads.stop(_LAST_S)
 
 
 atexit.register(_close_all)

@@ -11,6 +11,7 @@ import ast
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 from dse.runtime.sandbox.shims import (
     AUTO_MODULES,
@@ -52,6 +53,8 @@ _TYPING = frozenset(
      "Generator", "Self", "Type", "ClassVar", "NoReturn", "Never"}
 )  # fmt: skip
 
+_IMPORTABLE = MODULES | AUTO_MODULES.keys() | AUTO_NAMES.keys()  # what code may use without an import
+
 _DATACLASS = ("dataclasses.dataclass", "dataclass")
 
 
@@ -64,20 +67,26 @@ class Rewritten:
     needs: tuple[str, ...] = ()
 
 
-@lru_cache(maxsize=1024)
 def rewrite(code: str, known_names: frozenset[str] = frozenset()) -> Rewritten:
     """The code in both forms; text that the host cannot parse comes back as it is.
 
     Args:
         known_names: tools, inputs and earlier variables: never imported over.
     """
+    return _rewrite(code, known_names & _IMPORTABLE)  # lint and check know different names, and share the answer
+
+
+@lru_cache(maxsize=1024)
+def _rewrite(code: str, known_names: frozenset[str]) -> Rewritten:
     try:
-        source = Source(code)
-        run, needs = _Rewriter(source, known_names, checking=False).result()
-        check, _ = _Rewriter(source, known_names, checking=True).result()
+        source = Source.of(code)
+        rewriter = _Rewriter(source, known_names, checking=False)
+        check = run = (result := rewriter.result())[0]
+        if rewriter.forked:
+            check = _Rewriter(source, known_names, checking=True).result()[0]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return Rewritten(code, code)
-    return Rewritten(run, check, tuple(needs))
+    return Rewritten(run, check, tuple(result[1]))
 
 
 def guard_of(statement: ast.stmt) -> bool:
@@ -104,7 +113,7 @@ def callbacks(node: ast.Call, name: str) -> Iterable[ast.expr]:
 def permits(source: Source, node: ast.AsyncWith) -> bool:
     """Whether all managers are semaphores or timeouts, for which shims put managers that do nothing."""
     kinds = ("asyncio.Semaphore", "asyncio.BoundedSemaphore", "asyncio.timeout")
-    made = any(isinstance(n, ast.Call) and source.resolve(n.func) in kinds for n in ast.walk(source.tree))
+    made = any(isinstance(n, ast.Call) and source.resolve(n.func) in kinds for n in source.nodes)
     return all(
         source.resolve(e.func) in kinds if isinstance(e, ast.Call) else made and isinstance(e, (ast.Name, ast.Attribute))
         for e in (item.context_expr for item in node.items)
@@ -118,16 +127,22 @@ class _Rewriter:
     def __init__(self, source: Source, known_names: frozenset[str], *, checking: bool) -> None:
         self.s = source
         self.known = known_names
-        self.checking = checking
+        self._checking = checking
+        self.forked = False  # whether it mattered which of the two forms this is
         self.needs: list[str] = []
         self.edits: list[tuple[int, int, int, int, str]] = []  # (position, class, sequence, end, text)
-        self.called = {n.func.id for n in ast.walk(source.tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        self.called = {n.func.id for n in source.nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
         self.nexted = {
             n.args[0].id
-            for n in ast.walk(source.tree)
+            for n in source.nodes
             if isinstance(n, ast.Call) and n.args and isinstance(n.args[0], ast.Name)
             and source.resolve(n.func) == "builtins.next"
         }  # fmt: skip
+
+    @property
+    def checking(self) -> bool:
+        self.forked = True
+        return self._checking
 
     def result(self) -> tuple[str, list[str]]:
         self._imports_missing()
@@ -165,11 +180,11 @@ class _Rewriter:
         return name
 
     def _visit(self, node: ast.AST) -> None:
-        handler = getattr(self, f"_on_{type(node).__name__}", None)
-        closers = handler(node) if handler else []
+        handler = _HANDLERS.get(type(node).__name__)
+        closers = handler(self, node) if handler else []
         if closers is None:  # replaced as a whole
             return
-        for child in ast.iter_child_nodes(node):
+        for child in self.s.children[node]:
             self._visit(child)
         for close in reversed(closers):
             close()
@@ -463,7 +478,7 @@ class _Rewriter:
     # --- the whole text
 
     def _imports_missing(self) -> None:
-        for node in ast.walk(self.s.tree):
+        for node in self.s.nodes:
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 name = node.value.id
                 need = name if node.attr in AUTO_MODULES.get(name, ()) else None
@@ -499,6 +514,11 @@ class _Rewriter:
         return ""
 
 
+_HANDLERS: dict[str, Callable[[_Rewriter, Any], list[_Closer] | None]] = {
+    name.removeprefix("_on_"): method for name, method in vars(_Rewriter).items() if name.startswith("_on_")
+}
+
+
 def _named(target: ast.expr) -> str:
     if isinstance(target, ast.Name):
         return target.id
@@ -516,7 +536,7 @@ def neutral(code: str) -> str:
     """Earlier code for the type checker: without top-level ``return`` and ``raise``, after which nothing would be
     checked any more. Lines stay the same."""
     try:
-        source = Source(code)
+        source = Source.of(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return code
     spans = [

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 __all__ = ["Source", "bound_names", "parse", "walk_scope"]
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+_NO_NODES = frozenset({"ctx", "op", "ops", "id", "attr", "arg", "kind", "type_comment", "type_ignores", "level"})
 _BUILTINS = frozenset(dir(builtins))
 
 
@@ -53,35 +55,41 @@ class Source:
         for i, byte in enumerate(self.data):
             if byte == 10:
                 self._lines.append(i + 1)
+        self.nodes: list[ast.AST] = [self.tree]  # level by level, without operators and contexts; they do not change
+        self.children: dict[ast.AST, list[ast.AST]] = {}
         self.parents: dict[ast.AST, ast.AST] = {}
-        for node in ast.walk(self.tree):
-            for child in ast.iter_child_nodes(node):
+        self.functions: dict[str, FunctionNode] = {}
+        imports: list[ast.Import | ast.ImportFrom] = []
+        for node in self.nodes:  # which grows meanwhile
+            below = self.children[node] = _children(node)
+            self.nodes += below
+            for child in below:
                 self.parents[child] = node
-        self.functions: dict[str, FunctionNode] = {
-            node.name: node for node in ast.walk(self.tree) if isinstance(node, FunctionNode)
-        }
+            if isinstance(node, FunctionNode):
+                self.functions[node.name] = node
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                imports.append(node)
+        self.bindings: list[tuple[str, ast.AST]] = list(_bound(self.nodes))
         self.imports: dict[str, str] = {}  # local name -> "module" or "module.name"
-        rebound = {name for name, node in bound_names(self.tree) if not isinstance(node, (ast.Import, ast.ImportFrom))}
-        for node in ast.walk(self.tree):
+        rebound = {name for name, node in self.bindings if not isinstance(node, (ast.Import, ast.ImportFrom))}
+        for node in imports:
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     local = alias.asname or alias.name.partition(".")[0]
                     self.imports[local] = alias.name if alias.asname else local
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            elif node.module and not node.level:
                 for alias in node.names:
                     self.imports[alias.asname or alias.name] = f"{node.module}.{alias.name}"
         for name in rebound:
             self.imports.pop(name, None)
-        self.bound = (
-            rebound
-            | self.imports.keys()
-            | {
-                (alias.asname or alias.name).partition(".")[0]
-                for node in ast.walk(self.tree)
-                if isinstance(node, (ast.Import, ast.ImportFrom))
-                for alias in node.names
-            }
-        )
+        imported = {(alias.asname or alias.name).partition(".")[0] for node in imports for alias in node.names}
+        self.bound = rebound | self.imports.keys() | imported
+
+    @classmethod
+    @functools.lru_cache(maxsize=64)
+    def of(cls, text: str) -> Source:
+        """The same, remembered: one piece of code is rewritten, linted and checked right after another."""
+        return cls(text)
 
     def start(self, node: ast.AST) -> int:
         at: int = self._lines[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
@@ -133,9 +141,26 @@ class Source:
         return None
 
 
+def _children(node: ast.AST) -> list[ast.AST]:
+    found: list[ast.AST] = []
+    for name in node._fields:
+        if name in _NO_NODES:
+            continue
+        value = getattr(node, name, None)
+        if isinstance(value, list):
+            found += [item for item in value if isinstance(item, ast.AST)]
+        elif isinstance(value, ast.AST):
+            found.append(value)
+    return found
+
+
 def bound_names(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     """Every binding of a name in any scope: assignments, loops, parameters, imports, definitions."""
-    for node in ast.walk(tree):
+    return _bound(ast.walk(tree))
+
+
+def _bound(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
+    for node in nodes:
         if isinstance(node, ast.Name) and isinstance(node.ctx, (ast.Store, ast.Del)):
             yield node.id, node
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):

@@ -1,0 +1,111 @@
+"""Threads that turns, checks and checkouts run in.
+
+Handing work over is most of what a short turn costs on the host. A queue and one wake-up of the event loop cost less
+than an executor with its futures, and threads that belong to a pool outlive event loops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from dse.errors import SandboxUnavailable
+
+__all__ = ["Threads"]
+
+T = TypeVar("T")
+_Job = Callable[[], None]
+
+
+class Threads:
+    """Up to `most` threads, started when they are needed; work waits in order of arrival.
+
+    They are daemons: the owner ends them (:meth:`stop`) after what they wait for has ended.
+    """
+
+    def __init__(self, most: int, name: str) -> None:
+        self._most, self._name = most, name
+        self._queue: SimpleQueue[Callable[[], _Job | None] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._idle = 0  # waiting threads that no work in the queue is meant for
+        self._stopped = False
+        self.busy = 0
+        """Pieces of work that run or wait."""
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """The result of ``work()``. When the waiting task is cancelled, the work goes on and nobody hears of it."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        context = contextvars.copy_context()
+
+        def job() -> _Job:
+            result: Any = None
+            error: BaseException | None = None
+            try:
+                result = context.run(work)
+            except BaseException as exc:  # a panic of the native module is not an Exception
+                error = exc
+
+            def tell() -> None:
+                nonlocal error
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(_settle, future, result, error)
+                error = None  # its traceback holds the frames that hold it
+
+            return tell
+
+        self.hand(job)
+        return await future
+
+    def hand(self, job: Callable[[], _Job | None]) -> None:
+        """Has ``job()`` done by and by, and then what it returns. Nobody waits for it; it must not raise.
+
+        Raises:
+            SandboxUnavailable: :meth:`stop` was called.
+        """
+        with self._lock:
+            if self._stopped:
+                raise SandboxUnavailable("the sandbox is closed", remedy="Create a new one")
+            self.busy += 1
+            if self._idle:
+                self._idle -= 1
+            elif len(self._threads) < self._most:
+                thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._queue.put(job)
+
+    def stop(self, timeout_s: float = 0.0) -> None:
+        """Ends the threads once the queue is empty, and waits that long for each of them. Idempotent."""
+        with self._lock:
+            if not self._stopped:
+                self._stopped = True
+                for _ in self._threads:
+                    self._queue.put(None)
+        for thread in self._threads if timeout_s else ():
+            thread.join(timeout_s)
+
+    def _serve(self) -> None:
+        while (job := self._queue.get()) is not None:
+            then = job()
+            with self._lock:
+                self.busy -= 1
+                self._idle += 1
+            if then is not None:
+                then()
+            del job, then  # not kept until the next one comes
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
