@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import dse
-from dse.errors import DseError, EffectUnknown, RunNotResumable
+from dse.errors import DseError, EffectUnknown
 from dse.runtime import sandbox
 from dse.store.journal import Store
 from dse.testing import ScriptedModel, call, say
@@ -241,10 +241,15 @@ def _live(scenario: Scenario, place: Path, run_id: str, reaper: Reaper, seed: in
         decisions: dict[int, dse.Decision] = {}
         while True:
             try:
-                try:
-                    return await program.aresume(run_id, decisions=decisions)
-                except RunNotResumable:
-                    return await program.execute(program.new_run({"matter": "x"}, run_id=run_id, seed=1))
+                known = {run["run_id"]: run["outcome"] for run in store.runs(1000)}
+                if run_id not in known:
+                    made = await program.execute(program.new_run({"matter": "x"}, run_id=run_id, seed=1))
+                elif known[run_id] in ("ok", "failed"):  # the process ended between the last write and the end
+                    receipt = store.run(run_id)[0] or {}
+                    return receipt["outputs"] or {"error": receipt["error"]["code"]}, receipt
+                else:
+                    made = await program.aresume(run_id, decisions=decisions)
+                return made.outputs, made.receipt
             except EffectUnknown as error:
                 entries = store.journal(run_id).entries
                 done = {e["call_id"] for e in entries if e["kind"] == "tool_outcome" and e["outcome"] == "ok"}
@@ -253,8 +258,7 @@ def _live(scenario: Scenario, place: Path, run_id: str, reaper: Reaper, seed: in
                 world.add(kind="decided", count=len(decisions))
 
     try:
-        prediction = asyncio.run(go())
-        result, receipt = prediction.outputs, prediction.receipt
+        result, receipt = asyncio.run(go())
     except DseError as error:
         result, receipt = {"error": error.code}, error.details.get("receipt", {})
     world.add(kind="result", result=result, points=reaper.seen, transcript=receipt.get("transcript_hash"),
