@@ -200,7 +200,7 @@ def run_command(
         ref, signature=signature, lm=lm, toolbox=getattr(found, "toolbox", None), deps=_dependencies(found, deps),
         allow=_names(allow), store=_store(store) if store else None, allow_unproven=allow_unproven,
     )  # fmt: skip
-    prediction = program(**values)
+    prediction = program(values)
     out.print_json(data={"outputs": prediction.outputs, "receipt": prediction.receipt} if receipt else prediction.outputs)
 
 

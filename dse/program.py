@@ -172,26 +172,32 @@ class Program:
 
     # --- running
 
-    def __call__(self, /, *, deps: Any = None, **inputs: Any) -> Prediction:
+    def __call__(self, inputs: Mapping[str, Any] | None = None, /, *, deps: Any = None, **fields: Any) -> Prediction:
         """Run to the end, from synchronous code.
+
+        Args:
+            inputs: input fields; as a mapping where their names come from outside, or as keywords.
+            deps: handed to tools instead of the program's own.
 
         Raises:
             InputError, RunFailed, RunSuspended, InfrastructureError
         """
-        return run_sync(lambda: self.acall(deps=deps, **inputs))
+        return run_sync(lambda: self.acall(inputs, deps=deps, **fields))
 
-    async def acall(self, /, *, deps: Any = None, **inputs: Any) -> Prediction:
+    async def acall(self, inputs: Mapping[str, Any] | None = None, /, *, deps: Any = None, **fields: Any) -> Prediction:
         """Run to the end."""
-        return await self.execute(self.new_run(inputs), deps=deps)
+        return await self.execute(self.new_run({**(inputs or {}), **fields}), deps=deps)
 
-    def start(self, /, *, deps: Any = None, **inputs: Any) -> RunHandle:
+    def start(self, inputs: Mapping[str, Any] | None = None, /, *, deps: Any = None, **fields: Any) -> RunHandle:
         """Start a run in the background and return at once."""
-        run = self.new_run(inputs)
+        run = self.new_run({**(inputs or {}), **fields})
         return RunHandle(self, run, start_soon(lambda: self.execute(run, deps=deps)))
 
-    async def astream(self, /, *, deps: Any = None, **inputs: Any) -> AsyncGenerator[dict[str, Any], None]:
+    async def astream(
+        self, inputs: Mapping[str, Any] | None = None, /, *, deps: Any = None, **fields: Any
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Events as they happen: the journal's entries, then ``{"kind": "result" | "error", ...}``."""
-        run = self.new_run(inputs)
+        run = self.new_run({**(inputs or {}), **fields})
         events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         run.journal.subscribers.append(lambda entry: events.put_nowait(run.secrets.entry(entry, live=True)))
         task = asyncio.create_task(self.execute(run, deps=deps))
@@ -210,9 +216,11 @@ class Program:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def stream(self, /, *, deps: Any = None, **inputs: Any) -> Iterator[dict[str, Any]]:
+    def stream(
+        self, inputs: Mapping[str, Any] | None = None, /, *, deps: Any = None, **fields: Any
+    ) -> Iterator[dict[str, Any]]:
         """`astream` for synchronous code."""
-        events = self.astream(deps=deps, **inputs)
+        events = self.astream(inputs, deps=deps, **fields)
         try:
             while (event := run_sync(anext, events, None)) is not None:
                 yield event
@@ -292,6 +300,8 @@ class Program:
             error = secrets.scrub(exc.to_dict())
             if secrets.replies and isinstance(exc, RunFailed) and error["value"] is not None:
                 error["value"] = REDACTED  # may quote an output that did not fit
+            if secrets.names:
+                exc.what, exc.value, exc.remedy = error["what"], error["value"], error["remedy"]
         elif exc is not None:
             what = secrets.text(safe_message(exc))
             error = {"code": None, "class": type(exc).__name__, "what": what, "value": None, "remedy": ""}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -57,7 +58,9 @@ class Secrets:
             for item in value:
                 self.remember(item, names)
         elif names is None and _is_value(value) and len(str(value)) >= _SHORTEST_SECRET:
-            self._values.add(str(value))
+            text = str(value)
+            # also as it stands in JSON, in a script or in a repr
+            self._values |= {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], repr(text)[1:-1]}
             self._pattern = None
 
     def text(self, text: str) -> str:
@@ -130,7 +133,8 @@ _PATHS = re.compile(
     rf"""(?:File\s+)?(?:
       (?P<q>["'])(?:file:|~|\.{{0,2}}[/\\]|[A-Za-z]:[/\\])[^"'\n]*(?P=q)   # anything quoted that begins like a path
     | (?<=File\x20)(?P<f>["'])[^"'\n]*(?P=f)
-    | file:/+[^\s"']*
+    | (?:file:/+|\b[A-Za-z][\w+.-]*:/{{3,}})[^\s"']*                           # file:/a  unix:///a  sqlite:////a
+    | (?<!\S)-[A-Za-z]/(?:{_FOLDER}/+)*{_PART}                               # -I/a/b
     | (?<![A-Za-z])[A-Za-z]:[/\\]+(?:{_FOLDER}[/\\]+)*(?:{_PART})?           # C:\a b\c
     | \\\\(?:{_FOLDER}\\+)*(?:{_PART})?                                      # \\server\share
     | (?<![\w/.~])(?:\.{{1,2}}|~\w*)?/(?:{_FOLDER}/+)*{_PART}                # /a/b  ./a  ../a  ~/a

@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 import dse
-from dse.errors import LimitExceeded, NoSubmission, OutputInvalid, RunSuspended, ToolFailed
+from dse.errors import LimitExceeded, OutputInvalid, RunSuspended, ToolFailed
 from dse.runtime import sandbox
 from dse.testing.scripted import ScriptedModel, say
 
@@ -165,7 +165,7 @@ class TestErrors:
         assert "total" in next(e for e in events if e["kind"] == "repair")["problem"]
 
     def test_rounds_end_without_a_submission(self) -> None:
-        with pytest.raises(NoSubmission) as caught:
+        with pytest.raises(LimitExceeded, match="model_calls") as caught:
             program("x = 1", "x = 2", model_calls=2)(question="?")
         assert caught.value.details["receipt"]["outcome"] == "failed"
 

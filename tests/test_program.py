@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import datetime as dt
+import json
 import os
 import pickle
 import signal
@@ -12,12 +13,14 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BeforeValidator
 
 import dse
 from dse.errors import (
@@ -32,6 +35,7 @@ from dse.errors import (
     OutputInvalid,
     PlanError,
     RunSuspended,
+    SignatureError,
     StoreError,
     StoreUnavailable,
     ToolboxError,
@@ -769,3 +773,90 @@ def test_prompts_do_not_depend_on_the_order_of_a_set() -> None:
         assert done.returncode == 0, done.stderr
         seen.add(done.stdout)
     assert len(seen) == 1
+
+
+# --- inputs from outside, outputs that are written down, secrets in errors ------------------------------
+
+
+def test_inputs_from_outside_are_a_mapping_and_never_dependencies() -> None:
+    made = program()({"question": "?"})
+    assert made.number == 42 and asyncio.run(program().acall({"question": "?"})).number == 42
+    with pytest.raises(InputError, match="deps"):
+        program()({"question": "?", "deps": {"tenant": "other"}})
+    assert [e["kind"] for e in program().stream({"question": "?"})][-1] == "result"
+    assert program().start({"question": "?"}).result().number == 42
+
+
+def test_an_output_that_reads_as_another_value_is_refused() -> None:
+    class Cents(dse.Signature):
+        """Say how much."""
+
+        question: str = dse.InputField()
+        amount: Annotated[float, BeforeValidator(lambda value: float(value) / 100)] = dse.OutputField()
+
+    with pytest.raises(SignatureError, match="read again") as caught:
+        dse.Program(Cents, "direct", lm=ScriptedModel([say("[[ ## amount ## ]]\n5000")]))(question="?")
+    assert caught.value.value == "amount"
+
+
+@pytest.mark.parametrize("secret", ['hunter"2\\x', "line one\nline two", "ünïcödé-π"], ids=["quote", "lines", "letters"])
+def test_a_secret_is_hidden_in_whatever_form_it_comes(secret: str) -> None:
+    class Echo(dse.Signature):
+        """Repeat."""
+
+        pin: str = dse.InputField(sensitive=True)
+        said: str = dse.OutputField()
+        tools = [double]
+
+    replies = [say("[[ ## code ## ]]\nprint(repr(pin), json.dumps(pin), pin)\nsubmit(said=repr(pin) + json.dumps(pin) + pin)")]
+    events = list(dse.Program(Echo, "code", lm=ScriptedModel(replies)).stream(pin=secret))
+    shown = [{k: v for k, v in event.items() if k != "prediction"} for event in events]
+    receipt = events[-1]["prediction"].receipt
+    for form in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1]):
+        for place in (shown, receipt):
+            assert not any(form in text for text in _texts(place)), form
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, str):
+        yield value
+
+
+def test_errors_of_sensitive_fields_quote_nothing() -> None:
+    class Pin(dse.Signature):
+        """Check."""
+
+        pin: int = dse.InputField(sensitive=True)
+        answer: int = dse.OutputField(sensitive=True)
+
+    asks = dse.Program(Pin, "direct", lm=ScriptedModel([say("[[ ## answer ## ]]\nabcd-secret-9999")] * 9))
+    with pytest.raises(InputError) as refused:
+        asks(pin="my-secret-4711")
+    assert "4711" not in str(refused.value) and "pin" in str(refused.value)
+    with pytest.raises(OutputInvalid) as invalid:
+        asks(pin=12345)
+    assert "9999" not in str(invalid.value) and "9999" not in repr(invalid.value.value)
+
+
+def test_time_ends_a_run_in_which_nothing_ever_waits() -> None:
+    @dse.tool(effect="pure")
+    async def idle() -> int:
+        """Do nothing."""
+        return 1
+
+    class Idle(dse.Signature):
+        """Idle."""
+
+        question: str = dse.InputField()
+        out: str = dse.OutputField()
+        tools = [idle]
+
+    plan = seed_plan(Idle.spec(), "tool_call", limits=dse.Limits(active_s=0.2, model_calls=10**6, tool_calls=10**6))
+    with pytest.raises(LimitExceeded, match="active_s"):
+        dse.Program(Idle, plan, lm=ScriptedModel(lambda request: call(("idle", {}))))(question="?")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -124,7 +124,7 @@ class SignatureSpec:
         try:
             made = self._input_model.model_validate(dict(values))
         except ValidationError as exc:
-            raise InputError(f"The inputs do not fit {self.name}", value=validation_summary(exc),
+            raise InputError(f"The inputs do not fit {self.name}", value=validation_summary(exc, hide=self.sensitive),
                              remedy=f"It takes: {', '.join(self.inputs)}.") from None  # fmt: skip
         return model_values(made)
 
@@ -155,14 +155,22 @@ class SignatureSpec:
         return frozenset(f.name for f in (*self.inputs.values(), *self.outputs.values()) if f.sensitive)
 
 
-def validation_summary(exc: ValidationError, limit: int = 8) -> str:
-    """One line: where and what, without pydantic's links and without repeating long inputs."""
+def validation_summary(exc: ValidationError, limit: int = 8, *, hide: Collection[str] = ()) -> str:
+    """One line: where and what, without pydantic's links and without repeating long inputs.
+
+    Args:
+        hide: fields of which nothing is quoted.
+    """
     errors = exc.errors(include_url=False, include_context=False)
     lines = []
     for error in errors[:limit]:
         where = ".".join(str(part) for part in error["loc"]) or "value"
         got = repr(error.get("input"))
         shown = got if len(got) <= 80 else got[:77] + "..."
+        if set(map(str, error["loc"])) & set(hide):
+            own_words = error["type"] in ("value_error", "assertion_error")  # a validator's text may quote the value
+            lines.append(f"{where}: {'invalid' if own_words else error['msg']}")
+            continue
         lines.append(f"{where}: {error['msg']}" + ("" if error["type"] == "missing" else f" (got {shown})"))
     if len(errors) > limit:
         lines.append(f"and {len(errors) - limit} more")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 from pydantic import ValidationError
 
 from dse import telemetry
@@ -24,6 +25,7 @@ from dse.errors import (
     ModelError,
     ModelUnavailable,
     OutputInvalid,
+    SignatureError,
     Unserialisable,
 )
 from dse.limits import Meter
@@ -227,6 +229,7 @@ class Run:
         Raises:
             LimitExceeded, ModelUnavailable, ModelError, CassetteMiss
         """
+        await anyio.lowlevel.checkpoint()  # where neither model nor tools wait, limits on time still end the run
         key = self._request_id(request)
         occurrence = self._occurrences[key]
         recorded = self.recorded("model_call", "model_error")
@@ -288,6 +291,7 @@ class Run:
         Raises:
             pydantic.ValidationError, ValueError: they do not fit the signature, or are too large and the step fails.
             LimitExceeded: they are too large and the run ends.
+            SignatureError: a type whose stored form reads as another value.
         """
         if self.secrets.names:
             self.secrets.remember(values, self.spec.sensitive)
@@ -296,6 +300,7 @@ class Run:
             wire = self.spec.wire_outputs(typed)
             if self.secrets.names:
                 self.secrets.remember(wire, self.spec.sensitive)
+            changed = self._changed(wire)
             size = len(canonical_json(wire))
         except ValidationError:
             raise
@@ -303,6 +308,9 @@ class Run:
             raise ValueError(f"{exc.what}. {exc.remedy}") from None
         except Exception as exc:  # a validator of the signature's types that cannot take what the model gave
             raise ValueError(f"the outputs cannot be validated: {safe_message(exc)}") from None
+        if changed is not None:
+            raise SignatureError("An output changes when what was written down is read again", value=changed,
+                                 remedy="Use a type and validators that leave their own result as it is.")  # fmt: skip
         if size > self.limits.output_bytes:
             if self.limits.outcome("output_bytes") == "fail_step":
                 raise ValueError(f"the outputs take {size} bytes; {self.limits.output_bytes} are allowed")
@@ -324,6 +332,11 @@ class Run:
         problem = await script_problem(script, contracts, allow)
         if problem is not None:
             raise ValueError(f"{path}: {problem}")
+
+    def _changed(self, wire: Mapping[str, Any]) -> str | None:
+        """Name of an output whose stored form reads as something else; results are stored, scored and shown in it."""
+        again = self.spec.wire_outputs(self.spec.validate_outputs(wire))
+        return next((name for name in wire if canonical_json(again[name]) != canonical_json(wire[name])), None)
 
     def invalid(self, problem: str) -> OutputInvalid:
         return OutputInvalid("No output that fits the signature", value=problem,

@@ -22,7 +22,6 @@ from dse.contracts.stubs import input_declarations, stubs_for
 from dse.contracts.tool import ToolContract
 from dse.errors import (
     LimitExceeded,
-    NoSubmission,
     RunSuspended,
     SandboxUnavailable,
     ToolArgumentError,
@@ -186,9 +185,6 @@ class _CodeSession:
                 raise run.invalid(self.last_problem)
             if self.repairs > limits.repairs:
                 raise run.invalid(self.last_problem)
-            if run.meter.model_calls >= limits.model_calls:
-                raise NoSubmission("The rounds ended without a submitted answer", value=self.last_problem or None,
-                                   remedy="See the run's receipt.", limit="model_calls")  # fmt: skip
             await self._freeze()
 
     def _code_of(self, text: str, predictor: Predictor) -> str:
