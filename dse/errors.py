@@ -95,7 +95,7 @@ class DseError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        parts = [f"[{self.code}] {self.what}"]
+        parts = [f"[{self.code}] {self.what.removesuffix('.') if self.value is not None or self.remedy else self.what}"]
         if self.value is not None:
             parts.append(f" (got: {_shown(self.value)})")
         if self.remedy:
