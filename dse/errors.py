@@ -4,6 +4,7 @@ The tree separates *whose* failure it is, because each has a different consequen
 
     DseError
     ├── UserError                a mistake in a declaration, file or call; fix it and run again
+    │   ├── InvalidValue         limits, a rate or an approval with a field that cannot be; a ValueError as well
     │   ├── ContractError        a tool cannot be declared like this
     │   │   └── ContractMismatch a bound tool is not the one that was proven
     │   ├── SignatureError       a signature cannot be declared like this
@@ -59,7 +60,7 @@ __all__ = [
     "AllowListError", "ArtifactError", "ArtifactInvalid", "ArtifactNotFound", "ArtifactTampered", "ArtifactVersion",
     "BudgetExhausted", "CassetteError", "CassetteMiss", "ContaminatedSplit", "ContractError", "ContractMismatch",
     "DatasetChanged", "DatasetError", "DseError", "DuplicateRow", "EnvironmentRequired", "InfrastructureError",
-    "InputError", "LimitExceeded", "MalformedJSON", "MalformedRow", "MetricError", "MissingHoldout",
+    "InputError", "InvalidValue", "LimitExceeded", "MalformedJSON", "MalformedRow", "MetricError", "MissingHoldout",
     "ModelError", "ModelUnavailable", "NoSubmission", "OutputInvalid", "PlanError", "Refused", "RunFailed",
     "RunSuspended", "SandboxUnavailable", "SignatureError", "SignatureMismatch", "StoreError", "StoreUnavailable",
     "ToolArgumentError", "ToolDenied", "ToolFailed", "ToolFault", "ToolLimitReached", "ToolNotAllowed",
@@ -125,6 +126,12 @@ class UserError(DseError):
     """A mistake by the developer; nothing was run or changed."""
 
     code = "DSE100"
+
+
+class InvalidValue(UserError, ValueError):
+    """Limits, a rate or an approval have a field that is unknown, of the wrong type or out of range."""
+
+    code = "DSE101"
 
 
 class ContractError(UserError):

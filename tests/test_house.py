@@ -28,7 +28,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("plan",),
     ("contracts",),
     ("objective", "limits", "statistics", "portal"),
-    ("canonical",),
+    ("canonical", "declared"),
     ("errors",),
 ]
 # Imports inside functions that go up on purpose, each with its reason.

@@ -362,8 +362,8 @@ def _label_check(spec: Any) -> _Check:
             wire = dump_wire(spec.adapter, spec.adapter.validate_python(_copy(value)), schema)
             if not same_wire(wire, value):
                 if isinstance(value, str) and not isinstance(wire, str):
-                    return ("is text, not in the form in which outputs are written", f"Write {json.dumps(wire, ensure_ascii=False)} without "
-                            "quotes; when importing CSV, name the column in json_fields=.")  # fmt: skip
+                    return ("is text, not in the form in which outputs are written (from_csv reads numbers in json_fields= only)",
+                            f"Write {json.dumps(wire, ensure_ascii=False)} without quotes.")  # fmt: skip
                 return "is not in the form in which outputs are written", f"Write {json.dumps(wire, ensure_ascii=False)}."
         return problem
 
