@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dse.errors import InvalidValue
 
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
+
 __all__ = ["Declared"]
 
 
-class _Coded(type(BaseModel)):  # type: ignore[misc]
+class _Coded(ModelMetaclass):
     """Turns pydantic's error into ours where the class itself is called.
 
     Validation inside other models (an artifact's, a plan's) does not go through here and reports as pydantic does.
@@ -21,12 +26,13 @@ class _Coded(type(BaseModel)):  # type: ignore[misc]
         try:
             return super().__call__(*args, **fields)
         except ValidationError as exc:
+            known: Any = cls
             first = exc.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"])
             told = first["msg"].removeprefix("Value error, ")
             raise InvalidValue(
                 f"dse.{cls.__name__} cannot have this {place}: {told}" if place else f"dse.{cls.__name__}: {told}",
-                value=repr(first["input"]) if place else None, remedy=f"Its fields: {', '.join(cls.model_fields)}.",
+                value=repr(first["input"]) if place else None, remedy=f"Its fields: {', '.join(known.model_fields)}.",
                 field=place) from None  # fmt: skip
 
 

@@ -135,6 +135,7 @@ def test_a_task_knows_the_modes_and_evaluates_one_by_its_name() -> None:
     records = dse.evaluate(task, "direct", lm=model, split="select")
     assert records and {record.score for record in records} == {1.0}
     assert {record.candidate for record in records} == {"direct"}
+    assert repr(records[0]) == f"<dse.RolloutRecord direct row {records[0].row_id!r}: score 1, ok>"
 
 
 def test_numbers_of_a_csv_file_are_declared(tmp_path: Any) -> None:

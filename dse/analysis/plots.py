@@ -96,7 +96,9 @@ def plot_wins(frame: pd.DataFrame, ax: Axes | None = None, labels: tuple[str, st
     won, lost = rows[column] > _TIE, rows[column] < -_TIE
     colours = ["#1b9e77" if w else "#d62728" if x else "#bbbbbb" for w, x in zip(won, lost, strict=True)]
     ax.bar(range(len(rows)), rows[column], color=colours, width=1.0)
-    ax.plot(range(len(rows)), [0] * len(rows), color="#888888", linewidth=0.8)
+    # Small differences count as much as large ones and are hard to see: a dot on the zero line has each row's colour.
+    ax.plot(range(len(rows)), [0] * len(rows), color="#888888", linewidth=0.8, zorder=0)
+    ax.scatter(range(len(rows)), [0] * len(rows), color=colours, s=12, zorder=3)
     wins, losses = int(won.sum()), int(lost.sum())
     ax.set_title(f"{labels[0]} against {labels[1]} in {by}: {wins} wins, {losses} losses, {len(rows) - wins - losses} ties",
                  fontsize=10)  # fmt: skip

@@ -56,8 +56,10 @@ def print_compile(console: Console, result: Any) -> None:
     for line in gate_lines(result.artifact, result.winner, result.incumbent, result.holdout_table):
         console.print(line, markup=False)
     lists = result.lists.named()
-    console.print(f"Allow-lists: {len(lists['all'])} declared, {len(lists['union'])} used by successful runs, "
-                  f"{len(lists['minimal'])} sufficient ({', '.join(lists['minimal']) or 'none'})", markup=False)  # fmt: skip
+    enough = "all of them needed" if lists["union"] == lists["minimal"] else f"{len(lists['minimal'])} sufficient"
+    if lists["all"]:
+        console.print(f"Allow-lists: {len(lists['all'])} declared, {len(lists['union'])} used by successful runs, "
+                      f"{enough} ({', '.join(lists['minimal']) or 'none'})", markup=False)  # fmt: skip
     spend = evidence.spend
     console.print(f"Completions: {evidence.model_label}; {spend['model_calls']} of them, "
                   f"{spend['input_tokens'] + spend['output_tokens']} tokens ({spend['usage_source']}), "

@@ -90,6 +90,10 @@ class RolloutRecord:
     latency_source: str
     reused: bool = False
 
+    def __repr__(self) -> str:  # receipt and journal would fill a page
+        error = f" {self.error_class}" if self.error_class else ""
+        return f"<dse.RolloutRecord {self.candidate} row {self.row_id!r}: score {self.score:.3g}, {self.outcome}{error}>"
+
     @property
     def used_tools(self) -> frozenset[str]:
         """Tools that gave a result in this run."""
