@@ -17,6 +17,7 @@ _EXPORTS = {
     "Artifact": "dse.artifacts.artifact",
     "Budget": "dse.compiler.budget",
     "Dataset": "dse.evaluation.dataset",
+    "Decision": "dse.durable",
     "DseError": "dse.errors",
     "Environment": "dse.evaluation.environment",
     "Example": "dse.evaluation.dataset",
@@ -35,6 +36,7 @@ _EXPORTS = {
     "Registry": "dse.artifacts.registry",
     "RunHandle": "dse.program",
     "Score": "dse.evaluation.metric",
+    "Script": "dse.contracts.script",
     "Signature": "dse.contracts.signature",
     "Store": "dse.store.journal",
     "Task": "dse.evaluation.task",
@@ -43,21 +45,26 @@ _EXPORTS = {
     "ToolContract": "dse.contracts.tool",
     "Toolbox": "dse.contracts.toolbox",
     "World": "dse.evaluation.environment",
+    "arun_script": "dse.scripts",
     "compile": "dse.compiler.compile",
     "environment": "dse.evaluation.environment",
     "evaluate": "dse.evaluation.evaluator",
     "load": "dse.program",
     "metric": "dse.evaluation.metric",
+    "run_script": "dse.scripts",
+    "script_tool": "dse.runtime.script_tool",
     "tool": "dse.contracts.tool",
 }
 
 __all__ = ["__version__", *sorted(_EXPORTS)]
 
 if TYPE_CHECKING:
+    from dse import telemetry as telemetry
     from dse.artifacts.artifact import Artifact as Artifact
     from dse.artifacts.registry import Registry as Registry
     from dse.compiler.budget import Budget as Budget
     from dse.compiler.compile import compile as compile
+    from dse.contracts.script import Script as Script
     from dse.contracts.signature import InputField as InputField
     from dse.contracts.signature import OutputField as OutputField
     from dse.contracts.signature import Signature as Signature
@@ -68,6 +75,7 @@ if TYPE_CHECKING:
     from dse.contracts.tool import ToolContract as ToolContract
     from dse.contracts.tool import tool as tool
     from dse.contracts.toolbox import Toolbox as Toolbox
+    from dse.durable import Decision as Decision
     from dse.errors import DseError as DseError
     from dse.evaluation.dataset import Dataset as Dataset
     from dse.evaluation.dataset import Example as Example
@@ -89,10 +97,15 @@ if TYPE_CHECKING:
     from dse.program import Program as Program
     from dse.program import RunHandle as RunHandle
     from dse.program import load as load
+    from dse.runtime.script_tool import script_tool as script_tool
+    from dse.scripts import arun_script as arun_script
+    from dse.scripts import run_script as run_script
     from dse.store.journal import Store as Store
 
 
 def __getattr__(name: str) -> Any:
+    if name == "telemetry":  # a module, and no part of what everybody needs
+        return importlib.import_module("dse.telemetry")
     module = _EXPORTS.get(name)
     if module is None:
         raise AttributeError(f"module 'dse' has no attribute {name!r}")

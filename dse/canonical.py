@@ -2,7 +2,7 @@
 
 One value has one text: keys sorted by code point, no spaces, UTF-8, no NaN or infinity, floats in
 Python's shortest form with integral floats kept as floats (``1.0`` is not ``1``). Ids are ``sha256:<hex>``
-of that text. Reading is strict: duplicate keys, NaN and trailing text are refused.
+of that text. Reading is strict: duplicate keys, NaN, trailing text and whatever has no canonical text are refused.
 """
 
 from __future__ import annotations
@@ -10,18 +10,26 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from typing import Any, NoReturn
 
 from dse.errors import MalformedJSON, Unserialisable
 
-__all__ = ["canonical_json", "digest", "parse_json", "sha256_hex"]
+__all__ = ["MAX_DEPTH", "canonical_json", "deeper_than", "digest", "parse_json", "sha256_hex"]
 
 MAX_DEPTH = 200
+_TOO_LONG = 10**4300  # an integer with more digits cannot be written, or read back
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # also in the escapes of pairs, which are fine
 
 
 def _check(value: Any, path: str, depth: int) -> None:
     kind = type(value)
-    if value is None or kind is bool or kind is int:
+    if value is None or kind is bool:
+        return
+    if kind is int:
+        if not -_TOO_LONG < value < _TOO_LONG:
+            raise Unserialisable(f"{path} is an integer of more than 4300 digits", value=f"{value.bit_length()} bits",
+                                 remedy="Use a float or a string.")  # fmt: skip
         return
     if kind is str:
         try:
@@ -75,6 +83,17 @@ def digest(value: Any) -> str:
     return "sha256:" + sha256_hex(canonical_json(value))
 
 
+def deeper_than(value: Any, levels: int) -> bool:
+    """Whether lists and dictionaries are nested in more than `levels` levels below `value`."""
+    layer = [value]
+    for _ in range(levels + 1):
+        layer = [item for outer in layer if type(outer) is dict or type(outer) is list
+                 for item in (outer.values() if type(outer) is dict else outer) if type(item) is dict or type(item) is list]  # fmt: skip
+        if not layer:
+            return False
+    return True
+
+
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
@@ -97,8 +116,21 @@ def _finite(text: str) -> float:
     return number
 
 
+def _refuse_unwritable(value: Any, source: str) -> None:
+    """What JSON's grammar allows and canonical JSON cannot hold; the error's details name the outermost field."""
+    for field, item in value.items() if isinstance(value, dict) else ((None, value),):
+        try:
+            _check(field, "a key", 0)
+            _check(item, "$" if field is None else f"$.{field}", 0 if field is None else 1)
+        except Unserialisable as exc:
+            raise MalformedJSON(f"{source}: {exc.what[0].lower()}{exc.what[1:]}", value=exc.value, remedy=exc.remedy,
+                                field=field) from None  # fmt: skip
+
+
 def parse_json(text: str | bytes, *, source: str = "text") -> Any:
-    """Strict JSON: duplicate keys, NaN, infinity, bad UTF-8 and trailing text are refused.
+    """Strict JSON: duplicate keys, NaN, infinity, bad UTF-8, lone surrogates and trailing text are refused.
+
+    Whatever is accepted has canonical JSON, so nesting is bounded as well.
 
     Raises:
         MalformedJSON: with `source` and the position.
@@ -106,7 +138,11 @@ def parse_json(text: str | bytes, *, source: str = "text") -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
+        deep = text.count("[") + text.count("{") > MAX_DEPTH and deeper_than(value, MAX_DEPTH)
+        if deep or _SURROGATE.search(text):
+            _refuse_unwritable(value, source)
+        return value
     except UnicodeDecodeError as exc:
         raise MalformedJSON(f"{source} is not UTF-8", value=str(exc), remedy="Save it as UTF-8.") from None
     except json.JSONDecodeError as exc:

@@ -1,4 +1,4 @@
-"""The shell face: ``dse compile | eval | run | artifacts | runs | stubs | dataset | explain``."""
+"""The shell face: ``dse compile | eval | run | run-script | artifacts | runs | stubs | dataset | explain | doctor``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from dse.errors import (
     BudgetExhausted,
     DseError,
     InfrastructureError,
+    MalformedJSON,
     StoreError,
     UserError,
 )
@@ -234,18 +235,80 @@ def run_command(
 
     values = _inputs(input)
     found, signature = load_spec(task)
-    dependencies = getattr(found, "deps", None)
-    if deps:
-        dependencies = load_object(deps)
-        if callable(dependencies):
-            dependencies = dependencies()
     program = load(
-        ref, signature=signature, lm=lm, toolbox=getattr(found, "toolbox", None), deps=dependencies,
-        allow=[name.strip() for name in allow.split(",") if name.strip()] if allow is not None else None,
-        store=_store(store) if store else None, allow_unproven=allow_unproven,
+        ref, signature=signature, lm=lm, toolbox=getattr(found, "toolbox", None), deps=_dependencies(found, deps),
+        allow=_names(allow), store=_store(store) if store else None, allow_unproven=allow_unproven,
     )  # fmt: skip
     prediction = program(**values)
     out.print_json(data={"outputs": prediction.outputs, "receipt": prediction.receipt} if receipt else prediction.outputs)
+
+
+def _dependencies(found: Any, deps: str | None) -> Any:
+    """What ``--deps`` names (made, if it is a function), or what the task brings."""
+    if not deps:
+        return getattr(found, "deps", None)
+    dependencies = load_object(deps)
+    return dependencies() if callable(dependencies) else dependencies
+
+
+def _names(listed: str | None) -> list[str] | None:
+    return None if listed is None else [name.strip() for name in listed.split(",") if name.strip()]
+
+
+@app.command("run-script")
+def run_script_command(
+    file: Annotated[str, typer.Argument(help="FILE.json with source and externals, or FILE.py.")],
+    signature: Annotated[str, typer.Option(help="MODULE:SIGNATURE, or MODULE:TASK: whose tools there are.")],
+    input: Annotated[list[str] | None, typer.Option("--input", help="NAME=VALUE for the dict `inputs`; JSON, else text.")] = None,
+    deps: Annotated[str | None, typer.Option(help="MODULE:OBJECT (or function that makes it) handed to tools.")] = None,
+    allow: Annotated[str | None, typer.Option(help="Comma-separated tools: narrows the allow-list.")] = None,
+    store: Annotated[str | None, typer.Option(help="Database to keep the run in.")] = None,
+    receipt: Annotated[bool, typer.Option(help="Print the receipt as well.")] = False,
+) -> None:
+    """Check a script and run it, without any model."""
+    from dse.scripts import run_script
+
+    found, declared = load_spec(signature)
+    prediction = run_script(
+        _script(file, declared), signature=declared, toolbox=getattr(found, "toolbox", None), deps=_dependencies(found, deps),
+        allow=_names(allow), inputs=_named_inputs(input or []), store=_store(store) if store else None,
+    )  # fmt: skip
+    out.print_json(data={"outputs": prediction.outputs, "receipt": prediction.receipt} if receipt else prediction.outputs)
+
+
+def _script(file: str, signature: Any) -> Any:
+    from dse.canonical import parse_json
+    from dse.scripts import script_of
+
+    if not file.endswith((".json", ".py")):
+        raise UserError("A script is a .json or a .py file", value=file, remedy="Rename it.")
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UserError("The script cannot be read", value=file, remedy=str(exc)) from exc
+    if file.endswith(".py"):
+        return script_of(text, signature)
+    data = parse_json(text, source=file)
+    if not isinstance(data, dict):
+        raise UserError("A script in JSON is an object", value=type(data).__name__, remedy="It has source and externals.")
+    return data
+
+
+def _named_inputs(given: list[str]) -> dict[str, Any]:
+    from dse.canonical import parse_json
+
+    values: dict[str, Any] = {}
+    for one in given:
+        name, found, text = one.partition("=")
+        if not found or not name:
+            raise UserError("--input takes NAME=VALUE", value=one, remedy="For example --input customer=7.")
+        if name in values:
+            raise UserError("--input names a value twice", value=name, remedy="Give it once.")
+        try:
+            values[name] = parse_json(text, source="--input")
+        except MalformedJSON:
+            values[name] = text
+    return values
 
 
 def _inputs(source: str) -> dict[str, Any]:
@@ -282,6 +345,27 @@ def explain_command(ref: Annotated[str, typer.Argument(help="Artifact reference.
     from dse.artifacts.registry import Registry
 
     _say(explain(Registry.resolve(ref)))
+
+
+@app.command("doctor")
+def doctor_command(
+    registry: RegistryOption = "artifacts",
+    store: Annotated[str | None, typer.Option(help="A store to look at; default dse.db and REGISTRY/dse.db.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Look at this installation and its files; exit code 1 if something is wrong."""
+    from dse.doctor import examine
+
+    found = examine(registry=registry, store=store)
+    wrong = [finding for finding in found if finding.state == "wrong"]
+    if as_json:
+        out.print_json(data={"ok": not wrong, "findings": [finding.to_dict() for finding in found]})
+    else:
+        for finding in found:
+            _say(str(finding))
+        _say(f"{len(wrong)} wrong, {sum(finding.state == 'ok' for finding in found)} ok")
+    if wrong:
+        raise typer.Exit(CHECK_FAILED)
 
 
 # --- artifacts

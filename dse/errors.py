@@ -32,22 +32,29 @@ The tree separates *whose* failure it is, because each has a different consequen
     │   ├── CassetteError        a recording cannot be read or written
     │   ├── ModelError           a model specification or request that can never work
     │   ├── StoreError           a store that cannot be opened or is of another version
+    │   │   └── JournalTampered  a journal entry, snapshot or decision that its key did not write
+    │   ├── RunNotResumable      no such run, or finished, or another program's
+    │   ├── DecisionRefused      a decision about something else than what was shown, or too late
     │   └── Refused              the caller asked for something that policy refuses (promote, sealed data)
     ├── ToolFault                what a program may see and handle when a tool call goes wrong
     │   ├── ToolNotAllowed · ToolArgumentError · ToolLimitReached · ToolRateLimited · ToolDenied
-    │   ├── ToolTimeout · ToolReturnError · ToolOutputTooLarge
+    │   ├── ToolTimeout · ToolReturnError · ToolOutputTooLarge · ToolScriptFailed
     │   └── ToolFailed           the implementation raised
     ├── RunFailed                the candidate failed: evaluation scores it
     │   ├── LimitExceeded        a declared limit was hit
     │   ├── OutputInvalid        no valid output within the repair budget
+    │   ├── ScriptFailed         a given script was refused by the check, or failed
     │   └── NoSubmission         the rounds ended without `submit`
     ├── RunSuspended             the run waits for a decision about a tool call
+    │   └── EffectUnknown        a write was started and nobody knows whether it took effect
     ├── BudgetExhausted          a compile or evaluation would spend more than it was given
     └── InfrastructureError      nobody's program failed; retried, then aborts, never scored
         ├── ModelUnavailable     429, 5xx, timeouts, cut connections, truncated or malformed responses
         ├── CassetteMiss         a replay has no entry for this request
         ├── SandboxUnavailable   an interpreter worker died or could not be had
-        └── StoreUnavailable     the store could not be written or read
+        ├── StoreUnavailable     the store could not be written or read
+        ├── RunTaken             another process has this run
+        └── ReplayDiverged       the program takes another path than its journal
 
 Each error says what failed, the offending value and a remedy, has a stable ``code``, and pickles.
 """
@@ -59,12 +66,13 @@ from typing import Any
 __all__ = [
     "AllowListError", "ArtifactError", "ArtifactInvalid", "ArtifactNotFound", "ArtifactTampered", "ArtifactVersion",
     "BudgetExhausted", "CassetteError", "CassetteMiss", "ContaminatedSplit", "ContractError", "ContractMismatch",
-    "DatasetChanged", "DatasetError", "DseError", "DuplicateRow", "EnvironmentRequired", "InfrastructureError",
-    "InputError", "InvalidValue", "LimitExceeded", "MalformedJSON", "MalformedRow", "MetricError", "MissingHoldout",
-    "ModelError", "ModelUnavailable", "NoSubmission", "OutputInvalid", "PlanError", "Refused", "RunFailed",
-    "RunSuspended", "SandboxUnavailable", "SignatureError", "SignatureMismatch", "StoreError", "StoreUnavailable",
+    "DatasetChanged", "DatasetError", "DecisionRefused", "DseError", "DuplicateRow", "EffectUnknown",
+    "EnvironmentRequired", "InfrastructureError", "InputError", "InvalidValue", "JournalTampered", "LimitExceeded", "MalformedJSON",
+    "MalformedRow", "MetricError", "MissingHoldout", "ModelError", "ModelUnavailable", "NoSubmission", "OutputInvalid",
+    "PlanError", "Refused", "ReplayDiverged", "RunFailed", "RunNotResumable", "RunSuspended", "RunTaken",
+    "SandboxUnavailable", "ScriptFailed", "SignatureError", "SignatureMismatch", "StoreError", "StoreUnavailable",
     "ToolArgumentError", "ToolDenied", "ToolFailed", "ToolFault", "ToolLimitReached", "ToolNotAllowed",
-    "ToolOutputTooLarge", "ToolRateLimited", "ToolReturnError", "ToolTimeout", "ToolboxError", "UnprovenModel",
+    "ToolOutputTooLarge", "ToolRateLimited", "ToolReturnError", "ToolScriptFailed", "ToolTimeout", "ToolboxError", "UnprovenModel",
     "Unserialisable", "UserError",
 ]  # fmt: skip
 
@@ -72,8 +80,16 @@ _SHOWN = 200
 
 
 def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except (ValueError, RecursionError):  # an integer too long to be written; what holds itself in its own repr
+        text = f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
+
+
+def _plain(text: str) -> str:
+    """Without halves of surrogate pairs, which other people's messages may hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 class DseError(Exception):
@@ -107,13 +123,13 @@ class DseError(Exception):
         return _rebuild, (type(self), self.what, self.value, self.remedy, self.details)
 
     def to_dict(self) -> dict[str, Any]:
-        """The error as plain data: code, class, what, value (shortened text), remedy."""
+        """The error as plain data that JSON can hold: code, class, what, value (shortened text), remedy."""
         return {
             "code": self.code,
             "class": type(self).__name__,
-            "what": self.what,
-            "value": None if self.value is None else _shown(self.value),
-            "remedy": self.remedy,
+            "what": _plain(self.what),
+            "value": None if self.value is None else _plain(_shown(self.value)),
+            "remedy": _plain(self.remedy),
         }
 
 
@@ -296,6 +312,25 @@ class StoreError(UserError):
     code = "DSE182"
 
 
+class JournalTampered(StoreError):
+    """A journal entry, a snapshot or a decision in the store was not written with the store's key, or stands elsewhere
+    than it was written. Nothing of it was used."""
+
+    code = "DSE183"
+
+
+class RunNotResumable(UserError):
+    """There is no such run, it is finished, or it belongs to another program."""
+
+    code = "DSE184"
+
+
+class DecisionRefused(UserError):
+    """A decision about other arguments than those shown, about nothing that waits, or after it expired."""
+
+    code = "DSE185"
+
+
 class Refused(UserError):
     """Policy refuses what the caller asked for."""
 
@@ -367,6 +402,12 @@ class ToolFailed(ToolFault):
     code = "DSE209"
 
 
+class ToolScriptFailed(ToolFault):
+    """The script that a script tool was given raised; its calls before that took effect."""
+
+    code = "DSE215"
+
+
 class RunFailed(DseError):
     """The program did not produce a valid output. ``details``: run_id, outcome, effects."""
 
@@ -391,10 +432,23 @@ class NoSubmission(RunFailed):
     code = "DSE303"
 
 
+class ScriptFailed(RunFailed):
+    """A given script did not pass the check, or failed while running."""
+
+    code = "DSE305"
+
+
 class RunSuspended(DseError):
     """The run waits for a decision. ``details``: run_id, pending (list of calls with argument hashes)."""
 
     code = "DSE310"
+
+
+class EffectUnknown(RunSuspended):
+    """A write that must not be repeated was started, and its outcome was never recorded. ``details``: run_id, unknown
+    (list of calls). Resume with a decision for each: it happened, it did not, or try again."""
+
+    code = "DSE311"
 
 
 class BudgetExhausted(DseError):
@@ -431,3 +485,15 @@ class StoreUnavailable(InfrastructureError):
     """The store could not be read or written."""
 
     code = "DSE404"
+
+
+class RunTaken(InfrastructureError):
+    """Another process has this run, or took it over. Nothing of what this one did afterwards is recorded."""
+
+    code = "DSE405"
+
+
+class ReplayDiverged(InfrastructureError):
+    """The program takes another path than the one its journal holds. Nothing new was executed."""
+
+    code = "DSE406"

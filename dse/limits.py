@@ -213,7 +213,12 @@ class Meter:
 
     def refund_tool(self, cost_usd: float) -> None:
         """A call that was charged and then refused cost nothing (but still counts as a call)."""
-        self.tool_cost_usd -= cost_usd
+        self.tool_cost_usd = max(0.0, self.tool_cost_usd - cost_usd)  # never below nothing by rounding
+
+    @property
+    def began(self) -> float:
+        """When the first attempt would have begun had nobody waited for decisions."""
+        return self.started + self.waited_s if self.earlier is None else self.earlier.began + self.waited_s
 
     @property
     def cost_usd(self) -> float:

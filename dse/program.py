@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import json
 import math
 import random
 import uuid
@@ -11,10 +12,10 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anyio
-
+from dse import durable, telemetry
 from dse.contracts.signature import Signature, SignatureSpec
 from dse.contracts.toolbox import Toolbox
+from dse.durable import Decision
 from dse.errors import (
     ContractMismatch,
     DseError,
@@ -23,8 +24,12 @@ from dse.errors import (
     ModelError,
     PlanError,
     RunFailed,
+    RunNotResumable,
     RunSuspended,
+    RunTaken,
+    SandboxUnavailable,
     SignatureMismatch,
+    StoreError,
     StoreUnavailable,
     ToolboxError,
     UnprovenModel,
@@ -32,8 +37,8 @@ from dse.errors import (
 )
 from dse.plan import Plan, program_id
 from dse.portal import finish_sync, run_sync, start_soon
+from dse.redaction import REDACTED, redact, safe_message
 from dse.runtime.dispatcher import Dispatcher, Middleware
-from dse.runtime.redaction import REDACTED, redact, safe_message
 from dse.runtime.run import Run
 from dse.strategies.base import check_plan, seed_plan, strategy
 
@@ -41,8 +46,13 @@ if TYPE_CHECKING:
     from dse.artifacts.artifact import Artifact
     from dse.contracts.tool import Rate
     from dse.models.lm import LanguageModel
+    from dse.store.journal import Store
+    from dse.store.runlog import Durability
 
 __all__ = ["Prediction", "Program", "RunHandle", "load"]
+
+
+_LOSSES_IN_PLACE = 3  # of an interpreter, without getting any further
 
 
 class Prediction:
@@ -88,7 +98,7 @@ class RunHandle:
     @property
     def journal(self) -> list[dict[str, Any]]:
         """What has happened so far, without sensitive values."""
-        return [self._run.secrets.entry(entry) for entry in list(self._run.journal.entries)]
+        return [self._run.secrets.entry(entry, live=not self.done) for entry in list(self._run.journal.entries)]
 
     def result(self, timeout_s: float | None = None) -> Prediction:
         """Wait for the end. Raises what the run raised."""
@@ -115,7 +125,11 @@ class Program:
         deps: handed to implementations as ``ctx.deps``; ``deps=`` of a single call wins.
         approve: decides about calls that need approval: ``callable(request) -> bool | (bool, reason)``.
         middleware: wraps the execution of every tool, outermost first.
-        store: a ``dse.Store``; finished runs are written to it.
+        store: a ``dse.Store`` or its path: runs are kept there, and go on with `resume` after whatever stopped them.
+        durability: what a run survives. ``call``: the end of the process, at any point (a write to the store per model
+            call and per tool call). ``power``: the loss of power, too (the write waits for the disk). ``exit``: nothing;
+            it is written when it stops, and lost if its process dies before.
+        approval_expires_s: how long a decision about a call may take, in seconds, before it counts as denied.
 
     Raises:
         PlanError, ToolboxError: before anything runs.
@@ -124,7 +138,8 @@ class Program:
     def __init__(
         self, signature: type[Signature], plan: Plan | str, *, lm: Any = None, toolbox: Toolbox | None = None,
         deps: Any = None, approve: Callable[[Any], Any] | None = None, middleware: Sequence[Middleware] = (),
-        store: Any = None, stamp: Mapping[str, Any] | None = None,
+        store: Store | str | Path | None = None, durability: Durability = "call", approval_expires_s: float | None = None,
+        stamp: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.signature = signature
         self.spec: SignatureSpec = signature.spec()
@@ -146,7 +161,11 @@ class Program:
         if callable(middleware) or isinstance(middleware, str):
             raise UserError("middleware= is a list", value=repr(middleware), remedy="Write middleware=[function].")
         self.middleware = tuple(middleware)
-        self.store = store
+        self.store = _store(store)
+        if durability not in ("exit", "call", "power"):
+            raise PlanError("No such durability", value=durability, remedy="Choose exit, call or power.")
+        self.durability: Durability = durability
+        self.approval_expires_s = approval_expires_s
         self.stamp = dict(stamp or {})
         name, params = (self.lm.name, self.lm.params) if self.lm else ("none", {})
         self.program_id = program_id(self.spec, self.plan, self.toolbox, name, params)
@@ -177,7 +196,7 @@ class Program:
         """Events as they happen: the journal's entries, then ``{"kind": "result" | "error", ...}``."""
         run = self.new_run(inputs)
         events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        run.journal.subscribers.append(lambda entry: events.put_nowait(run.secrets.entry(entry)))
+        run.journal.subscribers.append(lambda entry: events.put_nowait(run.secrets.entry(entry, live=True)))
         task = asyncio.create_task(self.execute(run, deps=deps))
         task.add_done_callback(lambda _: events.put_nowait({"kind": "_end"}))
         try:
@@ -213,6 +232,7 @@ class Program:
             clock=clock or dt.datetime.now(dt.UTC), evaluation=evaluation, replicate=replicate,
         )  # fmt: skip
 
+    @telemetry.running
     async def execute(self, run: Run, *, deps: Any = None, toolbox: Toolbox | None = None,
                       approve: Callable[[Any], Any] | None = None) -> Prediction:  # fmt: skip
         """Run `run` to its end and write its receipt.
@@ -226,9 +246,10 @@ class Program:
             tools.check_deps(run.plan.allow)
         run.dispatcher = Dispatcher(run, tools, deps=given, approve=approve or self.approve,
                                     middleware=self.middleware)  # fmt: skip
+        run.expires_s = self.approval_expires_s
+        if run.journal.recording is None:
+            await durable.begin(run, self.store, self.durability, self.lm)
         run.start()
-        run.journal.add("run_started", program_id=run.program_id, inputs=run.wire_inputs, seed=run.seed,
-                        clock=run.clock.isoformat(), mode=run.plan.mode)  # fmt: skip
         try:
             outputs = await self._attempts(run)
         except (Exception, asyncio.CancelledError) as exc:
@@ -242,6 +263,7 @@ class Program:
         return Prediction(self.spec.validate_outputs(outputs), outputs, receipt)
 
     async def _attempts(self, run: Run) -> dict[str, Any]:
+        lost_at = losses = 0
         while True:
             try:
                 with run.active():
@@ -254,6 +276,18 @@ class Program:
                     raise
                 run.again()
                 run.journal.add("retry", limit=exc.details.get("limit"), attempt=run.attempt)
+            except SandboxUnavailable as exc:
+                if not exc.details.get("lost"):
+                    raise
+                # The interpreter died, not the run: what happened so far is in the journal.
+                losses = losses + 1 if len(run.journal.entries) == lost_at else 1
+                if losses > _LOSSES_IN_PLACE:
+                    raise
+                run.spent_s = [*run.spent_s[: run.attempt], run.active_s()]
+                run.journal.add("resumed", reason="the interpreter was lost")
+                lost_at = len(run.journal.entries)
+                run.follow()
+                run.dispatcher = run.dispatcher.anew()
 
     async def _finish(self, run: Run, outputs: dict[str, Any] | None, exc: BaseException | None) -> dict[str, Any]:
         secrets = run.secrets
@@ -267,7 +301,10 @@ class Program:
             what = secrets.text(safe_message(exc))
             error = {"code": None, "class": type(exc).__name__, "what": what, "value": None, "remedy": ""}
         details = exc.details if isinstance(exc, DseError) else {}
-        run.journal.add("run_finished", outcome=outcome, outputs=outputs)
+        if outcome in ("ok", "failed"):
+            run.journal.add("run_finished", outcome=outcome, outputs=outputs, limit=details.get("limit"))
+        else:
+            run.journal.add("run_stopped", outcome=outcome)
         receipt = {
             **self.stamp, "run_id": run.run_id, "program_id": run.program_id, "signature": self.spec.name,
             "mode": run.plan.mode, "model": self.lm.name if self.lm else None, "outcome": outcome, "error": error,
@@ -278,21 +315,115 @@ class Program:
             "clock": run.clock.isoformat(), "transcript_hash": run.journal.transcript_hash(),
         }  # fmt: skip
         if self.store is not None:
-            entries = [secrets.entry(entry) for entry in run.journal.entries]
             try:
-                with anyio.CancelScope(shield=True):  # a cancelled run is kept as well
-                    await self.store.threaded(self.store.save_run, receipt, entries)
-            except StoreUnavailable as failure:
+                await durable.stop(run, self.store, outcome, receipt, exc, self.lm)
+            except (StoreUnavailable, RunTaken) as failure:
                 failure.details["receipt"] = receipt
+                failure.details["effects"] = run.effects.summary()
                 raise
         return receipt
+
+    # --- runs that stopped
+
+    def resume(self, run_id: str, *, decisions: Mapping[int, Decision] | None = None, snapshots: bool = True,
+               take_over: bool = False, deps: Any = None) -> Prediction:  # fmt: skip
+        """Go on with a run of the store, from synchronous code; see `aresume`."""
+        return run_sync(lambda: self.aresume(run_id, decisions=decisions, snapshots=snapshots, take_over=take_over, deps=deps))
+
+    async def aresume(self, run_id: str, *, decisions: Mapping[int, Decision] | None = None, snapshots: bool = True,
+                      take_over: bool = False, deps: Any = None) -> Prediction:  # fmt: skip
+        """Go on with a run that was suspended, failed for outside reasons, or whose process is gone.
+
+        Recorded completions are not paid for again, recorded tool outcomes not executed again.
+
+        Args:
+            decisions: by call id, about writes that were started and of which nobody recorded the end.
+            snapshots: False executes the scripts of a run again instead of loading its guest.
+            take_over: also when another machine had it last, and is known to be gone.
+
+        Raises:
+            RunNotResumable, RunTaken, JournalTampered: nothing happened.
+            EffectUnknown: a write needs a decision. ReplayDiverged: the program is not what it was.
+            RunFailed, RunSuspended, InfrastructureError: as when it was started.
+        """
+        store = self._needs_store()
+        kept = await durable.taken(store, run_id, self.program_id, take_over=take_over, snapshots=snapshots)
+        log = kept.log
+        assert log is not None
+        try:
+            run = durable.revive(kept, self.spec, self.plan, self.lm)
+            durable.settle(run, self.toolbox, decisions or {})
+            run.journal.add("resumed", reason=kept.row["outcome"])
+        except BaseException:
+            await store.threaded(store.release, log, kept.row["outcome"])
+            raise
+        return await self.execute(run, deps=deps)
+
+    def replay(self, run_id: str) -> Prediction:
+        """Execute a finished run again from its journal alone, from synchronous code; see `areplay`."""
+        return run_sync(lambda: self.areplay(run_id))
+
+    async def areplay(self, run_id: str) -> Prediction:
+        """Execute a finished run again from its journal alone: no model is asked, no tool runs, nothing is written.
+
+        Returns:
+            What the run returned, reached on the same path.
+
+        Raises:
+            ReplayDiverged: the program takes another path. RunFailed: as the run did.
+            RunNotResumable, JournalTampered
+        """
+        store = self._needs_store()
+        kept = await store.threaded(store.journal, run_id)
+        if kept.row["program_id"] != self.program_id:
+            raise RunNotResumable("The run belongs to another program", value=kept.row["program_id"],
+                                  remedy="Load the artifact, tools and model that it was started with.")  # fmt: skip
+        if kept.row["outcome"] not in ("ok", "failed"):
+            raise RunNotResumable("Only a finished run can be replayed", value=kept.row["outcome"], remedy="Resume it first.")
+        run = durable.revive(kept, self.spec, self.plan, self.lm, only=True)
+        return await Program(self.signature, self.plan, lm=self.lm, toolbox=self.toolbox, stamp=self.stamp).execute(run)
+
+    def fork(self, run_id: str, call_id: int, *, value: Any = None, error: str | None = None) -> str:
+        """A new run with the journal of another one up to a call, which gives something else; `resume` executes the rest.
+
+        Args:
+            value: what the call gives instead. error: the message of a ``ToolFailed`` instead.
+
+        Returns:
+            The new run's id.
+
+        Raises:
+            RunNotResumable, DecisionRefused, JournalTampered
+        """
+        return run_sync(self._fork, run_id, call_id, value, error)
+
+    async def _fork(self, run_id: str, call_id: int, value: Any, error: str | None) -> str:
+        store = self._needs_store()
+        kept = await store.threaded(lambda: store.journal(run_id, snapshots=False))
+        if kept.row["program_id"] != self.program_id:
+            raise RunNotResumable("The run belongs to another program", value=kept.row["program_id"],
+                                  remedy="Load the artifact, tools and model that it was started with.")  # fmt: skip
+        run = durable.revive(kept, self.spec, self.plan, self.lm)
+        entries = durable.copied(kept.entries, call_id, durable.another_outcome(self.toolbox, kept.entries, call_id, value, error))
+        run.run_id = durable.new_id()
+        run.secrets.results.update(json.loads(kept.row["hidden"])["results"])
+        run.secrets.names.update(json.loads(kept.row["hidden"])["names"])
+        names = {"run_id": run.run_id, "program_id": self.program_id}
+        await store.threaded(store.copy_run, {**names, **durable.head(run, self.lm)}, entries, self.durability)
+        return run.run_id
+
+    def _needs_store(self) -> Store:
+        if self.store is None:
+            raise StoreError("This program keeps no runs", remedy="Give it the store of the run: store='runs.db'.")
+        return self.store
 
     # --- neighbours
 
     def narrowed(self, allow: Any = None, limits: Mapping[str, Any] | None = None) -> Program:
         """The same program with fewer tools or lower limits, never more."""
         return Program(self.signature, self.plan.narrowed(allow, limits), lm=self.lm, toolbox=self.toolbox, deps=self.deps,
-                       approve=self.approve, middleware=self.middleware, store=self.store, stamp=self.stamp)  # fmt: skip
+                       approve=self.approve, middleware=self.middleware, store=self.store, durability=self.durability,
+                       approval_expires_s=self.approval_expires_s, stamp=self.stamp)  # fmt: skip
 
     def as_dspy(self, *, environment: Any = None) -> Any:
         """A ``dspy.Module`` whose predictors dspy's optimizers and ``dspy.Evaluate`` can drive.
@@ -303,6 +434,14 @@ class Program:
         from dse.interop import as_dspy
 
         return as_dspy(self, environment)
+
+
+def _store(store: Store | str | Path | None) -> Store | None:
+    if isinstance(store, (str, Path)):
+        from dse.store.journal import Store
+
+        return Store(store)
+    return store
 
 
 def _outcome(exc: BaseException | None) -> str:
@@ -354,7 +493,7 @@ def load(
     ref: str | Path | Artifact, *, signature: type[Signature], lm: Any = None, toolbox: Toolbox | None = None,
     deps: Any = None, allow: Any = None, limits: Mapping[str, Any] | None = None, allow_unproven: bool = False,
     require_signature: bool = False, approve: Callable[[Any], Any] | None = None, middleware: Sequence[Middleware] = (),
-    store: Any = None,
+    store: Store | str | Path | None = None, durability: Durability = "call", approval_expires_s: float | None = None,
 ) -> Program:  # fmt: skip
     """Load an artifact as a program that executes exactly its plan.
 
@@ -364,6 +503,7 @@ def load(
         lm: must be the model that the evidence is for; default that model. Another one needs `allow_unproven`
             and is stamped ``unproven`` on every receipt.
         allow: fewer tools than the artifact allows; `limits`: lower ones.
+        store, durability, approval_expires_s: as for `Program`.
 
     Raises:
         ArtifactError, SignatureMismatch, ContractMismatch, AllowListError, UnprovenModel
@@ -385,7 +525,7 @@ def load(
     plan = program.plan.narrowed(allow, limits) if allow is not None or limits else program.plan
     model, stamp = _proven(artifact, lm, plan, allow_unproven)
     return Program(signature, plan, lm=model, toolbox=tools, deps=deps, approve=approve, middleware=middleware, store=store,
-                   stamp=stamp)  # fmt: skip
+                   durability=durability, approval_expires_s=approval_expires_s, stamp=stamp)  # fmt: skip
 
 
 def _proven(artifact: Artifact, lm: Any, plan: Plan, allow_unproven: bool) -> tuple[Any, dict[str, Any]]:

@@ -789,7 +789,7 @@ async def test_a_whole_result_can_be_sensitive() -> None:
     run = dispatcher.run
     assert (await dispatcher.call("secret")).value == [1, 2, 3]
     run.journal.add("round", calls=[{"name": "secret", "arguments": {}, "result": [1, 2, 3]}])
-    assert run.journal.entries[1]["result"] == "[redacted]"
+    assert run.secrets.entry(run.journal.entries[1])["result"] == "[redacted]"
     assert "[1, 2, 3]" not in repr([run.secrets.entry(entry) for entry in run.journal.entries])
 
 

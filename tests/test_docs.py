@@ -95,7 +95,7 @@ def test_commands_in_the_docs_exist() -> None:
     command = typer.main.get_command(app)
     for page in PAGES:
         text = page.read_text()
-        shell = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S))
+        shell = "\n".join(re.findall(r"^```(?:sh|console)\n(.*?)^```", text, re.M | re.S))  # console: with names of your own
         spans = "\n".join(re.findall(r"`(dse [^`]+)`", text))
         for line in re.findall(r"^dse ([a-z]+)(?: ([a-z]+))?", f"{shell}\n{spans}", re.M):
             assert line[0] in command.commands, line

@@ -128,7 +128,7 @@ def test_a_task_knows_the_modes_and_evaluates_one_by_its_name() -> None:
     def right(example: Any, prediction: Any, ctx: Any) -> float:
         return float(prediction.titles == example.titles)
 
-    with pytest.raises(PlanError, match=r"modes that there are not \(got: cod\).*code, direct, tool_call"):
+    with pytest.raises(PlanError, match=r"modes that there are not \(got: cod\).*code, direct,.* tool_call"):
         dse.Task(Ask, dataset=dataset(), metric=right, modes=["cod"])
     task = dse.Task(Ask, dataset=dataset(), metric=right, limits=dse.Limits(model_calls=1))
     model = ScriptedModel(lambda request: say("[[ ## titles ## ]]\n2"))

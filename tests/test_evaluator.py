@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime as dt
 import sqlite3
@@ -545,7 +546,7 @@ def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(path) as c:
         c.execute("UPDATE meta SET value = ? WHERE key = 'schema_version'", [str(SCHEMA_VERSION + 1)])
     c.close()
-    with pytest.raises(StoreError, match="another version") as caught:
+    with pytest.raises(StoreError, match="newer version") as caught:
         Store(path)
     assert f"schema {SCHEMA_VERSION + 1}" in str(caught.value)
 
@@ -570,8 +571,10 @@ def test_what_cannot_be_a_store(tmp_path: Path) -> None:
     for place in (text, tmp_path / "folder.db", text / "below" / "a.db"):
         with pytest.raises(StoreError):
             Store(place)
-    with pytest.raises(StoreError, match="Only SQLite"):
-        Store("postgresql://localhost/x")
+    with pytest.raises(StoreError, match="No such kind"):
+        Store("mysql://localhost/x")
+    with pytest.raises(StoreError, match="cannot be opened"):
+        Store("postgresql://nobody@127.0.0.1:1/x?connect_timeout=2")
 
 
 def test_a_store_that_becomes_unusable_is_infrastructure(tmp_path: Path) -> None:
@@ -619,7 +622,8 @@ def test_runs_are_kept_and_shown(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such run"):
         store.run("nothing")
     with pytest.raises(StoreError, match="already"):
-        store.save_run(receipt, entries)
+        asyncio.run(program.execute(program.new_run({"request": ROWS[0].request}, run_id=run_id)))
+    assert store.run(run_id) == (receipt, entries)
     store.close()
 
 

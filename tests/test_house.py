@@ -16,11 +16,13 @@ ROOT = Path(dse.__file__).parent
 # Rooms from the top floor down. A module may import its own floor's room and anything below it.
 FLOORS: list[tuple[str, ...]] = [
     ("cli",),
+    ("doctor",),
     ("analysis",),
     ("compiler",),
-    ("interop",),
+    ("interop", "scripts"),
     ("evaluation",),
     ("program",),
+    ("durable",),
     ("strategies",),
     ("runtime",),
     ("artifacts", "store"),
@@ -28,7 +30,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("plan",),
     ("contracts",),
     ("objective", "limits", "statistics", "portal"),
-    ("canonical", "declared"),
+    ("canonical", "declared", "redaction", "telemetry"),
     ("errors",),
 ]
 # Imports inside functions that go up on purpose, each with its reason.
@@ -91,7 +93,7 @@ def test_the_runtime_never_imports_the_compiler() -> None:
     assert run(code) == "[]"
 
 
-HEAVY = ("dspy", "pandas", "sqlalchemy", "scipy", "pydantic_monty", "matplotlib", "litellm")
+HEAVY = ("dspy", "pandas", "sqlalchemy", "scipy", "pydantic_monty", "matplotlib", "litellm", "opentelemetry")
 
 
 def run(code: str) -> str:
@@ -108,10 +110,10 @@ def test_light_imports(code: str) -> None:
 
 def test_public_names() -> None:
     assert dse.__all__ == [
-        "__version__", "Approval", "Artifact", "Budget", "Dataset", "DseError", "Environment", "Example", "InputField", "Limits",
+        "__version__", "Approval", "Artifact", "Budget", "Dataset", "Decision", "DseError", "Environment", "Example", "InputField", "Limits",
         "Metric", "MetricContext", "Objective", "OutputField", "Plan", "Prediction", "PriceTable", "Program", "Prompt", "Rate",
-        "Registry", "RunHandle", "Score", "Signature", "Store", "Task", "Tool", "ToolContext", "ToolContract", "Toolbox", "World",
-        "compile", "environment", "evaluate", "load", "metric", "tool",
+        "Registry", "RunHandle", "Score", "Script", "Signature", "Store", "Task", "Tool", "ToolContext", "ToolContract", "Toolbox", "World",
+        "arun_script", "compile", "environment", "evaluate", "load", "metric", "run_script", "script_tool", "tool",
     ]  # fmt: skip
     for name in dse.__all__:
         assert getattr(dse, name) is not None

@@ -313,7 +313,7 @@ def test_cancel_ends_the_run_and_keeps_its_record(tmp_path: Path) -> None:
     receipt, entries = saved(store, handle.run_id)
     assert (receipt["outcome"], receipt["error"]["class"]) == ("cancelled", "CancelledError")
     assert receipt["calls"][0]["outcome"] == "cancelled"
-    assert entries[-1]["kind"] == "run_finished"
+    assert entries[-1]["kind"] == "run_stopped"
 
 
 def saved(store: dse.Store, run_id: str) -> Any:
@@ -400,7 +400,7 @@ def test_an_event_is_a_copy() -> None:
 
 def test_a_stream_ends_with_the_error() -> None:
     events = list(program([ModelUnavailable("down")]).stream(question="?"))
-    assert [e["kind"] for e in events] == ["run_started", "run_finished", "error"]
+    assert [e["kind"] for e in events] == ["run_started", "run_stopped", "error"]
     assert isinstance(events[-1]["error"], ModelUnavailable) and events[-1]["run_id"]
 
 
@@ -637,7 +637,7 @@ def test_the_store_keeps_run_and_journal_without_secrets(tmp_path: Path) -> None
 class FullDisk(dse.Store):
     """A store whose disk is full."""
 
-    def save_run(self, receipt: Any, entries: Any) -> None:
+    def stop_run(self, *args: Any, **kwargs: Any) -> None:
         raise StoreUnavailable("The store could not be written", value="disk full")
 
 

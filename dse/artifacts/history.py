@@ -27,6 +27,8 @@ from dse.errors import ArtifactInvalid, ArtifactNotFound, ArtifactTampered, DseE
 __all__ = ["LOCK_WAIT_S", "Journal", "Release", "locked"]
 
 LOCK_WAIT_S = 30.0
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # who can plant a link here must not choose what gets locked, cut or appended to
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 _ONLY_APPENDED = "Restore the history; it is only ever appended to."
 _Id = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
@@ -92,16 +94,24 @@ class Journal:
         Raises:
             StoreUnavailable: nothing was changed.
         """
-        path = self.folder / "aliases.json"
-        if self.releases and self._written != self.aliases:  # an earlier move was cut off: finish it first
-            write_atomic(path, canonical_json(self.aliases) + b"\n")
+        self.settle()
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         release = Release(seq=len(self.releases) + 1, time=now, by=by or _user(), action=action, reason=reason.strip(),
                           alias=alias, before=self.aliases.get(alias), after=aliases.get(alias), verdict=verdict,
                           aliases=aliases)  # fmt: skip
         _append(self.folder / "history.jsonl", canonical_json(release.model_dump()) + b"\n")
         with contextlib.suppress(StoreUnavailable):  # the move is made; the next one writes this file first
-            write_atomic(path, canonical_json(aliases) + b"\n")
+            write_atomic(self.folder / "aliases.json", canonical_json(aliases) + b"\n")
+
+    def settle(self) -> None:
+        """Finish an earlier move that was cut off between history and aliases. The lock must be exclusive.
+
+        Raises:
+            StoreUnavailable: nothing was changed.
+        """
+        if self.releases and self._written != self.aliases:
+            write_atomic(self.folder / "aliases.json", canonical_json(self.aliases) + b"\n")
+            self._written = dict(self.aliases)
 
 
 def _user() -> str:
@@ -145,7 +155,7 @@ def _read_aliases(path: Path) -> dict[str, str] | None:
 
 def _append(path: Path, line: bytes) -> None:
     try:
-        with open(path, "a+b", buffering=0) as stream:
+        with open(path, "a+b", buffering=0, opener=lambda name, flags: os.open(name, flags | _NOFOLLOW, 0o666)) as stream:
             stream.seek(0)
             whole = stream.read().rfind(b"\n") + 1
             stream.truncate(whole)  # an unfinished line of a crashed writer never counted
@@ -173,9 +183,9 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     Raises:
         StoreUnavailable: the lock cannot be had within `LOCK_WAIT_S` seconds, or the folder cannot be written.
     """
-    flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
+    flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT | _NOFOLLOW
     try:
-        handle = os.open(folder / "history.jsonl", flags | os.O_CLOEXEC, 0o666)
+        handle = os.open(folder / "history.jsonl", flags | os.O_CLOEXEC | _NONBLOCK, 0o666)
     except FileNotFoundError:
         if not shared:
             raise StoreUnavailable("There is no folder for this signature", value=str(folder),

@@ -19,7 +19,15 @@ from typing import Any, TypeAlias
 from dse.artifacts.artifact import Artifact
 from dse.artifacts.files import write_atomic
 from dse.artifacts.history import Journal, Release, locked
-from dse.errors import ArtifactError, ArtifactNotFound, ArtifactTampered, DseError, Refused, StoreUnavailable
+from dse.errors import (
+    ArtifactError,
+    ArtifactInvalid,
+    ArtifactNotFound,
+    ArtifactTampered,
+    DseError,
+    Refused,
+    StoreUnavailable,
+)
 
 __all__ = ["DEFAULT_ROOT", "Listed", "Registry", "Release"]
 
@@ -116,6 +124,11 @@ class Registry:
         for folder in folders:
             try:
                 names, broken = self.aliases(folder.name), None
+            except ArtifactInvalid as exc:
+                names, broken = {}, str(exc)
+                if folder.is_symlink():  # nothing below it is the registry's
+                    found.append(Listed(folder.name, folder, error=broken))
+                    continue
             except DseError as exc:
                 names, broken = {}, str(exc)
             rows = [self._listed(folder.name, path, names, broken) for path in _files(folder)]
@@ -158,6 +171,7 @@ class Registry:
         path = self._path(artifact.signature_name, artifact.artifact_id)
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
+            self._refuse_outside(path)
             if path.exists():
                 stored = Artifact.load(path, key=self._reading["key"])
                 if stored.artifact_id != artifact.artifact_id:
@@ -223,6 +237,7 @@ class Registry:
             journal = Journal(folder)
             old = journal.aliases.get("champion")
             if old == artifact.artifact_id:
+                journal.settle()  # the promotion that was cut off may have been this one
                 return
             doubt = self._doubt(artifact, old)
             if doubt and not reason.strip():
@@ -267,7 +282,24 @@ class Registry:
         if not _is_name(signature):
             raise ArtifactNotFound("This is not the name of a signature", value=signature,
                                    remedy="A signature's name is a Python identifier.")  # fmt: skip
-        return self.root / signature
+        folder = self.root / signature
+        for path in (folder, folder / "history.jsonl", folder / "aliases.json"):
+            self._refuse_outside(path)
+        return folder
+
+    def _refuse_outside(self, path: Path) -> None:
+        """Links within the registry are fine; one that leads out would read, lock or append to what is none of its files.
+
+        Raises:
+            ArtifactInvalid
+        """
+        try:
+            if not path.is_symlink() or path.resolve().is_relative_to(self.root.resolve()):
+                return
+        except (OSError, RuntimeError):  # a loop of links
+            pass
+        raise ArtifactInvalid("A link in the registry leads out of it", value=str(path),
+                              remedy="Remove the link, or put the file itself in its place.")  # fmt: skip
 
     def _path(self, signature: str, artifact_id: str) -> Path:
         return self._folder(signature) / f"{artifact_id[7:23]}.json"
@@ -276,6 +308,7 @@ class Registry:
         return self._checked(self._path(signature, artifact_id), signature, artifact_id)
 
     def _checked(self, path: Path, signature: str, prefix: str) -> Artifact:
+        self._refuse_outside(path)
         artifact = Artifact.load(path, **self._reading)
         if artifact.signature_name != signature or not artifact.artifact_id.startswith(prefix):
             raise ArtifactTampered("The file holds another artifact than its name says", value=str(path),
@@ -339,7 +372,7 @@ class Registry:
 
 
 def _is_name(text: str) -> bool:
-    return text.isidentifier() and len(text) <= 200  # no separators, no dots
+    return text.isidentifier() and len(text.encode()) <= 200  # no separators, no dots; file systems allow 255 bytes
 
 
 def _is_path(ref: str | Path) -> bool:
@@ -376,7 +409,7 @@ def _entries(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except OSError as exc:
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
         raise StoreUnavailable("The registry cannot be read", value=f"{folder}: {exc}",
                                remedy="Check the permissions and the disk.") from exc  # fmt: skip
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dse.errors import BudgetExhausted, ModelUnavailable, UserError
+import anyio
+
+from dse.errors import BudgetExhausted, DseError, ModelUnavailable, UserError
 
 if TYPE_CHECKING:
     from dse.models.lm import Completion, LanguageModel, Usage
@@ -28,7 +30,7 @@ class Budget:
     Attributes:
         usd: money; needs a `PriceTable`, which also says what a request will cost at most before it is made.
         model_calls: requests to the model, retries included. Answers from a recording are none.
-        minutes: wall time.
+        minutes: wall time; a request that is under way when they end is given up, and no wait for the model goes beyond.
     """
 
     usd: float | None = None
@@ -49,7 +51,8 @@ class BudgetedModel:
     """A model that refuses a request which could exceed the budget.
 
     Sits below retries, so each one counts, and below a recording, whose answers cost nothing. With `free` (a replay)
-    only the time is bounded.
+    only the time is bounded. A request that ended without an answer or a refusal may have been paid for: it counts
+    with the most it could cost.
     """
 
     inner: LanguageModel
@@ -60,11 +63,13 @@ class BudgetedModel:
     calls: int = 0
     spent_usd: float = 0.0
     reserved_usd: float = 0.0
-    started: float = field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
+    started: float = field(init=False)
 
     def __post_init__(self) -> None:
+        self.started = self.clock()
         self.name = self.inner.name
-        self.params: Mapping[str, Any] = self.inner.params
+        self.params: dict[str, Any] = self.inner.params
         self.supports_tools = self.inner.supports_tools
         if self.budget.usd is not None and not self.free and (self.prices is None or self.name not in self.prices.models):
             raise UserError("A budget in money needs a price for the model", value=self.name,
@@ -72,11 +77,25 @@ class BudgetedModel:
 
     def spent(self) -> dict[str, Any]:
         return {"model_calls": self.calls, "usd": round(self.spent_usd, 6),
-                "minutes": round((time.monotonic() - self.started) / 60, 3)}  # fmt: skip
+                "minutes": round((self.clock() - self.started) / 60, 3)}  # fmt: skip
+
+    def seconds_left(self) -> float:
+        """Of the budget's minutes; infinite without a bound."""
+        minutes = self.budget.minutes
+        return math.inf if minutes is None else self.started + minutes * 60 - self.clock()
+
+    def before_wait(self, seconds: float) -> None:
+        """To be called before a wait for the model.
+
+        Raises:
+            BudgetExhausted: it would last longer than the budget's minutes.
+        """
+        if seconds >= self.seconds_left():
+            raise self._exhausted("minutes", self.budget.minutes, f"A wait of {seconds:.3g} s for the model would")
 
     def _reserve(self, request: Any) -> float:
         budget = self.budget
-        if budget.minutes is not None and time.monotonic() - self.started > budget.minutes * 60:
+        if self.seconds_left() < 0:
             raise self._exhausted("minutes", budget.minutes)
         if self.free:
             return 0.0
@@ -96,8 +115,8 @@ class BudgetedModel:
     def _price(self, usage: Usage) -> float | None:
         return None if self.prices is None else self.prices.cost(self.name, usage)[0]
 
-    def _exhausted(self, name: str, bound: Any) -> BudgetExhausted:
-        return BudgetExhausted(f"The next request could exceed the budget of {bound} {name}", value=str(self.spent()),
+    def _exhausted(self, name: str, bound: Any, what: str = "The next request could") -> BudgetExhausted:
+        return BudgetExhausted(f"{what} exceed the budget of {bound} {name}", value=str(self.spent()),
                                remedy="Everything paid for is stored: run it again with a larger budget to go on.",
                                spent=self.spent())  # fmt: skip
 
@@ -107,15 +126,26 @@ class BudgetedModel:
         reserved = self._reserve(request)
         self.calls += not self.free
         self.reserved_usd += reserved
+        completion: Completion | None = None
         try:
-            completion = await self.inner.complete(request, replicate=replicate, occurrence=occurrence)
-        except ModelUnavailable as exc:  # an unusable answer may have been paid for
+            with anyio.move_on_after(self.seconds_left()):
+                completion = await self.inner.complete(request, replicate=replicate, occurrence=occurrence)
+        except ModelUnavailable as exc:
             asked, said = exc.details.get("input_tokens"), exc.details.get("output_tokens")
+            refused = exc.details.get("status") is not None
             self._spend(Usage(asked, said, "exact") if asked is not None and said is not None else None,
-                        exc.details.get("cost_usd"), 0.0)  # fmt: skip
+                        exc.details.get("cost_usd"), 0.0 if refused else reserved)  # fmt: skip
+            raise
+        except DseError:  # refused
+            raise
+        except BaseException:  # given up by whoever asked
+            self.spent_usd += reserved
             raise
         finally:
             self.reserved_usd -= reserved
+        if completion is None:
+            self.spent_usd += reserved
+            raise self._exhausted("minutes", self.budget.minutes, "A request that is given up would")
         if not self.free:
             self._spend(completion.usage, completion.cost_usd, reserved)
         return completion

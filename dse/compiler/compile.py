@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dse import telemetry
 from dse.artifacts.artifact import Artifact
 from dse.artifacts.registry import Registry
 from dse.canonical import digest
@@ -160,6 +161,7 @@ class _Compile:
         assert task.toolbox is not None
         self.effects = {name: task.toolbox[name].contract.effect for name in self.spec.tool_names}
 
+    @telemetry.compiling
     async def run(self) -> CompileResult:
         from dse.store.journal import opened
 
@@ -170,7 +172,8 @@ class _Compile:
                 self._check_objective()
                 self.label = self.label or _label(self.model)
                 self.evaluator = Evaluator(self.task, self.model, self.store, concurrency=self.concurrency,
-                                           progress=self.progress, prices=self.prices)  # fmt: skip
+                                           progress=self.progress, prices=self.prices,
+                                           before_pause=self.budgeted.before_wait)  # fmt: skip
                 return await self._stages()
             finally:
                 await self.model.aclose()
@@ -208,15 +211,18 @@ class _Compile:
         return bool(getattr(_innermost(self.model), "reports_cost", True))
 
     def _resolve(self) -> LanguageModel:
-        """The model, its budget below a recording: only what is asked for anew is counted."""
-        from dse.models.lm import resolve_model
+        """The model, its budget below a recording and below retries: what is asked for anew is counted, each time."""
+        from dse.models.lm import RetryingModel, resolve_model
 
         live = resolve_model(self.lm)
         replayed = getattr(_innermost(live), "cassette", None) is not None
         if replayed and self.record is not None:
             raise ModelError("A replay is not recorded", value=str(self.record), remedy="Give a live model, or no record=.")
-        self.budgeted = BudgetedModel(live, self.budget, self.prices, free=replayed, owned=live is not self.lm)
-        return resolve_model(self.budgeted, record=self.record, prices=self.prices)
+        patient = live if isinstance(live, RetryingModel) else None
+        self.budgeted = BudgetedModel(patient.inner if patient else live, self.budget, self.prices, free=replayed,
+                                      owned=live is not self.lm)  # fmt: skip
+        model = patient.over(self.budgeted, self.budgeted.before_wait) if patient else self.budgeted
+        return resolve_model(model, record=self.record, prices=self.prices)
 
     async def _stages(self) -> CompileResult:
         await self._tell_plan()

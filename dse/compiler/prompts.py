@@ -11,7 +11,7 @@ from dse.errors import ContaminatedSplit
 from dse.evaluation.dataset import Example
 from dse.evaluation.evaluator import RolloutRecord
 from dse.plan import Prompt
-from dse.runtime.redaction import Secrets
+from dse.redaction import Secrets
 from dse.strategies.base import strategy
 
 __all__ = ["MAX_DEMO_BYTES", "bootstrap"]

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
-from dse.canonical import digest
+from dse.canonical import canonical_json, digest
 from dse.contracts.schema import dump_wire, make_model, model_values, schema_of
 from dse.contracts.tool import Tool
 from dse.contracts.toolbox import Toolbox
-from dse.errors import InputError, SignatureError
+from dse.errors import InputError, SignatureError, Unserialisable
 
 __all__ = ["FieldSpec", "InputField", "OutputField", "Signature", "SignatureSpec", "validation_summary"]
 
@@ -134,7 +134,18 @@ class SignatureSpec:
         return model_values(made)
 
     def wire_inputs(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return _wire(self.inputs, values)
+        """Validated inputs as JSON data.
+
+        Raises:
+            InputError: an input that JSON cannot hold, such as NaN or half a surrogate pair.
+        """
+        wire = _wire(self.inputs, values)
+        for name, value in wire.items():
+            try:
+                canonical_json(value)
+            except Unserialisable as exc:  # its value may be sensitive
+                raise InputError(f"The inputs do not fit {self.name}", value=f"{name}: {exc.what}", remedy=exc.remedy) from None
+        return wire
 
     def wire_outputs(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return _wire(self.outputs, values)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import keyword
 import re
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dse.canonical import canonical_json
 from dse.contracts.schema import resolve
+from dse.contracts.schema_check import check_parameters, check_schema, expressible
 from dse.contracts.tool import ToolContract
 
 __all__ = ["function_schema", "input_declarations", "stubs_for"]
@@ -24,11 +26,16 @@ _FORMATS = {
     "decimal": "Decimal", "binary": "bytes", "base64": "bytes",
 }  # fmt: skip
 _PRIMITIVES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _NOTES = {
     "minimum": ">= {}", "maximum": "<= {}", "exclusiveMinimum": "> {}", "exclusiveMaximum": "< {}", "pattern": "matches {}",
     "minLength": "at least {} characters", "maxLength": "at most {} characters",
     "minItems": "at least {} items", "maxItems": "at most {} items",
 }  # fmt: skip
+
+
+# Names that the stubs' imports bind; a class must not take one.
+_IMPORTED = frozenset({"Any", "Decimal", "Literal", "NoReturn", "NotRequired", "TypedDict"})
 
 
 class _Writer:
@@ -88,7 +95,7 @@ class _Writer:
         if key in self.names:
             return self.names[key]
         base = re.sub(r"\W+", "_", hint, flags=re.ASCII).strip("_") or "Record"
-        base = base[0].upper() + base[1:]
+        base = base[0].upper() + base[1:] if not base[0].isdigit() else f"Record{base}"
         name, number = base, 2
         while name in self.taken or keyword.iskeyword(name):
             name, number = f"{base}{number}", number + 1
@@ -97,7 +104,7 @@ class _Writer:
         self.classes[name] = ""  # keeps the place of a recursive class
         required = set(schema.get("required", ()))
         lines = []
-        plain = all(field.isidentifier() and not keyword.iskeyword(field) for field in schema["properties"])
+        plain = all(_is_plain(field) for field in schema["properties"])
         for field, sub in schema["properties"].items():
             type_ = self.annotation(sub, defs, name + field[:1].upper() + field[1:])
             if field not in required:
@@ -120,9 +127,10 @@ class _Writer:
 def _used(schema: Any, defs: Mapping[str, Any], seen: frozenset[str] = frozenset()) -> dict[str, Any]:
     used: dict[str, Any] = {}
     if isinstance(schema, dict):
-        if "$ref" in schema:
-            name = schema["$ref"].rsplit("/", 1)[-1]
-            if name not in seen:
+        ref = schema.get("$ref")
+        if isinstance(ref, str):  # else a property of that name
+            name = ref.rsplit("/", 1)[-1]
+            if name not in seen and name in defs:  # below keywords that nothing here knows it may refer to anything
                 used[name] = defs[name]
                 used |= _used(defs[name], defs, seen | {name})
         for value in schema.values():
@@ -140,11 +148,18 @@ def _note(schema: Any, *, schema_level: bool) -> str:
     parts += [text.format(schema[key]) for key, text in _NOTES.items() if key in schema and "prefixItems" not in schema]
     if schema.get("format") == "uuid":
         parts.append("a UUID")
-    return "; ".join(part for part in parts if part)
+    # one line whatever a schema says: what follows a line break in a comment would be code
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], "; ".join(part for part in parts if part))
+
+
+def _is_plain(field: str) -> bool:
+    """Whether a class body can declare `field` under exactly this name."""
+    return (field.isidentifier() and not keyword.iskeyword(field) and not field.startswith("__")
+            and unicodedata.normalize("NFKC", field) == field)  # fmt: skip
 
 
 def _doc(text: str, indent: int) -> str:
-    clean = text.replace("\\", "\\\\").replace('"""', "'''").strip()
+    clean = text.replace("\\", "\\\\").replace('"""', "'''").replace("\0", "\\x00").strip()
     if clean.endswith('"'):
         clean += " "
     if "\n" not in clean and len(clean) < 100:
@@ -153,7 +168,9 @@ def _doc(text: str, indent: int) -> str:
     return f'"""{textwrap.indent(clean, pad).strip()}\n{pad}"""'
 
 
-def _default(schema: Mapping[str, Any]) -> str:
+def _default(schema: Mapping[str, Any] | bool) -> str:
+    if isinstance(schema, bool):
+        return "..."
     value = schema.get("default")
     if value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) < 60):
         return repr(value) if "default" in schema else "..."
@@ -186,9 +203,22 @@ def stubs_for(contracts: Iterable[ToolContract], *, outputs: Mapping[str, Any] |
     """The ``.pyi`` text of some tools, and of ``submit`` where `outputs` (an object schema) is given.
 
     The text is deterministic: contracts in the order given.
+
+    Raises:
+        ContractError: a schema that is none, or that no stub can express.
     """
     contracts = list(contracts)
-    writer = _Writer(taken={c.name for c in contracts} | {"submit", "Any", "Literal", "Decimal", "TypedDict", "NotRequired"})
+    if outputs is not None:
+        check_parameters("submit", outputs)
+    for contract in contracts:
+        check_parameters(contract.name, contract.parameters)
+        check_schema(contract.name, contract.returns)
+    with expressible(", ".join(contract.name for contract in contracts)):
+        return _stubs(contracts, outputs)
+
+
+def _stubs(contracts: list[ToolContract], outputs: Mapping[str, Any] | None) -> str:
+    writer = _Writer(taken={c.name for c in contracts} | _IMPORTED | {"submit"})
     functions = []
     if outputs is not None:
         functions.append(_function(writer, "submit", outputs, "NoReturn", "Give the final answer. Ends the task.",
@@ -212,10 +242,16 @@ def stubs_for(contracts: Iterable[ToolContract], *, outputs: Mapping[str, Any] |
 
 
 def input_declarations(inputs: Mapping[str, Any]) -> tuple[str, str]:
-    """Declarations ``name: type`` of input variables, from an object schema: (needed classes, declarations)."""
+    """Declarations ``name: type`` of input variables, from an object schema: (needed classes, declarations).
+
+    Raises:
+        ContractError: a schema that is none, or that no declaration can express.
+    """
+    check_parameters("inputs", inputs)
     writer = _Writer()
     defs = inputs.get("$defs", {})
-    lines = [f"{name}: {writer.annotation(sub, defs, _camel(name))}" for name, sub in inputs.get("properties", {}).items()]
+    with expressible("inputs"):
+        lines = [f"{name}: {writer.annotation(sub, defs, _camel(name))}" for name, sub in inputs.get("properties", {}).items()]
     return "\n\n".join(writer.classes.values()), "\n".join(lines)
 
 
@@ -224,9 +260,15 @@ def _camel(name: str) -> str:
 
 
 def function_schema(contract: ToolContract) -> dict[str, Any]:
-    """The contract as a native function-calling tool: name, description, parameters."""
+    """The contract as a native function-calling tool: name, description, parameters.
+
+    Raises:
+        ContractError: what it returns has a schema that is none.
+    """
+    check_schema(contract.name, contract.returns)
     parameters = {k: v for k, v in contract.parameters.items()}
-    returns = _returns_note(contract)
+    with expressible(contract.name):
+        returns = _returns_note(contract)
     return {
         "name": contract.name,
         "description": "\n".join(part for part in (contract.description, returns) if part),

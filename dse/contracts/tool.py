@@ -92,6 +92,8 @@ class ToolContract(BaseModel):
         check_name(self.name)
         if self.parameters.get("type") != "object":
             raise ValueError("parameters must be a JSON Schema of type object")
+        if not isinstance(self.parameters.get("properties", {}), dict):
+            raise ValueError("the properties of the parameters must be an object")
         known = set(self.parameters.get("properties", {})) | {"return"} | _property_names(self.returns)
         for name in self.sensitive:
             if name not in known:
@@ -122,7 +124,8 @@ class ToolContract(BaseModel):
 def _property_names(schema: Any) -> set[str]:
     names: set[str] = set()
     if isinstance(schema, dict):
-        names |= set(schema.get("properties", {}))
+        if isinstance(schema.get("properties"), dict):
+            names |= set(schema["properties"])
         for value in schema.values():
             names |= _property_names(value)
     elif isinstance(schema, list):
@@ -169,6 +172,7 @@ class ToolContext(Generic[Deps]):
     call_id: int
     idempotency_key: str
     deadline: float
+    _caller: Any = field(default=None, repr=False, compare=False)  # of a script tool: its way to calls of the same run
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,7 @@ class Tool:
     returns: TypeAdapter[Any]
     context_parameter: str | None = None
     revision: str = ""
+    nests: Mapping[str, str] | None = None  # of a script tool: the tools it may call, with their interface ids
     _declared: Callable[..., Any] | None = field(default=None, repr=False)
     deps_type: str = ""
 
@@ -283,7 +288,8 @@ def tool(
     )  # fmt: skip
     implemented = None if _is_declaration_only(fn) else fn
     made = Tool(contract, implemented, params, returns, context_parameter,
-                revision or (source_revision(fn) if implemented else ""), fn, _deps_type(fn, context_parameter))  # fmt: skip
+                revision or (source_revision(fn) if implemented else ""), _declared=fn,
+                deps_type=_deps_type(fn, context_parameter))  # fmt: skip
     for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
         object.__setattr__(made, attribute, getattr(fn, attribute, None))
     return made

@@ -69,7 +69,7 @@ class Toolbox:
                                    remedy="Give it the same parameters, types and return type.")  # fmt: skip
         self._tools[name] = dataclasses.replace(
             old, fn=new.fn, params=new.params, returns=new.returns, context_parameter=new.context_parameter,
-            revision=revision or new.revision or source_revision(fn), _declared=fn, deps_type=new.deps_type,
+            revision=revision or new.revision or source_revision(fn), nests=new.nests, _declared=fn, deps_type=new.deps_type,
         )  # fmt: skip
         return self
 
@@ -77,7 +77,7 @@ class Toolbox:
         """Bind a contract that exists only as data; arguments arrive as the plain values of its schema."""
         params = adapter_for(contract.parameters)
         one = Tool(contract, fn, _PlainParams(params, contract), adapter_for(contract.returns), None,  # type: ignore[arg-type]
-                   revision or source_revision(fn), fn)  # fmt: skip
+                   revision or source_revision(fn), _declared=fn)  # fmt: skip
         return self.add(one)
 
     def merged(self, overrides: Mapping[str, Callable[..., Any]]) -> Toolbox:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
 
-from dse.canonical import digest
+from dse.canonical import canonical_json, digest
 from dse.errors import ContaminatedSplit, DatasetChanged, DatasetError, DuplicateRow, MissingHoldout, Refused
 from dse.evaluation import importers
 from dse.evaluation.importers import Row, malformed
@@ -142,7 +142,8 @@ class Dataset:
         """Read and verify a dataset folder.
 
         Raises:
-            DatasetError: no such folder, or ``dataset.json`` is malformed or of another format.
+            DatasetError: no such folder, or ``dataset.json`` is malformed or of another format, or one of the two files is a
+                link out of the folder.
             MalformedRow: with file, line and field.
             DuplicateRow: two rows with one id or the same content.
             DatasetChanged: the rows are not those of the revision, or a cluster has no split.
@@ -150,8 +151,8 @@ class Dataset:
             ContaminatedSplit: the same or nearly the same inputs in two splits (see `near_duplicates`).
         """
         folder = Path(path)
-        header, assignment, revision = read_header(folder / "dataset.json")
-        data = folder / "data.jsonl"
+        header, assignment, revision = read_header(importers.inside(folder, "dataset.json"))
+        data = importers.inside(folder, "data.jsonl")
         with _no_cycles():
             placed = place(header, importers.read_jsonl(data), str(data))
             return cls(header, placed, assignment, where=str(folder), stored=revision, path=folder)
@@ -232,6 +233,7 @@ class Dataset:
                 raise TypeError(f"unknown argument {key!r}; known: {', '.join(sorted(known))}")
         assignment = check_assignment(about.pop("assignment", {}), source)
         data = {"salt": f"{name}-1", "quota": DEFAULT_QUOTA, **about, "name": name, "fields": fields}
+        canonical_json([assignment, str(name), *(about.get(key) for key in ("salt", "signature", "license", "source", "builder"))])
         header = make_header(data, source)
         with _no_cycles():
             return cls(header, place(header, rows, source, id_field), assignment, where=source)
@@ -454,8 +456,8 @@ def seal(path: str | Path) -> Dataset:
         As `Dataset.load`, except that revision and assignment need not fit; nothing is written then.
     """
     folder = Path(path)
-    header, assignment, _ = read_header(folder / "dataset.json")
-    data = folder / "data.jsonl"
+    header, assignment, _ = read_header(importers.inside(folder, "dataset.json"))
+    data = importers.inside(folder, "data.jsonl")
     made = Dataset(header, place(header, importers.read_jsonl(data), str(data)), assignment, where=str(folder))
     _write_header(folder, made)
     made.path, made._on_disk = folder, made.revision

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from dse import telemetry
 from dse.canonical import canonical_json, digest, parse_json
 from dse.errors import (
     BudgetExhausted,
@@ -26,6 +27,7 @@ from dse.errors import (
     EnvironmentRequired,
     InfrastructureError,
     MetricError,
+    ModelUnavailable,
     RunFailed,
     RunSuspended,
     Unserialisable,
@@ -109,10 +111,12 @@ class Evaluator:
         model: shared by all candidates.
         store: where rollouts and scores are kept; a private one in memory by default.
         concurrency: rollouts at a time.
-        attempts: of one rollout whose infrastructure fails, with growing pauses between them. What the model
-            answered in an earlier attempt is not asked for again.
-        base_pause_s: the pause before attempt k+1 is ``base_pause_s * 2**(k-1)`` and up to a quarter more, or what
-            the endpoint asks for; one that asks for more than `max_pause_s` is not waited for.
+        attempts: of one rollout whose infrastructure fails, in a row that gets no further, with growing pauses
+            between them. What the model answered in an earlier attempt is not asked for again, also not when this
+            evaluator is asked again after a failure.
+        base_pause_s: the pause after the k-th of them is ``base_pause_s * 2**(k-1)`` and up to a quarter more, and at
+            least what the endpoint asks for; one that asks for more than `max_pause_s` is not waited for.
+        before_pause: called with the seconds before each pause; what it raises ends the evaluation.
         sleep: waits between attempts.
         progress: called with (what, done, total).
         prices: costs are this table's, also those of rollouts that were stored under another one.
@@ -124,15 +128,19 @@ class Evaluator:
     model: LanguageModel | None
     store: Store | None = None
     concurrency: int = 8
-    attempts: int = 4
+    attempts: int = 8
     base_pause_s: float = 0.5
     max_pause_s: float = 120.0
+    before_pause: Callable[[float], None] | None = None
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep
     progress: Progress | None = None
     prices: PriceTable | None = None
     live: set[str] = field(default_factory=set)
     _programs: dict[str, Program] = field(default_factory=dict)
     _underway: dict[str, anyio.Lock] = field(default_factory=dict)
+    _answers: dict[str, dict[str, Completion]] = field(default_factory=dict)
+    _pauses: set[anyio.CancelScope] = field(default_factory=set)
+    _ending: bool = False
 
     def __post_init__(self) -> None:
         if self.store is None:
@@ -179,7 +187,8 @@ class Evaluator:
     ) -> list[RolloutRecord]:
         """All candidates on all examples; in the order (example, candidate).
 
-        After a failure no further rollout starts; those under way end and are stored, then the failure is raised.
+        After a failure no further rollout starts and none waits to be tried again; those under way end and are stored,
+        then the failure is raised.
 
         Raises:
             InfrastructureError: it lasted longer than the attempts.
@@ -191,6 +200,7 @@ class Evaluator:
         results: list[RolloutRecord | None] = [None] * len(jobs)
         failures: list[Exception] = []
         slots = anyio.Semaphore(max(1, self.concurrency))
+        self._ending = False
         done = 0
 
         async def one(index: int) -> None:
@@ -202,6 +212,9 @@ class Evaluator:
                     results[index] = await self.rollout(*jobs[index], replicate)
                 except Exception as exc:
                     failures.append(exc)
+                    self._ending = True
+                    for pause in self._pauses:
+                        pause.cancel()
                     return
             done += 1
             if self.progress:
@@ -214,6 +227,7 @@ class Evaluator:
             raise _first(failures)
         return [r for r in results if r is not None]
 
+    @telemetry.rollout
     async def rollout(self, name: str, plan: Plan, example: Example, replicate: int = 0) -> RolloutRecord:
         """One rollout, from the store if it is there, and its score."""
         program = self.program(plan)
@@ -265,30 +279,52 @@ class Evaluator:
         return (None, source) if cost is None else (cost + row["receipt"]["usage"]["tool_cost_usd"], source)
 
     async def _run(self, program: Program, example: Example, rollout_id: str, replicate: int) -> dict[str, Any]:
-        answered: dict[str, Completion] = {}
-        for attempt in range(self.attempts):
+        from dse.models.lm import wait_asked_for
+
+        answers = self._answers.setdefault(rollout_id, {})
+        tries, furthest = 0, -1
+        while True:
+            model = None if program.lm is None else _Answered(program.lm, answers)
             try:
-                return await self._attempt(program, example, rollout_id, replicate, answered)
+                row = await self._attempt(program, example, rollout_id, replicate, model)
             except CassetteMiss:
                 raise  # asking again cannot help
             except InfrastructureError as exc:
-                asked = exc.details.get("retry_after_s")
-                if attempt + 1 >= self.attempts or (asked or 0) > self.max_pause_s:
-                    exc.details["attempts"] = attempt + 1
+                got = model.given if model else 0
+                tries, furthest = (1 if got > furthest else tries + 1), max(got, furthest)
+                exc.details["attempts"] = tries
+                asked = wait_asked_for(exc)
+                if tries >= self.attempts or asked > self.max_pause_s:
                     raise
-                pause = asked or self.base_pause_s * 2**attempt * (1 + random.Random(f"{rollout_id}{attempt}").random() / 4)
-                await self.sleep(pause)
-        raise AssertionError("unreachable: the loop returns or raises")
+                backoff = self.base_pause_s * 2 ** (tries - 1) * (1 + random.Random(f"{rollout_id}{tries}").random() / 4)
+                if not await self._paused(max(asked, backoff)):
+                    raise
+            else:
+                del self._answers[rollout_id]
+                return row
+
+    async def _paused(self, seconds: float) -> bool:
+        """Wait; False where the evaluation ends meanwhile, or already does."""
+        if self._ending:
+            return False
+        if self.before_pause is not None:
+            self.before_pause(seconds)
+        with anyio.CancelScope() as scope:
+            self._pauses.add(scope)
+            try:
+                await self.sleep(seconds)
+            finally:
+                self._pauses.discard(scope)
+        return not scope.cancel_called
 
     async def _attempt(self, program: Program, example: Example, rollout_id: str, replicate: int,
-                       answered: dict[str, Completion]) -> dict[str, Any]:  # fmt: skip
+                       model: _Answered | None) -> dict[str, Any]:  # fmt: skip
         # Clock and random come from the row, so that all candidates see the same on the same row.
         basis = int(digest([example.row_hash, replicate])[7:], 16)
         clock = dt.datetime(2026, 1, 1, tzinfo=dt.UTC) + dt.timedelta(minutes=basis % 525_600)
         run = program.new_run(example.inputs, run_id=f"rollout-{rollout_id[7:39]}", seed=basis % 2**48, clock=clock,
                               evaluation=True, replicate=replicate)  # fmt: skip
-        if run.model is not None:
-            run.model = _Answered(run.model, answered)
+        run.model = model
         environment = self.task.environment
         entered = environment.enter(example) if environment else contextlib.nullcontext(World(deps=self.task.deps))
         prediction: Prediction | None = None
@@ -300,6 +336,8 @@ class Evaluator:
             try:
                 prediction = await program.execute(run, deps=world.deps, toolbox=toolbox, approve=approve)
             except RunFailed as exc:
+                if model is not None and exc.details.get("limit") == "active_s" and model.fell_silent(run.limits.active_s):
+                    raise model.silence(exc) from exc
                 error = exc
             except RunSuspended as exc:
                 raise EnvironmentRequired("A call needs a decision, and nobody decides during an evaluation",
@@ -358,7 +396,11 @@ def _end_state(world: World) -> Any:
 
 
 class _Answered:
-    """A model that is not asked again what it answered in an earlier attempt at the same rollout."""
+    """A model that is not asked again what it answered in an earlier attempt at the same rollout.
+
+    ``given`` counts the answers of this attempt, ``longest_s`` is the time of the slowest. ``unanswered_s`` is the time
+    that brought none: requests that were given up, and what a patient model waited besides its successful attempts.
+    """
 
     def __init__(self, inner: LanguageModel, answers: dict[str, Completion]) -> None:
         self.inner = inner
@@ -366,12 +408,33 @@ class _Answered:
         self.params = inner.params
         self.supports_tools = inner.supports_tools
         self._answers = answers
+        self.given = 0
+        self.longest_s = 0.0
+        self.unanswered_s = 0.0
 
     async def complete(self, request: Any, *, replicate: int = 0, occurrence: int = 0) -> Completion:
         key = digest([request, occurrence])
         if key not in self._answers:
-            self._answers[key] = await self.inner.complete(request, replicate=replicate, occurrence=occurrence)
+            started, answering_s = anyio.current_time(), 0.0
+            try:
+                completion = await self.inner.complete(request, replicate=replicate, occurrence=occurrence)
+                answering_s = completion.latency_s or anyio.current_time() - started
+            finally:
+                self.longest_s = max(self.longest_s, answering_s)
+                self.unanswered_s += max(0.0, anyio.current_time() - started - answering_s)
+            self._answers[key] = completion
+        self.given += 1
         return self._answers[key]
+
+    def fell_silent(self, active_s: float) -> bool:
+        """Whether a run that used up its time did so for want of answers, and not by asking for many."""
+        return self.unanswered_s > max(2 * self.longest_s, active_s / 10)
+
+    def silence(self, limit: RunFailed) -> ModelUnavailable:
+        """An endpoint that used up the run's time says nothing about the candidate."""
+        return ModelUnavailable(f"{self.name} gave no answer until the run's active time was over", kind="timeout",
+                                value=limit.value, unanswered_s=self.unanswered_s,
+                                remedy="It is asked again. Raise Limits(active_s=...) if the model is just slow.")  # fmt: skip
 
     async def aclose(self) -> None:
         """The inner model is not ours."""

@@ -14,6 +14,7 @@ import datetime as dt
 import io
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from enum import Enum
@@ -24,10 +25,16 @@ from uuid import UUID
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from dse.canonical import MAX_DEPTH, canonical_json, parse_json
+from dse.canonical import MAX_DEPTH, canonical_json, deeper_than, parse_json
 from dse.errors import DatasetError, MalformedJSON, MalformedRow, Unserialisable
 
-__all__ = ["Row", "malformed", "plain", "read_csv", "read_dspy", "read_jsonl", "read_pandas", "read_rows", "write_atomic"]
+__all__ = [
+    "Row", "inside", "malformed", "plain", "read_csv", "read_dspy", "read_jsonl", "read_pandas", "read_rows", "write_atomic",
+]  # fmt: skip
+
+MAX_ROW_BYTES = 16 * 2**20  # a line of JSON can take twenty times its length in memory
+_MAX_LEVELS = MAX_DEPTH - 10  # rows are held, and sent, some levels deeper than they are written
+MAX_CSV_BYTES = 512 * 2**20
 
 Row = tuple[int, dict[str, Any]]
 _TYPED = (BaseModel, Enum, dt.date, dt.time, dt.timedelta, Decimal, UUID)
@@ -40,24 +47,25 @@ def malformed(
     return MalformedRow(f"{file}, line {line}: {what}", value=value, remedy=remedy, file=file, line=line, field=field)
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, depth: int = 0) -> Any:
     """A copy of `value` as plain JSON data: models, dataclasses, dates and the like as pydantic's ``mode="json"``.
 
-    Sets, bytes, arrays and anything else are returned as they are, for `canonical_json` to refuse.
+    Sets, bytes, arrays, what is nested too deeply and anything else are returned as they are, for `canonical_json` to
+    refuse.
     """
     kind = type(value)
-    if value is None or kind in (str, int, float, bool):
+    if value is None or kind in (str, int, float, bool) or depth > MAX_DEPTH:
         return value
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [plain(item, depth + 1) for item in value]
     if kind.__module__ == "numpy" and getattr(value, "shape", None) == () and hasattr(value, "item"):
         return value.item()
     if isinstance(value, _TYPED) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
         if isinstance(value, dt.date) and value != value:  # pandas' NaT
             return value
-        with contextlib.suppress(PydanticSerializationError):
+        with contextlib.suppress(PydanticSerializationError, ValueError, RecursionError):  # also one that holds itself
             return to_jsonable_python(value)
     return value
 
@@ -72,6 +80,8 @@ def _checked(row: Mapping[str, Any], source: str, line: int) -> dict[str, Any]:
         clean[key] = plain(value)
         try:
             canonical_json(clean[key])
+            if deeper_than(clean[key], _MAX_LEVELS):
+                raise Unserialisable(f"it is nested deeper than {_MAX_LEVELS} levels")
         except Unserialisable as exc:
             raise malformed(f"the field {key!r} is not plain JSON data: {exc.what}", source, line, key, value=exc.value,
                             remedy="Convert it first; write null where there is no value.") from None  # fmt: skip
@@ -97,25 +107,30 @@ def read_jsonl(path: Path, drop: Iterable[str] = ()) -> Iterator[Row]:
 
     Raises:
         DatasetError: the file cannot be read.
-        MalformedRow: empty line, not JSON, not an object, duplicate key, NaN or infinity, lone surrogate.
+        MalformedRow: empty line, not JSON, not an object, duplicate key, NaN or infinity, lone surrogate, or a line of
+            more than `MAX_ROW_BYTES`.
     """
     unwanted = frozenset(drop)
     file = str(path)
     with _open(path) as lines:
-        for line, text in enumerate(lines, 1):
+        for line, text in enumerate(iter(lambda: lines.readline(MAX_ROW_BYTES + 1), b""), 1):
+            if len(text) > MAX_ROW_BYTES:
+                raise malformed(f"the row has more than {MAX_ROW_BYTES} bytes", file, line, value=_start(text),
+                                remedy="Shorten it, or keep the text elsewhere and its place in the row.")  # fmt: skip
             body = text.rstrip(b"\r\n")
             if not body.strip():
                 raise malformed("the line is empty", file, line, remedy="Remove the line.")
             try:
                 row = parse_json(body, source="the line")
             except MalformedJSON as exc:
-                raise malformed(exc.what[0].lower() + exc.what[1:], file, line, value=exc.value or _start(body),
+                field = exc.details.get("field")
+                raise malformed(exc.what[0].lower() + exc.what[1:], file, line, field, value=exc.value or _start(body),
                                 remedy=exc.remedy) from None  # fmt: skip
             if not isinstance(row, dict):
                 raise malformed(f"the line holds a {type(row).__name__}, not an object", file, line, value=_start(body),
                                 remedy='Write {"id": ..., "<field>": ...} on each line.')  # fmt: skip
-            # strict JSON needs no further check, except for what only an escape or deep nesting can bring in
-            if b"\\ud" in body.lower() or (body.count(b"[") + body.count(b"{") > MAX_DEPTH // 2 and _deep(row)):
+            # strict JSON needs no further check, but a row is held some levels deeper than it is written
+            if body.count(b"[") + body.count(b"{") > MAX_DEPTH // 2 and deeper_than(row, _MAX_LEVELS):
                 _checked(row, file, line)
             if unwanted:
                 row = {key: value for key, value in row.items() if key not in unwanted}
@@ -131,13 +146,22 @@ def read_csv(
         json_fields: columns whose cells hold JSON (numbers, booleans, null, lists, objects).
 
     Raises:
-        DatasetError: the file cannot be read, or the header has no, empty or repeated names or lacks a named column.
-        MalformedRow: too many or too few cells, a cell that is not JSON, broken quoting.
+        DatasetError: the file cannot be read, or the header has no, empty or repeated names or lacks a named column,
+            or the file has more than `MAX_CSV_BYTES`.
+        MalformedRow: too many or too few cells, a cell that is not JSON, broken quoting, a NUL character.
+
+    A cell that begins like a formula (``=``, ``+``, ``@``) is text as any other: nothing here evaluates it.
     """
     file = str(path)
     parsed, unwanted = frozenset(json_fields), frozenset(drop)
     with _open(path) as raw:
-        data = raw.read()
+        data = raw.read(MAX_CSV_BYTES + 1)
+    if len(data) > MAX_CSV_BYTES:
+        raise DatasetError(f"{file} has more than {MAX_CSV_BYTES} bytes", value=file, file=file,
+                           remedy="Split it, or use JSON Lines, which are read line by line.")  # fmt: skip
+    if b"\0" in data:
+        raise malformed("the line holds a NUL character", file, data[: data.index(b"\0")].count(b"\n") + 1,
+                        remedy="This is no text file in UTF-8; save it as one.")  # fmt: skip
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
@@ -262,21 +286,32 @@ def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
         raise
 
 
+def inside(folder: Path, name: str) -> Path:
+    """The file `name` of a dataset folder, which may come from anybody: no link that leads elsewhere, no device or pipe.
+
+    Raises:
+        DatasetError
+    """
+    path = folder / name
+    try:
+        leads_out = not path.resolve(strict=True).is_relative_to(folder.resolve())
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError, RuntimeError) as exc:  # ValueError: a NUL; RuntimeError: a loop of links
+        raise DatasetError(f"{path} cannot be read: {getattr(exc, 'strerror', None) or exc}", value=str(path), file=str(path),
+                           remedy="Name a folder with dataset.json and data.jsonl.") from None  # fmt: skip
+    if leads_out or not regular:
+        raise DatasetError(f"{path} is {'a link out of its folder' if leads_out else 'no file'}", value=str(path),
+                           file=str(path), remedy="Put the file itself into the folder.")  # fmt: skip
+    return path
+
+
 def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
-    except OSError as exc:
-        raise DatasetError(f"{path} cannot be read: {exc.strerror}", value=str(path), file=str(path),
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
+        raise DatasetError(f"{path} cannot be read: {getattr(exc, 'strerror', None) or exc}", value=str(path), file=str(path),
                            remedy="Check the path and its permissions.") from None  # fmt: skip
 
 
 def _start(body: bytes) -> str:
     return body[:80].decode("utf-8", "replace")
-
-
-def _deep(value: Any, levels: int = MAX_DEPTH - 10) -> bool:
-    """Whether containers are nested deeper than `levels`; a little below what canonical JSON allows."""
-    if levels < 0:
-        return True
-    items = value.values() if type(value) is dict else value
-    return any(_deep(item, levels - 1) for item in items if type(item) is dict or type(item) is list)

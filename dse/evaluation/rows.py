@@ -22,6 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 DEFAULT_QUOTA = {"search": 0.4, "select": 0.3, "holdout": 0.3}
+_MAX_HEADER_BYTES = 128 * 2**20
 _ROLES = ("input", "label", "meta")
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -231,7 +232,12 @@ def read_header(file: Path) -> tuple[Header, dict[str, str], str]:
     """Header, assignment and revision of a ``dataset.json``."""
     where = str(file)
     try:
-        data = parse_json(file.read_bytes(), source=where)
+        with file.open("rb") as stream:
+            text = stream.read(_MAX_HEADER_BYTES + 1)
+        if len(text) > _MAX_HEADER_BYTES:
+            raise DatasetError(f"{where} has more than {_MAX_HEADER_BYTES} bytes", value=where, file=where,
+                               remedy="Name a folder with dataset.json and data.jsonl.")  # fmt: skip
+        data = parse_json(text, source=where)
     except MalformedJSON as exc:
         raise DatasetError(exc.what, value=exc.value, remedy=exc.remedy, file=where, **exc.details) from None
     except OSError as exc:

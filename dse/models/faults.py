@@ -6,9 +6,11 @@ Imported only together with dspy.
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import ssl
 import sys
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, Literal
 
@@ -94,6 +96,14 @@ def _network_error(exc: BaseException) -> bool:
     return False
 
 
+def _causes(exc: BaseException) -> Iterator[BaseException]:
+    """`exc` and what it was raised from."""
+    found: BaseException | None = exc
+    while found is not None:
+        yield found
+        found = found.__cause__
+
+
 def _text(exc: BaseException) -> str:
     """The provider's words, without the advice that dspy appends."""
     text = str(getattr(exc, "message", None) or exc) or type(exc).__name__
@@ -140,6 +150,8 @@ def map_error(exc: Exception, *, model: str, wire: bool) -> DseError:
             verdict, kind, remedy = "user", "request", "Change the request or its parameters."
         else:  # a refusal without a status is a refusal; a 2xx that is no completion is a malformed reply
             verdict = "user" if kind == "request" else "unavailable"
+    if kind == "transport" and any(isinstance(cause, TimeoutError) for cause in _causes(exc)):
+        kind, remedy = "timeout", "Ask again, or raise the timeout."
     what = f"{model}: {_text(exc)}" if isinstance(exc, tuple(table)) else f"{model}: {type(exc).__name__}: {_text(exc)}"
     details: dict[str, Any] = {"kind": kind, "model": model}
     if status is not None:
@@ -150,7 +162,7 @@ def map_error(exc: Exception, *, model: str, wire: bool) -> DseError:
         return LimitExceeded(what, remedy=remedy, limit="context", model=model)
     if verdict == "unavailable":
         retry_after = getattr(exc, "retry_after", None)
-        if isinstance(retry_after, (int, float)) and not isinstance(retry_after, bool):
+        if isinstance(retry_after, (int, float)) and not isinstance(retry_after, bool) and 0 <= retry_after < math.inf:
             details["retry_after_s"] = float(retry_after)
         return ModelUnavailable(what, remedy=remedy, **details)
     return ModelError(what, remedy=remedy, **details)

@@ -10,7 +10,9 @@ dspy is imported only when a live model is resolved.
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import random
 import sys
 from collections.abc import Awaitable, Callable
@@ -20,12 +22,12 @@ from typing import Any, Literal, Protocol, Required, TypedDict, runtime_checkabl
 
 import anyio
 
-from dse.errors import ModelError, ModelUnavailable
+from dse.errors import InfrastructureError, ModelError, ModelUnavailable
 from dse.models.prices import PricedModel, PriceTable
 
 __all__ = [
     "Completion", "LanguageModel", "PriceTable", "PricedModel", "Request", "RetryingModel", "ToolCallPart", "Usage",
-    "canonical_request", "estimate_usage", "resolve_model",
+    "canonical_request", "estimate_usage", "resolve_model", "wait_asked_for",
 ]  # fmt: skip
 
 Source = Literal["exact", "estimated", "unknown"]
@@ -209,8 +211,24 @@ def estimate_usage(request: Request, text: str | None, tool_calls: tuple[ToolCal
     return Usage(-(-asked // 4), max(1, -(-said // 4)), "estimated")
 
 
+def wait_asked_for(error: InfrastructureError) -> float:
+    """Seconds that an endpoint asked to be left alone; 0 where it said nothing that can be waited for."""
+    asked = error.details.get("retry_after_s")
+    if isinstance(asked, bool) or not isinstance(asked, (int, float)) or not math.isfinite(asked):
+        return 0.0
+    return max(0.0, float(asked))
+
+
+def _time_left() -> float:
+    """Seconds until the run, or whatever else surrounds this call, is cut off."""
+    return anyio.current_effective_deadline() - anyio.current_time()
+
+
 class RetryingModel:
     """Asks again when a model is unavailable; every other failure passes at once.
+
+    A wait that would outlast the time there is (the run's ``active_s``, a cancel scope of the caller) is not begun:
+    an outage then ends as what it is, and not as a limit that the program reached.
 
     Args:
         inner: the model.
@@ -221,17 +239,20 @@ class RetryingModel:
         timeout_s: seconds for one attempt, or None.
         before_attempt: called as ``await before_attempt(request, attempt)`` before every paid attempt (the first is
             1); what it raises, such as `BudgetExhausted`, ends the call.
+        before_wait: called with the seconds before every wait; what it raises, such as `BudgetExhausted`, ends the call.
         sleep: ``await sleep(seconds)``.
+        time_left: seconds that a wait may take; by default until the surrounding cancel scopes end.
 
     Raises:
-        ModelUnavailable: after the last attempt, with ``details["attempts"]``.
+        ModelUnavailable: after the last attempt, or the last one that there was time for, with ``details["attempts"]``.
     """
 
     def __init__(
         self, inner: LanguageModel, attempts: int = 4, base_s: float = 0.5, max_s: float = 30.0, *,
         max_retry_after_s: float = 120.0, timeout_s: float | None = None,
         before_attempt: Callable[[Request, int], Awaitable[None]] | None = None,
-        sleep: Callable[[float], Awaitable[Any]] = anyio.sleep, seed: int = 0,
+        before_wait: Callable[[float], None] | None = None, sleep: Callable[[float], Awaitable[Any]] = anyio.sleep,
+        time_left: Callable[[], float] = _time_left, seed: int = 0,
     ) -> None:  # fmt: skip
         if attempts < 1:
             raise ModelError("RetryingModel needs at least one attempt", value=attempts)
@@ -245,7 +266,9 @@ class RetryingModel:
         self.max_retry_after_s = max_retry_after_s
         self.timeout_s = timeout_s
         self.before_attempt = before_attempt
+        self.before_wait = before_wait
         self._sleep = sleep
+        self._time_left = time_left
         self._random = random.Random(seed)
 
     async def complete(self, request: Request, *, replicate: int = 0, occurrence: int = 0) -> Completion:
@@ -256,18 +279,30 @@ class RetryingModel:
                 return await self._ask(request, replicate, occurrence)
             except ModelUnavailable as exc:
                 exc.details["attempts"] = attempt
-                wait = self._wait(attempt, exc.details.get("retry_after_s"))
-                if attempt == self.attempts or wait is None:
+                asked = wait_asked_for(exc)
+                if attempt == self.attempts or asked > self.max_retry_after_s:
                     raise
+                backoff = min(self.max_s, self.base_s * 2 ** (attempt - 1)) * (0.5 + self._random.random() / 2)
+                wait, left = max(backoff, asked), self._time_left()
+                if wait >= left:
+                    exc.details.update(wait_s=wait, time_left_s=max(0.0, left))
+                    raise
+                if self.before_wait is not None:
+                    self.before_wait(wait)
             await self._sleep(wait)
         raise AssertionError("unreachable")
 
-    def _wait(self, attempt: int, retry_after_s: float | None) -> float | None:
-        """Seconds before the next attempt, or None when the endpoint asks for more patience than there is."""
-        backoff = min(self.max_s, self.base_s * 2 ** (attempt - 1)) * (0.5 + self._random.random() / 2)
-        if retry_after_s is None:
-            return backoff
-        return None if retry_after_s > self.max_retry_after_s else max(backoff, retry_after_s)
+    def over(self, inner: LanguageModel, before_wait: Callable[[float], None] | None = None) -> RetryingModel:
+        """The same patience with `inner`; `before_wait` is called besides this model's own."""
+        mine, other = self.before_wait, copy.copy(self)
+
+        def both(seconds: float) -> None:
+            for check in (mine, before_wait):
+                if check is not None:
+                    check(seconds)
+
+        other.inner, other.before_wait = inner, both
+        return other
 
     async def _ask(self, request: Request, replicate: int, occurrence: int) -> Completion:
         if self.timeout_s is None:

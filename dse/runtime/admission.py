@@ -2,13 +2,19 @@
 
 Calls are admitted in the order in which they were made: ``parallel`` calls together, ``ordered`` calls one at
 a time among themselves, an ``exclusive`` call alone, with nothing overtaking it.
+
+A call that *nests* (a script) makes calls of its own and does nothing besides. They stand in the order where
+their script stands, before everything made after it. They wait for other calls, never for a script: not for
+their own, which waits for them, and for no other, whose calls may come behind them. So every call waits only
+for calls that run, or stand before it: there is always one that can go on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
 __all__ = ["Admission", "Ticket"]
@@ -19,19 +25,40 @@ class Ticket:
     """A place in the order of calls. Taken when the call is made, used when it may start."""
 
     kind: str
+    place: tuple[int, ...] = ()
+    nests: bool = False
     ready: asyncio.Future[None] | None = None
+
+
+class _Ahead:
+    """What runs already, or stands before the call that is looked at."""
+
+    def __init__(self, kinds: Iterable[str]) -> None:
+        kinds = set(kinds)
+        self.some, self.ordered, self.exclusive = bool(kinds), "ordered" in kinds, "exclusive" in kinds
+
+    def add(self, kind: str) -> None:
+        self.some = True
+        self.ordered = self.ordered or kind == "ordered"
+        self.exclusive = self.exclusive or kind == "exclusive"
+
+    def blocks(self, kind: str) -> bool:
+        return self.exclusive or (kind == "exclusive" and self.some) or (kind == "ordered" and self.ordered)
 
 
 @dataclass
 class Admission:
     """Decides which calls run now. One event loop, no locks."""
 
-    waiting: list[Ticket] = field(default_factory=list)
+    waiting: list[Ticket] = field(default_factory=list)  # by place
     active: list[Ticket] = field(default_factory=list)
+    made: int = 0
 
-    def ticket(self, kind: str) -> Ticket:
-        ticket = Ticket(kind)
-        self.waiting.append(ticket)
+    def ticket(self, kind: str, *, nests: bool = False, parent: Ticket | None = None) -> Ticket:
+        """The next place in the order; with a `parent`, behind its earlier calls."""
+        self.made += 1
+        ticket = Ticket(kind, (*(parent.place if parent else ()), self.made), nests)
+        bisect.insort(self.waiting, ticket, key=lambda t: t.place)
         return ticket
 
     def withdraw(self, ticket: Ticket) -> None:
@@ -54,19 +81,18 @@ class Admission:
 
     def _admit(self) -> None:
         """Start every ticket that may: one pass, because hundreds may wait."""
-        before = bool(self.active)  # something is active, or ahead in the order
-        ordered = any(t.kind == "ordered" for t in self.active)
-        exclusive = any(t.kind == "exclusive" for t in self.active)
+        every = _Ahead(t.kind for t in self.active)  # what calls of the program wait for
+        calls = _Ahead(t.kind for t in self.active if not t.nests)  # what calls of a script wait for
         for ticket in list(self.waiting):
-            if exclusive:
+            if calls.exclusive:
                 return  # nothing overtakes an exclusive call
-            blocked = (ticket.kind == "exclusive" and before) or (ticket.kind == "ordered" and ordered)
+            ahead = calls if len(ticket.place) > 1 else every
             # A ticket that is not waiting yet (still being checked) keeps its place in the order.
-            if ticket.ready is not None and not blocked:
+            if ticket.ready is not None and not ahead.blocks(ticket.kind):
                 self.waiting.remove(ticket)
                 self.active.append(ticket)
                 if not ticket.ready.done():
                     ticket.ready.set_result(None)
-            before = True
-            ordered = ordered or ticket.kind == "ordered"
-            exclusive = ticket.kind == "exclusive"
+            every.add(ticket.kind)
+            if not ticket.nests:
+                calls.add(ticket.kind)

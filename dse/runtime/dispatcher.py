@@ -8,11 +8,14 @@ journal -> back to the caller. Every call leaves a receipt, also one that was re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
+import functools
 import inspect
 import operator
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +24,7 @@ import anyio.lowlevel
 import anyio.to_thread
 from pydantic import ValidationError
 
+from dse import telemetry
 from dse.canonical import canonical_json, sha256_hex
 from dse.contracts.schema import canonical_sets, dump_wire, guest_from_wire, model_values, wire_from_guest
 from dse.contracts.signature import validation_summary
@@ -44,14 +48,17 @@ from dse.errors import (
     ToolTimeout,
     Unserialisable,
 )  # fmt: skip
+from dse.redaction import redact, safe_message, without_paths
 from dse.runtime.admission import Admission, Ticket
-from dse.runtime.redaction import REDACTED, redact, safe_message, without_paths
+from dse.runtime.history import CallRecord, Recording, diverged
+from dse.runtime.nesting import NESTED, Caller
 from dse.runtime.run import Run
 
 __all__ = ["ApprovalRequest", "CallResult", "Dispatcher", "Middleware", "ToolCall"]
 
 SYNC_TOOL_THREADS = 512
 _LONGEST_NAME = 100
+_LOOK_INSIDE = 1_000_000  # items or characters: validating more only to refuse it would stop the host for seconds
 _tool_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("dse_tool_threads")
 _approval_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("dse_approval_threads")
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -180,6 +187,8 @@ class Dispatcher:
         self.admission = Admission()
         self.next_id = 1
         self.pending: list[dict[str, Any]] = []  # calls that wait for a decision nobody here can take
+        self.keys: dict[int, str] = {}  # idempotency keys by call id
+        self._same: Counter[tuple[int, str, str, str]] = Counter()  # equal calls of an attempt
         self._clock = clock
         self._sleep = sleep
         for tool in filter(None, map(toolbox.get, self.allow)):
@@ -187,30 +196,45 @@ class Dispatcher:
             if "return" in tool.contract.sensitive:
                 run.secrets.results.add(tool.name)
 
+    def anew(self) -> Dispatcher:
+        """One that begins to count again, for the same run."""
+        return Dispatcher(self.run, self.toolbox, deps=self.deps, approve=self.approve, middleware=self.middleware,
+                          clock=self._clock, sleep=self._sleep)  # fmt: skip
+
+    def reserve(self) -> int:
+        """The id of the next call. Calls that start together get theirs in an order that never changes."""
+        self.next_id += 1
+        return self.next_id - 1
+
+    @telemetry.tool_call
     async def call(self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *,
-                   malformed: bool = False) -> CallResult:  # fmt: skip
+                   malformed: bool = False, call_id: int | None = None, caller: Caller | None = None) -> CallResult:  # fmt: skip
         """Call a tool with guest or JSON values.
 
         Args:
             malformed: the arguments could not be read at all; the call is refused, with a receipt like any other.
+            call_id: as `reserve` gave it.
+            caller: the call of a script tool that makes this one.
 
         Raises:
             ToolFault: what the program may see and handle.
             LimitExceeded, RunSuspended, InfrastructureError: what ends the run.
         """
-        call_id = self.next_id
-        self.next_id += 1
+        if call_id is None:
+            call_id = self.reserve() if caller is None else caller.reserve()
         name = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "…"  # a model may have written anything
         receipt: dict[str, Any] = {
             "call_id": call_id, "tool": name, "effect": None, "arguments": None, "arguments_hash": None, "result_hash": None,
-            "outcome": "refused", "latency_s": 0.0,
+            "outcome": "refused", "latency_s": 0.0, **({} if caller is None else {"parent": caller.call_id}),
         }  # fmt: skip
         self.run.receipts.append(receipt)
+        recording = self.run.journal.recording
+        record = recording.calls.get(call_id) if recording else None
         ticket: Ticket | None = None
         charged = 0.0
         try:
             try:
-                tool, contract = self._allowed(name)
+                tool, contract = self._allowed(name, self.allow if caller is None else caller.allow)
                 receipt["effect"] = contract.effect
                 wire, typed, arguments_hash = self._arguments(tool, args, kwargs or {}, malformed)
                 receipt["arguments_hash"] = arguments_hash
@@ -218,38 +242,169 @@ class Dispatcher:
                 self._count(0.0)  # refused calls count too, or a loop of them would never end
                 raise
             receipt["arguments"] = redact(wire, contract.sensitive)
+            if record is not None and record.intent is not None:
+                self.keys[call_id] = record.intent["idempotency_key"]
+            key = self._key(contract, arguments_hash, call_id, caller)
             self._budget(contract)
             charged = contract.cost_usd
-            ticket = self.admission.ticket(contract.concurrency)
+            if record is not None:
+                self._compare(record, name, wire)
+                if record.settled is not None:
+                    if record.settled is record.outcome:
+                        charged = 0.0
+                    self._restore_calls_of(call_id)
+                    return CallResult(self._again(contract, record.settled, receipt), call_id, receipt)
+            if recording is not None:
+                self._new_here(recording, record)
+            if tool.fn is None:
+                raise InfrastructureError("A tool has no implementation", value=name, remedy="Bind one to the toolbox.")
+            ticket = self.admission.ticket(contract.concurrency, nests=tool.nests is not None,
+                                           parent=None if caller is None else caller.ticket)  # fmt: skip
             slot = await self._rate(contract)
-            await self._approval(contract, wire, arguments_hash, call_id)
+            with contextlib.nullcontext() if caller is None else caller.waiting():
+                await self._approval(contract, wire, arguments_hash, call_id, record)
             async with self.admission.admitted(ticket):
                 if slot is not None and self._clock() - slot > contract.rate.per_s / 10:  # type: ignore[union-attr]
                     await self._rate(contract)  # a decision or other calls took so long that the slot has passed
+                if self.pending and contract.effect == "write":
+                    raise self._suspended(contract.name)  # the run is about to stop: nothing new takes effect
                 charged = 0.0
-                value = await self._execute(tool, wire, typed, call_id, receipt)
+                value = await self._execute(tool, wire, typed, call_id, key, receipt, record, ticket)
             return CallResult(value, call_id, receipt)
         except BaseException as exc:
             if receipt["outcome"] == "refused":
                 self.run.meter.refund_tool(charged)
-                if isinstance(exc, DseError):
-                    fault, message = exc.code, exc.what
-                else:
-                    fault, message = None, "cancelled" if isinstance(exc, asyncio.CancelledError) else safe_message(exc)
-                receipt.update(fault=fault, message=self.run.secrets.text(message))
-                self.run.journal.add("tool_refused", call_id=call_id, tool=name, fault=fault, message=receipt["message"])
+                self._refused(exc, call_id, receipt, record)
+                await self.run.journal.durable()
             raise
         finally:
             if ticket is not None:
                 self.admission.withdraw(ticket)
 
-    def _allowed(self, name: str) -> tuple[Tool, ToolContract]:
-        tool = self.toolbox.get(name) if name in self.allow else None
+    def _refused(self, exc: BaseException, call_id: int, receipt: dict[str, Any], record: CallRecord | None) -> None:
+        """Receipt and journal of a call that was not executed."""
+        if isinstance(exc, RunSuspended):
+            receipt["outcome"] = "suspended"
+            return
+        if isinstance(exc, DseError):
+            fault, message, remedy = exc.code, exc.what, exc.remedy
+        else:
+            cancelled = isinstance(exc, asyncio.CancelledError)
+            fault, message, remedy = None, "cancelled" if cancelled else safe_message(exc), ""
+        receipt.update(fault=fault, message=self.run.secrets.text(message))
+        if record is None or record.refused is None or record.refused["fault"] != fault:
+            self.run.journal.add("tool_refused", call_id=call_id, tool=receipt["tool"], fault=fault, message=message,
+                                 remedy=remedy)  # fmt: skip
+
+    # --- calls that an earlier execution made
+
+    def _compare(self, record: CallRecord, name: str, wire: Mapping[str, Any]) -> None:
+        """The call must be the one that was recorded.
+
+        Raises:
+            ReplayDiverged
+        """
+        for entry in (record.intent, record.settled):
+            arguments = None if entry is None else entry.get("arguments")
+            if entry is not None and (entry["tool"] != name or (arguments is not None and arguments != wire)):
+                raise diverged(entry, f"{name}()", {"arguments": dict(wire)})
+
+    def _new_here(self, recording: Recording, record: CallRecord | None) -> None:
+        """A call without a recorded result may be executed where the record ends, and only there."""
+        last = None if record is None else record.outcome or record.refused
+        ended = recording.ended_after(last) if last is not None else None
+        if ended is not None and ended.get("limit"):  # it was cancelled when its attempt ended
+            raise self.run.limit(ended["limit"], "all", "all")
+        if ended is not None or recording.only:
+            raise diverged(ended, "a call that was not recorded", {})
+
+    def _again(self, contract: ToolContract, entry: Mapping[str, Any], receipt: dict[str, Any]) -> Any:
+        """The recorded result of a call, with everything that is counted because of it; its fault is raised."""
+        if entry["kind"] == "tool_outcome":
+            self._note(contract, entry, receipt)
+        if entry.get("outcome") == "ok":
+            return copy.deepcopy(entry["result"])
+        fault = _faults().get(entry["fault"], ToolFailed)(entry["message"], remedy=entry["remedy"])
+        receipt.update(fault=fault.code, message=self.run.secrets.text(fault.what))
+        raise fault
+
+    def restore(self, call_id: int) -> None:
+        """Count a call of which the program has had the result: its guest goes on from a later point.
+
+        Raises:
+            ReplayDiverged: there is no record of it.
+        """
+        recording = self.run.journal.recording
+        record = recording.calls.get(call_id) if recording else None
+        entry = record.settled if record else None
+        if record is None or entry is None:
+            raise diverged(None, f"call {call_id}", {})
+        if call_id < NESTED:
+            self.next_id = max(self.next_id, call_id + 1)
+        tool = self.toolbox.get(entry["tool"]) if entry["tool"] in self.allow else None
+        receipt: dict[str, Any] = {
+            "call_id": call_id, "tool": entry["tool"], "effect": None, "arguments": None, "arguments_hash": None,
+            "result_hash": None, "outcome": "refused", "latency_s": 0.0,
+            **({"parent": call_id // NESTED} if call_id >= NESTED else {}),
+        }  # fmt: skip
+        self.run.receipts.append(receipt)
+        meter = self.run.meter
+        meter.tool_calls += 1
+        if tool is None or record.intent is None:
+            receipt.update(effect=tool.contract.effect if tool else None, fault=entry.get("fault"),
+                           message=self.run.secrets.text(entry.get("message") or ""))  # fmt: skip
+            return
+        contract, wire = tool.contract, record.intent["arguments"]
+        if contract.sensitive:
+            self.run.secrets.remember(wire, contract.sensitive)
+        arguments_hash = f"sha256:{sha256_hex(canonical_json(wire))}"
+        receipt.update(effect=contract.effect, arguments=redact(wire, contract.sensitive), arguments_hash=arguments_hash)
+        self.keys[call_id] = record.intent["idempotency_key"]
+        self._key(contract, arguments_hash, call_id, None)
+        meter.charge_tool(contract.name, contract.cost_usd)
+        try:
+            self._again(contract, entry, receipt)
+        except ToolFault:
+            pass
+
+    def _note(self, contract: ToolContract, entry: Mapping[str, Any], receipt: dict[str, Any]) -> None:
+        """What follows from the outcome of a call: its receipt, its effect, its secrets."""
+        run, value = self.run, entry["result"]
+        ok = entry["outcome"] == "ok"
+        receipt.update(outcome=entry["outcome"], latency_s=entry["latency_s"], idempotency_key=entry["idempotency_key"],
+                       result_hash=f"sha256:{sha256_hex(canonical_json(value))}" if ok else None)  # fmt: skip
+        if not ok:
+            receipt.update(fault=entry["fault"], message=run.secrets.text(entry["message"] or ""))
+        if contract.effect == "write" and entry["effect_state"] != "none":
+            run.effects.add(contract.name, receipt["call_id"], entry["effect_state"], contract.idempotent)
+        if contract.sensitive:
+            run.secrets.remember(value, None if "return" in contract.sensitive else contract.sensitive)
+
+    def _key(self, contract: ToolContract, arguments_hash: str, call_id: int, caller: Caller | None) -> str:
+        """The same for the same call of the same run, also when it is made again by a later attempt."""
+        within = "" if caller is None else self.keys[caller.call_id]
+        same = (self.run.attempt, within, contract.name, arguments_hash)
+        self._same[same] += 1
+        if call_id not in self.keys:
+            text = f"{self.run.run_id}/{within}/{contract.name}/{arguments_hash}/{self._same[same]}"
+            self.keys[call_id] = sha256_hex(text.encode())[:32]
+        return self.keys[call_id]
+
+    def _restore_calls_of(self, parent: int) -> None:
+        """Count what a script called that is not executed again."""
+        recording = self.run.journal.recording
+        first = parent * NESTED
+        for call_id in sorted(recording.calls if recording else ()):
+            if first < call_id < first + NESTED:
+                self.restore(call_id)
+
+    # --- the steps
+
+    def _allowed(self, name: str, allow: frozenset[str]) -> tuple[Tool, ToolContract]:
+        tool = self.toolbox.get(name) if name in allow else None
         if tool is None:
             raise ToolNotAllowed(f"name '{name}' is not defined", value=name,
-                                 remedy=f"Available: {', '.join(sorted(self.allow)) or 'no tools'}.")  # fmt: skip
-        if tool.fn is None:
-            raise InfrastructureError("A tool has no implementation", value=name, remedy="Bind one to the toolbox.")
+                                 remedy=f"Available: {', '.join(sorted(allow)) or 'no tools'}.")  # fmt: skip
         return tool, tool.contract
 
     def _arguments(
@@ -326,18 +481,35 @@ class Dispatcher:
             await self._sleep(wait)
         return now + wait
 
-    async def _approval(self, contract: ToolContract, wire: dict[str, Any], arguments_hash: str, call_id: int) -> None:
+    def _suspended(self, name: str) -> RunSuspended:
+        """Calls of the same round that wait as well join this very list."""
+        run = self.run
+        remedy = "Decide with Store.approve or Store.deny (or `dse runs approve`), then resume the run."
+        if run.journal.log is None:
+            remedy = "Give the program approve=, a function that decides, or a store=, where the run can wait."
+        return RunSuspended(f"{name} needs a decision before it runs", value=run.run_id, remedy=remedy,
+                            run_id=run.run_id, pending=self.pending)  # fmt: skip
+
+    async def _approval(
+        self, contract: ToolContract, wire: dict[str, Any], arguments_hash: str, call_id: int, record: CallRecord | None
+    ) -> None:
         if not _needs_approval(contract, wire, self.toolbox):
             return
         run = self.run
+        if record is not None and record.approval is not None:  # decided before, and then something else ended the run
+            return self._decided(contract, record.approval["granted"], record.approval["reason"])
+        decided = run.decisions.get(call_id)
+        if decided is not None and decided.arguments_hash != arguments_hash:
+            raise diverged(None, f"a decision about other arguments of {contract.name}", wire)
+        if decided is not None:
+            run.journal.add("approval", call_id=call_id, tool=contract.name, arguments_hash=arguments_hash,
+                            granted=decided.granted, reason=decided.reason, by=decided.by, at=decided.at)  # fmt: skip
+            return self._decided(contract, decided.granted, decided.reason)
         if self.approve is None:
             self.pending.append({
                 "tool": contract.name, "call_id": call_id, "effect": contract.effect,
                 "arguments": redact(wire, contract.sensitive), "arguments_hash": arguments_hash})  # fmt: skip
-            # Calls of the same round that wait as well join this very list.
-            raise RunSuspended(f"{contract.name} needs a decision before it runs", value=run.run_id,
-                               remedy="Give the program approve=, a function that decides.",
-                               run_id=run.run_id, pending=self.pending)  # fmt: skip
+            raise self._suspended(contract.name)
         request = ApprovalRequest(contract.name, call_id, contract.effect, copy.deepcopy(wire), arguments_hash, run.run_id)
         try:
             with run.waiting():
@@ -352,7 +524,11 @@ class Dispatcher:
         granted = answer is True  # anything else that happens to be true is no decision
         reason = without_paths(str(reason))
         run.journal.add("approval", call_id=call_id, tool=contract.name, arguments_hash=arguments_hash, granted=granted,
-                        reason=run.secrets.text(reason))  # fmt: skip
+                        reason=reason)  # fmt: skip
+        await run.journal.durable()
+        self._decided(contract, granted, reason)
+
+    def _decided(self, contract: ToolContract, granted: bool, reason: str) -> None:
         if not granted:
             raise ToolDenied(f"{contract.name} was denied" + (f": {reason}" if reason else ""),
                              remedy="Do not try the same call again.")  # fmt: skip
@@ -368,49 +544,54 @@ class Dispatcher:
         return await decision if inspect.isawaitable(decision) else decision
 
     async def _execute(
-        self, tool: Tool, wire: dict[str, Any], typed: dict[str, Any], call_id: int, receipt: dict[str, Any]
-    ) -> Any:
+        self, tool: Tool, wire: dict[str, Any], typed: dict[str, Any], call_id: int, key: str, receipt: dict[str, Any],
+        record: CallRecord | None, ticket: Ticket,
+    ) -> Any:  # fmt: skip
         contract, run = tool.contract, self.run
-        key = sha256_hex(f"{run.run_id}/{call_id}/{contract.name}".encode())[:32]
         started = time.perf_counter()
-        context = ToolContext(self.deps, run.run_id, call_id, key, anyio.current_time() + contract.timeout_s)
+        if record is None or record.intent is None:
+            run.journal.add("tool_intent", call_id=call_id, tool=contract.name, arguments=wire, idempotency_key=key)
+        if contract.effect == "write":
+            await run.journal.durable()  # a read may be executed again, a write must be known before it can happen
+        caller = None if tool.nests is None else Caller(self, tool, ticket, call_id)
+        context = ToolContext(self.deps, run.run_id, call_id, key, anyio.current_time() + contract.timeout_s, caller)
         call = ToolCall(contract.name, contract, typed, wire, context)
-        run.journal.add("tool_intent", call_id=call_id, tool=contract.name, arguments=wire, idempotency_key=key)
         progress = _Progress()
-        value, result_hash, error = None, None, None
+        value, error = None, None
         try:
             with anyio.move_on_after(contract.timeout_s) as scope:
+                if caller is not None:
+                    caller.within(scope)
                 raw = await self._through_middleware(tool, call, progress)
             if scope.cancelled_caught:
-                raise ToolTimeout(f"{contract.name} did not finish within {contract.timeout_s:g} s")
+                raise ToolTimeout(f"{contract.name} did not finish within {contract.timeout_s:g} s",
+                                  remedy=f"Effects so far: {run.effects.summary()}." if caller is not None else "")  # fmt: skip
             if progress.state == "untouched":  # middleware answered in the tool's place
                 progress.state = "completed"
-            value, result_hash = self._returned(tool, raw)
+            value = self._returned(tool, raw)
         except BaseException as exc:
-            error = self._failure(contract, exc, progress)
-        receipt.update(latency_s=time.perf_counter() - started, idempotency_key=key, result_hash=result_hash)
-        if error is None:
-            receipt["outcome"] = "ok"
-        elif isinstance(error, DseError):
-            receipt.update(outcome="fault", fault=error.code, message=run.secrets.text(error.what))
-        else:
-            receipt.update(outcome="cancelled", fault=None, message="cancelled")
-        if contract.effect == "write" and progress.state != "none":
-            run.effects.add(contract.name, call_id, "completed" if progress.state == "completed" else "unknown",
-                            contract.idempotent)  # fmt: skip
-        if contract.sensitive:
-            run.secrets.remember(value, None if "return" in contract.sensitive else contract.sensitive)
-        shown = REDACTED if "return" in contract.sensitive and error is None else redact(value, contract.sensitive)
-        run.journal.add(
-            "tool_outcome", call_id=call_id, tool=contract.name, outcome=receipt["outcome"], result=shown,
-            fault=receipt.get("fault"), message=receipt.get("message"), latency_s=receipt["latency_s"],
-        )  # fmt: skip
+            error = exc if caller is not None and caller.ends(exc) else self._failure(tool, exc, progress)
+        told = error if isinstance(error, DseError) else None
+        # What a script does are its calls, and they are accounted for.
+        state = "none" if contract.effect != "write" or caller is not None else "completed" if progress.state == "completed" else progress.state
+        entry = {
+            "call_id": call_id, "tool": contract.name, "outcome": "ok" if error is None else "fault" if told else "cancelled",
+            "result": value, "fault": told.code if told else None,
+            "message": told.what if told else None if error is None else "cancelled", "remedy": told.remedy if told else None,
+            "effect_state": "unknown" if state == "untouched" else state, "latency_s": time.perf_counter() - started,
+            "idempotency_key": key,
+        }  # fmt: skip
+        self._note(contract, entry, receipt)
+        run.journal.add("tool_outcome", **entry)
+        with anyio.CancelScope(shield=error is not None and told is None):  # a cancelled call is recorded as well
+            await run.journal.durable()
         if error is not None:
             raise error
         return value
 
-    def _failure(self, contract: ToolContract, exc: BaseException, progress: _Progress) -> BaseException:
+    def _failure(self, tool: Tool, exc: BaseException, progress: _Progress) -> BaseException:
         """The fault that the program sees for whatever was raised, or `exc` itself where it ends the run."""
+        contract = tool.contract
         fault: ToolFault
         if _being_cancelled(exc) or isinstance(
             exc, (InfrastructureError, BudgetExhausted, GeneratorExit, KeyboardInterrupt)
@@ -422,7 +603,7 @@ class Dispatcher:
             fault = _own_class(exc)(without_paths(exc.what), remedy=without_paths(exc.remedy))
         else:
             fault = ToolFailed(f"{contract.name} failed: {safe_message(exc)}")
-        if contract.effect == "write" and progress.state != "none":
+        if contract.effect == "write" and progress.state != "none" and tool.nests is None:
             known = progress.state == "completed"
             fault.what += "; the call itself took effect" if known else "; it is not known whether it took effect"
         return fault
@@ -443,9 +624,14 @@ class Dispatcher:
             step = _wrap(layer, step)
         return await step(call)
 
-    def _returned(self, tool: Tool, raw: Any) -> tuple[Any, str]:
-        """The wire form of a result, and its hash."""
+    def _returned(self, tool: Tool, raw: Any) -> Any:
+        """The wire form of a result."""
         contract = tool.contract
+        if isinstance(raw, (Iterator, AsyncIterator)):  # validating one that never ends would stop the host
+            raise ToolReturnError(f"{contract.name} returned an iterator, not data")
+        if isinstance(raw, (str, bytes, list, tuple, dict)) and len(raw) > max(contract.max_output_bytes, _LOOK_INSIDE):
+            raise ToolOutputTooLarge(f"{contract.name} returned more than {contract.max_output_bytes} bytes",
+                                     remedy="Ask for less.")  # fmt: skip
         try:
             wire = dump_wire(tool.returns, tool.returns.validate_python(raw, from_attributes=True), contract.returns)
             text = canonical_json(wire)
@@ -457,7 +643,16 @@ class Dispatcher:
         if len(text) > contract.max_output_bytes:
             raise ToolOutputTooLarge(f"{contract.name} returned {len(text)} bytes; {contract.max_output_bytes} are allowed",
                                      remedy="Ask for less.")  # fmt: skip
-        return wire, f"sha256:{sha256_hex(text)}"
+        return wire
+
+
+@functools.cache
+def _faults() -> dict[str, type[ToolFault]]:
+    """The faults of the error tree by code."""
+    kinds = [ToolFault]
+    for kind in kinds:
+        kinds += [sub for sub in kind.__subclasses__() if sub.__module__ == ToolFault.__module__]
+    return {kind.code: kind for kind in kinds}
 
 
 def _being_cancelled(exc: BaseException) -> bool:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from pydantic import ValidationError
 
+from dse import telemetry
 from dse.canonical import canonical_json, sha256_hex
+from dse.contracts.script import Script, scripts_in
 from dse.contracts.signature import SignatureSpec
 from dse.errors import (
     InfrastructureError,
@@ -26,46 +28,15 @@ from dse.errors import (
 )
 from dse.limits import Meter
 from dse.plan import Plan
-from dse.runtime.redaction import Secrets, safe_message
+from dse.redaction import Secrets, safe_message
+from dse.runtime.history import Journal, diverged
 
 if TYPE_CHECKING:
     from dse.models.lm import Completion, LanguageModel, Request
     from dse.runtime.dispatcher import Dispatcher
+    from dse.runtime.history import Frozen
 
-__all__ = ["Effects", "Journal", "Run"]
-
-
-class Journal:
-    """What happened, in order, as plain data. Subscribers see each entry as it is added."""
-
-    def __init__(self) -> None:
-        self.entries: list[dict[str, Any]] = []
-        self.subscribers: list[Callable[[dict[str, Any]], None]] = []
-
-    def add(self, kind: str, **data: Any) -> dict[str, Any]:
-        entry = {"seq": len(self.entries), "kind": kind, **data}
-        self.entries.append(entry)
-        for subscriber in self.subscribers:
-            subscriber(entry)
-        return entry
-
-    def transcript_hash(self) -> str:
-        """Id of the path taken: what the model said and was told, and every call with its result.
-
-        Free of timing, of ids that differ between runs, and of the order in which parallel calls ended.
-        """
-        seen = [{k: v for k, v in e.items() if k not in _INCIDENTAL} for e in self.entries if e["kind"] in _PATH]
-        calls = sorted((e for e in self.entries if e["kind"] in _CALLS), key=lambda e: (e["call_id"] or 0, e["seq"]))
-        path = [seen, [{k: v for k, v in e.items() if k not in _INCIDENTAL} for e in calls]]
-        # Canonical text, made directly: entries hold JSON data already, and a guest's odd text must not fail a run.
-        text = json.dumps(path, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return "sha256:" + sha256_hex(text.encode("utf-8", "surrogatepass"))
-
-
-_PATH = frozenset({"model_call", "feed", "print", "observation", "code_error", "repair", "round", "delivered", "retry",
-                   "run_finished"})  # fmt: skip
-_CALLS = frozenset({"tool_intent", "tool_outcome", "tool_refused", "approval"})
-_INCIDENTAL = frozenset({"seq", "latency_s", "idempotency_key", "recorded"})
+__all__ = ["Decided", "Effects", "Journal", "Run"]
 
 
 @dataclass
@@ -88,10 +59,25 @@ class Effects:
             return "none"
         parts = []
         for status in ("completed", "unknown"):
-            names = [f"{i['tool']}#{i['call_id']}" for i in self.items if i["status"] == status]
+            names = [f"{i['tool']}#{i['call_id']}" for i in sorted(self.items, key=_call_id) if i["status"] == status]
             if names:
                 parts.append(f"{status} [{', '.join(names)}]")
         return ", ".join(parts)
+
+
+def _call_id(item: Mapping[str, Any]) -> int:
+    return int(item["call_id"])
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What somebody decided about a call that waited: granted or not, why, who and when (ISO 8601)."""
+
+    granted: bool
+    reason: str
+    by: str
+    at: str
+    arguments_hash: str
 
 
 class Run:
@@ -124,6 +110,12 @@ class Run:
         self._occurrences: Counter[str] = Counter()
         self._texts: _Texts = {}
         self.attempt = 0
+        self.decisions: dict[int, Decided] = {}  # by call id, from elsewhere
+        self.frozen: Frozen | None = None  # a guest to go on with, instead of executing its scripts again
+        self.expires_s: float | None = None  # how long a decision may take
+        self.spent_s: list[float] = []  # active seconds of each attempt before this process
+        self.journal.elapsed = self.active_s
+        self._began = 0.0
         self._scope: anyio.CancelScope | None = None
         self._waiting = 0
         self._paused_at = 0.0
@@ -138,13 +130,22 @@ class Run:
         Raises:
             LimitExceeded: it took longer.
         """
-        with anyio.move_on_after(self.limits.active_s) as scope:
+        spent = self.spent_s[self.attempt] if self.attempt < len(self.spent_s) else 0.0
+        self._began = anyio.current_time() - spent
+        with anyio.move_on_after(max(0.0, self.limits.active_s - spent)) as scope:
             self._scope = scope
             self._waiting = 0
             yield
         if scope.cancelled_caught:
             allowed = f"{self.limits.active_s:g} s"
             raise self.meter.exceeded("active_s", allowed, allowed)
+
+    def active_s(self) -> float:
+        """Active seconds of this attempt so far."""
+        if self._scope is None:
+            return 0.0
+        until = self._paused_at if self._waiting else anyio.current_time()
+        return max(0.0, until - self._began)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -166,15 +167,57 @@ class Run:
                 now = anyio.current_time()
                 scope.deadline = now + self._left
                 self.meter.waited_s += now - self._paused_at
+                self._began += now - self._paused_at
 
     def start(self) -> None:
-        """The run begins now."""
-        self.meter.started = time.monotonic()
+        """The run begins now, or goes on."""
+        self.meter.started = time.monotonic() - sum(self.spent_s)
 
     def again(self) -> None:
         """Begin the next attempt: fresh limits, the same run."""
         self.attempt += 1
         self.meter = self.meter.fresh()
+
+    def follow(self, *, only: bool = False) -> None:
+        """Begin from the inputs, along what the journal holds already: everything is counted anew.
+
+        Args:
+            only: nothing may happen that is not recorded.
+        """
+        began = self.meter.began
+        self.journal.follow(only=only)
+        self.meter = Meter(self.limits)
+        self.meter.started = began
+        self.effects = Effects()
+        self.receipts.clear()
+        self._occurrences.clear()
+        self.attempt = 0
+
+    def recorded(self, *kinds: str) -> Mapping[str, Any] | None:
+        """The entry of what happens now, where an earlier execution left one; None where nobody was before.
+
+        Raises:
+            ReplayDiverged: something else was recorded, or nothing new may happen.
+            LimitExceeded: there the earlier execution ran out of time.
+        """
+        recording = self.journal.recording
+        if recording is None:
+            return None
+        entry = recording.peek()
+        if entry is None:
+            if recording.only:
+                raise diverged(None, " or ".join(kinds), {})
+            return None
+        if entry["kind"] in kinds:
+            return entry
+        self.ran_out(entry)
+        raise diverged(entry, " or ".join(kinds), {})
+
+    def ran_out(self, entry: Mapping[str, Any]) -> None:
+        """Time is not the same twice: where the record says that it ran out, it does."""
+        if entry["kind"] in ("retry", "run_finished") and entry.get("limit") == "active_s":
+            allowed = f"{self.limits.active_s:g} s"
+            raise self.meter.exceeded("active_s", allowed, allowed)
 
     # --- the model
 
@@ -184,16 +227,22 @@ class Run:
         Raises:
             LimitExceeded, ModelUnavailable, ModelError, CassetteMiss
         """
-        if self.model is None:
-            raise InfrastructureError("This run has no model", remedy="Give the program an lm.")
-        self.meter.before_model_call()
         key = self._request_id(request)
         occurrence = self._occurrences[key]
+        recorded = self.recorded("model_call", "model_error")
+        if recorded is not None and (recorded["request"], recorded["occurrence"]) != (key, occurrence):
+            raise diverged(recorded, "another request", {"predictor": predictor, "request": key})
+        if recorded is None and self.model is None:
+            raise InfrastructureError("This run has no model", remedy="Give the program an lm.")
+        self.meter.before_model_call()
         self._occurrences[key] += 1
         try:
-            completion = await self.model.complete(request, replicate=self.replicate, occurrence=occurrence)
+            completion = _completion(recorded) if recorded else await self._ask(request, predictor, occurrence)
         except LimitExceeded as exc:  # the model's own limit, the context
             exc.details.setdefault("outcome", self.limits.outcome(exc.details.get("limit", "context")))
+            self.journal.add("model_error", predictor=predictor, request=key, occurrence=occurrence,
+                             limit=exc.details.get("limit", "context"), message=exc.what)  # fmt: skip
+            await self.journal.durable()
             raise
         if self.limits.tokens is not None and None in (completion.usage.input_tokens, completion.usage.output_tokens):
             completion = _with_estimated_usage(completion, request)
@@ -203,17 +252,29 @@ class Run:
         try:
             json.dumps(entry, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, TypeError) as exc:  # NaN, half a surrogate pair
-            raise ModelUnavailable(f"{self.model.name} sent a reply that JSON cannot hold", value=str(exc)) from None
+            raise ModelUnavailable(f"{self._model_name} sent a reply that JSON cannot hold", value=str(exc)) from None
+        usage = completion.usage
         self.journal.add(
             "model_call", predictor=predictor, request=key, occurrence=occurrence, **entry,
-            finish_reason=completion.finish_reason, input_tokens=completion.usage.input_tokens,
-            output_tokens=completion.usage.output_tokens, latency_s=completion.latency_s, recorded=completion.recorded,
+            finish_reason=completion.finish_reason, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens,
+            usage_source=usage.source, cost_usd=completion.cost_usd, cost_source=completion.cost_source,
+            latency_s=completion.latency_s, recorded=completion.recorded,
         )  # fmt: skip
+        await self.journal.durable()  # it is paid for
         if self.limits.cost_usd is not None and completion.cost_usd is None:
-            raise ModelError("A limit on cost cannot be kept: the model's cost is unknown", value=self.model.name,
+            raise ModelError("A limit on cost cannot be kept: the model's cost is unknown", value=self._model_name,
                              remedy="Give prices (dse.PriceTable), or remove Limits(cost_usd=...).")  # fmt: skip
         self.meter.check_model_call()
         return completion
+
+    async def _ask(self, request: Request, predictor: str, occurrence: int) -> Completion:
+        assert self.model is not None
+        asking = self.model.complete(request, replicate=self.replicate, occurrence=occurrence)
+        return await (telemetry.chat(self, request, predictor, asking) if telemetry.active else asking)
+
+    @property
+    def _model_name(self) -> str:
+        return self.model.name if self.model is not None else "the model"
 
     def _request_id(self, request: Request) -> str:
         """Hash of a request. The text of each message is kept: a conversation only grows, and is asked again and again."""
@@ -221,7 +282,7 @@ class Run:
         parts += [_text(tool, _tool_texts) for tool in request.get("tools", ())]
         return sha256_hex(b"\n".join(parts) + str(request.get("tool_choice")).encode())
 
-    def accept_outputs(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    async def accept_outputs(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Validated outputs in wire form.
 
         Raises:
@@ -231,7 +292,8 @@ class Run:
         if self.secrets.names:
             self.secrets.remember(values, self.spec.sensitive)
         try:
-            wire = self.spec.wire_outputs(self.spec.validate_outputs(values))
+            typed = self.spec.validate_outputs(values)
+            wire = self.spec.wire_outputs(typed)
             if self.secrets.names:
                 self.secrets.remember(wire, self.spec.sensitive)
             size = len(canonical_json(wire))
@@ -245,7 +307,23 @@ class Run:
             if self.limits.outcome("output_bytes") == "fail_step":
                 raise ValueError(f"the outputs take {size} bytes; {self.limits.output_bytes} are allowed")
             raise self.meter.exceeded("output_bytes", size, self.limits.output_bytes)
+        for path, script in scripts_in(typed):
+            await self._check_script(path, script)
         return wire
+
+    async def _check_script(self, path: str, script: Script) -> None:
+        """A script among the outputs may call what the plan allows (in a mode without tools: what the signature declares).
+
+        Raises:
+            ValueError: with what is wrong, in words for the model.
+        """
+        from dse.runtime.guest import script_problem
+
+        contracts = {tool.name: tool.contract for tool in self.spec.tools if tool.nests is None}
+        allow = contracts if self.plan.mode == "direct" else self.plan.allow
+        problem = await script_problem(script, contracts, allow)
+        if problem is not None:
+            raise ValueError(f"{path}: {problem}")
 
     def invalid(self, problem: str) -> OutputInvalid:
         return OutputInvalid("No output that fits the signature", value=problem,
@@ -266,6 +344,23 @@ def _text(part: dict[str, Any], texts: _Texts) -> bytes:
             texts.clear()
         known = texts[id(part)] = (part, canonical_json(part))
     return known[1]
+
+
+def _completion(entry: Mapping[str, Any]) -> Completion:
+    """The completion that a journal entry holds.
+
+    Raises:
+        LimitExceeded: the model had refused the request for its length.
+    """
+    from dse.models.lm import Completion, ToolCallPart, Usage
+
+    if entry["kind"] == "model_error":
+        raise LimitExceeded(entry["message"], limit=entry["limit"])
+    return Completion(
+        entry["text"], tuple(ToolCallPart(c["id"], c["name"], c["arguments"], c["raw"]) for c in entry["tool_calls"]),
+        entry["finish_reason"], Usage(entry["input_tokens"], entry["output_tokens"], entry["usage_source"]),
+        entry["cost_usd"], entry["cost_source"], entry["latency_s"], recorded=entry["recorded"],
+    )  # fmt: skip
 
 
 def _with_estimated_usage(completion: Completion, request: Request) -> Completion:

@@ -135,7 +135,7 @@ class RecordModel:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             file = self._path.open("a+b", buffering=0)
-        except OSError as exc:
+        except (OSError, ValueError) as exc:
             raise CassetteError(f"The cassette cannot be written: {exc}", value=str(path)) from exc
         self._file: BinaryIO = file  # type: ignore[assignment]
         try:

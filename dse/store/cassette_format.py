@@ -16,7 +16,9 @@ from __future__ import annotations
 import copy
 import difflib
 import gzip
+import io
 import json
+import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +37,7 @@ __all__ = [
 
 HEADER_START = b'{"format":"dse-cassette-'
 MAX_BYTES = 256 * 2**20
+MAX_LINE_BYTES = 16 * 2**20  # JSON can take twenty times its length in memory
 _ID = 16  # hex digits of a blob id; a clash is noticed on reading
 _KEY = 32
 _CHUNK = 2**20
@@ -153,6 +156,8 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     try:
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
+            raise CassetteError("The cassette is no file", value=str(path), file=str(path), remedy="Name a file.")
         with gzip.open(path, "rb") if is_gz(path) else path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 size += len(chunk)
@@ -160,7 +165,7 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
                     raise CassetteError(f"The cassette holds more than {max_bytes} bytes", value=str(path),
                                         file=str(path), remedy="Raise max_bytes if you trust the file.")  # fmt: skip
                 chunks.append(chunk)
-    except (OSError, EOFError, zlib.error) as exc:  # BadGzipFile is an OSError
+    except (OSError, EOFError, ValueError, zlib.error) as exc:  # BadGzipFile is an OSError, a NUL in the name a ValueError
         raise CassetteError(f"The cassette cannot be read: {exc}", value=str(path), file=str(path),
                             remedy="Check the path; a .gz name needs gzip content.") from exc  # fmt: skip
     return b"".join(chunks)
@@ -192,16 +197,22 @@ class Cassette:
     @classmethod
     def parse(cls, path: Path, data: bytes) -> tuple[Cassette | None, int | None]:
         """The cassette of the complete lines, and the number of bytes they take where a torn line follows."""
-        lines = data.split(b"\n")
-        torn = lines.pop()
         if not data:
             raise CassetteError("The cassette is empty", value=str(path), file=str(path), line=1, remedy=_RERECORD)
-        if not lines:
-            return None, 0
-        cassette = cls(path, cls._line(path, 1, lines[0], Header))
-        for number, line in enumerate(lines[1:], 2):
-            cassette._add_line(number, line)
-        return cassette, len(data) - len(torn) if torn else None
+        cassette = None
+        torn = 0
+        for number, line in enumerate(io.BytesIO(data), 1):  # one at a time: most of a hostile file is never looked at
+            if not line.endswith(b"\n"):
+                torn = len(line)
+                break
+            if len(line) > MAX_LINE_BYTES:
+                raise CassetteError(f"Line {number} of the cassette has more than {MAX_LINE_BYTES} bytes", value=str(path),
+                                    file=str(path), line=number, remedy=_RERECORD)  # fmt: skip
+            if cassette is None:
+                cassette = cls(path, cls._line(path, 1, line[:-1], Header))
+            else:
+                cassette._add_line(number, line[:-1])
+        return cassette, len(data) - torn if torn else None
 
     @staticmethod
     def _line(path: Path, number: int, line: bytes | dict[str, Any], kind: type[Any]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
+import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,10 +21,13 @@ import anyio.to_thread
 
 from dse.canonical import canonical_json, digest
 from dse.errors import StoreError, StoreUnavailable
+from dse.store.keys import Keys
+from dse.store.runs import RunTables
+from dse.store.tables import SCHEMA_VERSION, migrate, tables
+from dse.store.writer import Batch, Writer, taken
 
 __all__ = ["SCHEMA_VERSION", "Store", "opened"]
 
-SCHEMA_VERSION = 1
 T = TypeVar("T")
 _limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("dse_store_threads")
 
@@ -36,85 +40,57 @@ def _value(text: str | None) -> Any:
     return None if text is None else json.loads(text)
 
 
-def _tables() -> Any:
-    import sqlalchemy as sa
-
-    meta = sa.MetaData()
-    text, number, real = sa.Text, sa.Integer, sa.Float
-    sa.Table("meta", meta, sa.Column("key", text, primary_key=True), sa.Column("value", text, nullable=False))
-    sa.Table(
-        "runs", meta, sa.Column("run_id", text, primary_key=True), sa.Column("program_id", text, nullable=False),
-        sa.Column("signature", text, nullable=False), sa.Column("mode", text), sa.Column("model", text),
-        sa.Column("outcome", text, nullable=False), sa.Column("created", text, nullable=False, index=True),
-        sa.Column("receipt", text, nullable=False),
-    )  # fmt: skip
-    sa.Table(
-        "events", meta, sa.Column("run_id", text, primary_key=True), sa.Column("seq", number, primary_key=True),
-        sa.Column("kind", text, nullable=False), sa.Column("entry", text, nullable=False),
-    )  # fmt: skip
-    sa.Table(
-        "rollouts", meta, sa.Column("rollout_id", text, primary_key=True),
-        sa.Column("program_id", text, nullable=False, index=True), sa.Column("signature", text),
-        sa.Column("mode", text), sa.Column("model", text), sa.Column("allow", text),
-        sa.Column("row_id", text), sa.Column("row_hash", text, nullable=False, index=True),
-        sa.Column("cluster", text), sa.Column("replicate", number), sa.Column("outcome", text, nullable=False),
-        sa.Column("error_class", text), sa.Column("outputs", text), sa.Column("end_state", text), sa.Column("receipt", text),
-        sa.Column("journal", text), sa.Column("model_calls", number), sa.Column("tool_calls", number),
-        sa.Column("input_tokens", number), sa.Column("output_tokens", number), sa.Column("usage_source", text),
-        sa.Column("cost_usd", real), sa.Column("cost_source", text), sa.Column("latency_s", real),
-        sa.Column("latency_source", text), sa.Column("created", text),
-    )  # fmt: skip
-    sa.Table(
-        "scores", meta, sa.Column("rollout_id", text, primary_key=True), sa.Column("metric", text, primary_key=True),
-        sa.Column("value", real, nullable=False), sa.Column("feedback", text), sa.Column("components", text),
-    )  # fmt: skip
-    sa.Table(
-        "openings", meta, sa.Column("id", text, primary_key=True), sa.Column("dataset", text), sa.Column("revision", text),
-        sa.Column("compile_id", text), sa.Column("purpose", text), sa.Column("created", text),
-    )  # fmt: skip
-    sa.Table(
-        "opening_rows", meta, sa.Column("opening_id", text, primary_key=True),
-        sa.Column("row_hash", text, primary_key=True, index=True),
-    )  # fmt: skip
-    sa.Table(
-        "compiles", meta, sa.Column("compile_id", text, primary_key=True), sa.Column("signature", text),
-        sa.Column("artifact_id", text), sa.Column("created", text), sa.Column("report", text),
-    )  # fmt: skip
-    return meta
-
-
-class Store:
+class Store(RunTables):
     """One database of runs, rollouts, scores and holdout openings.
 
     Args:
-        url: a file path or an SQLAlchemy URL (``sqlite:///dse.db``); ``:memory:`` keeps it in the process.
+        url: a file path, or an SQLAlchemy URL of SQLite or PostgreSQL (``postgresql://user@host/base``, which needs
+            ``pip install 'dse-compiler[postgresql]'``); ``:memory:`` keeps it in the process.
+        keys: what journals are signed and encrypted with; default `Keys.find`.
+        busy_s: how long to wait for another process that writes, in seconds.
 
     Raises:
-        StoreError: it cannot be opened, or another version of dse made it.
+        StoreError: it cannot be opened, or a newer version of dse made it.
     """
 
-    def __init__(self, url: str | Path = "dse.db") -> None:
+    def __init__(self, url: str | Path = "dse.db", *, keys: Keys | None = None, busy_s: float = 30.0) -> None:
         import sqlalchemy as sa
         from sqlalchemy.pool import StaticPool
 
         self.url = str(url)
         target = self.url if "://" in self.url else f"sqlite:///{self.url}"
+        if target.startswith(("postgresql://", "postgres://")):
+            target = f"postgresql+psycopg://{target.partition('://')[2]}"
         memory = target.endswith(":memory:") or target == "sqlite://"
-        if not target.startswith("sqlite"):
-            raise StoreError("Only SQLite stores are supported", value=self.url, remedy="Use a file path.")
-        if not memory:
+        self.dialect = target.partition(":")[0].partition("+")[0]
+        if self.dialect not in ("sqlite", "postgresql"):
+            raise StoreError("No such kind of store", value=self.url, remedy="Use a file path, sqlite:// or postgresql://.")
+        if self.dialect == "sqlite" and not memory:
             folder = Path(target.removeprefix("sqlite:///")).expanduser().absolute().parent
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as exc:
                 raise StoreError("The store's folder cannot be made", value=str(folder), remedy=str(exc)) from exc
         options: dict[str, Any] = {"poolclass": StaticPool} if memory else {}
+        if self.dialect == "sqlite":
+            options["connect_args"] = {"check_same_thread": False, "timeout": busy_s}
         self._sa = sa
+        self._memory = memory
+        self.place = f"memory {id(self)}" if memory else target if self.dialect != "sqlite" else self._file(target)
+        self._given_keys = keys
+        self._keys: Keys | None = keys
+        self.writer = Writer(self)
         self._shared = memory  # one connection for all threads: readers wait for writers, too
         self._lock = threading.RLock()  # SQLite has one writer; waiting here is cheaper than in the database
-        self._engine = sa.create_engine(target, connect_args={"check_same_thread": False, "timeout": 30}, **options)
-        sa.event.listen(self._engine, "connect", _pragmas)
-        self._tables = _tables().tables
+        try:
+            self._engine = sa.create_engine(target, **options)
+        except (ImportError, sa.exc.ArgumentError) as exc:
+            raise StoreError("The store cannot be opened", value=self.url,
+                             remedy=f"pip install 'dse-compiler[postgresql]' ({exc})") from exc  # fmt: skip
+        if self.dialect == "sqlite":
+            sa.event.listen(self._engine, "connect", _pragmas)
+            sa.event.listen(self._engine, "begin", _begin)
+        self._tables = tables().tables
         try:
             self._prepare()
         except (sa.exc.DatabaseError, sqlite3.Error) as exc:
@@ -128,32 +104,70 @@ class Store:
 
     def _prepare(self) -> None:
         meta = self._tables["meta"]
-        with self._lock, self._engine.begin() as c:
-            if not self._sa.inspect(c).has_table("meta"):
-                c.exec_driver_sql("BEGIN IMMEDIATE")  # all tables or none, and one process makes them
-                others = self._sa.inspect(c).get_table_names()
-                if "meta" not in others:
-                    if others:
-                        raise StoreError("This database belongs to something else", value=f"tables: {', '.join(others[:5])}",
-                                         remedy="Give the store a file of its own.")  # fmt: skip
-                    meta.metadata.create_all(c)
-                    c.execute(meta.insert().values(key="schema_version", value=str(SCHEMA_VERSION)))
+        with self._lock, self._engine.connect().execution_options(dse_write=True) as c, c.begin():
+            if self.dialect == "postgresql":
+                c.exec_driver_sql("SELECT pg_advisory_xact_lock(6460757)")  # one process makes or changes the tables
+            others = self._sa.inspect(c).get_table_names()
+            if "meta" not in others:
+                if others:
+                    raise StoreError("This database belongs to something else", value=f"tables: {', '.join(others[:5])}",
+                                     remedy="Give the store a database of its own.")  # fmt: skip
+                meta.metadata.create_all(c)
+                c.execute(meta.insert().values(key="schema_version", value=str(SCHEMA_VERSION)))
             found = c.execute(self._sa.select(meta.c.value).where(meta.c.key == "schema_version")).scalar()
-        if found is None:
-            raise StoreError("This database belongs to something else", value=self.url,
-                             remedy="Give the store a file of its own.")  # fmt: skip
-        if found != str(SCHEMA_VERSION):
-            raise StoreError("The store was made by another version of dse", value=f"schema {found}",
-                             remedy=f"This dse reads schema {SCHEMA_VERSION}.")  # fmt: skip
+            if found is None or not found.isdecimal():
+                raise StoreError("This database belongs to something else", value=self.url,
+                                 remedy="Give the store a database of its own.")  # fmt: skip
+            if int(found) > SCHEMA_VERSION:
+                raise StoreError("The store was made by a newer version of dse", value=f"schema {found}",
+                                 remedy=f"This dse reads schemas up to {SCHEMA_VERSION}: update it.")  # fmt: skip
+            if int(found) < SCHEMA_VERSION:
+                migrate(c, meta.metadata, int(found))
+
+    @staticmethod
+    def _file(target: str) -> str:
+        return str(Path(target.removeprefix("sqlite:///")).expanduser().resolve())
+
+    @property
+    def keys(self) -> Keys:
+        """What journals are signed with; found when first needed."""
+        if self._keys is None:
+            place = None
+            if self._memory:
+                self._keys = Keys([secrets.token_bytes(32)])
+                return self._keys
+            if self.dialect == "sqlite":
+                place = Path(f"{self.place}.key")
+            self._keys = Keys.find(place)
+        return self._keys
 
     def close(self) -> None:
+        self.writer.close()
         self._engine.dispose()
 
     @contextlib.contextmanager
-    def _write(self) -> Iterator[Any]:
+    def _write(self, *, power: bool = False) -> Iterator[Any]:
+        """A transaction that writes.
+
+        Args:
+            power: what it commits survives the loss of power, not only the end of the process.
+        """
         try:
-            with self._lock, self._engine.begin() as connection:
-                yield connection
+            with self._lock, self._engine.connect().execution_options(dse_write=True) as connection:
+                if self.dialect == "sqlite":
+                    if power:
+                        connection.connection.driver_connection.execute("PRAGMA synchronous=FULL")
+                    try:
+                        with connection.begin():
+                            yield connection
+                    finally:
+                        if power:
+                            connection.connection.driver_connection.execute("PRAGMA synchronous=NORMAL")
+                else:
+                    with connection.begin():
+                        if not power:
+                            connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+                        yield connection
         except (self._sa.exc.OperationalError, self._sa.exc.TimeoutError, sqlite3.Error) as exc:
             raise StoreUnavailable("The store could not be written", value=str(getattr(exc, "orig", exc)),
                                    remedy="Free disk space, or end what holds the database.") from exc  # fmt: skip
@@ -175,42 +189,31 @@ class Store:
             _limiter.set(limiter)
         return await anyio.to_thread.run_sync(lambda: fn(*args), limiter=limiter)
 
-    # --- runs
-
-    def save_run(self, receipt: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
-        """Write a finished run and its journal, in one transaction.
-
-        Raises:
-            StoreError: the store has a run of that id already.
-        """
-        runs, events = self._tables["runs"], self._tables["events"]
-        values = {name: receipt[name] for name in ("run_id", "program_id", "signature", "mode", "model", "outcome")}
-        with self._write() as c:
-            if not c.execute(self._insert(runs).values(**values, created=_now(), receipt=_text(receipt))
-                             .on_conflict_do_nothing()).rowcount:  # fmt: skip
-                raise StoreError("The store has a run of this id already", value=receipt["run_id"],
-                                 remedy="Give every run an id of its own.")  # fmt: skip
-            c.execute(events.insert(), [{"run_id": receipt["run_id"], "seq": e["seq"], "kind": e["kind"], "entry": _text(e)}
-                                        for e in entries])  # fmt: skip
-
-    def runs(self, limit: int = 50) -> list[dict[str, Any]]:
-        """The newest runs: run_id, signature, mode, model, outcome, created."""
-        t = self._tables["runs"]
-        columns = [t.c.run_id, t.c.signature, t.c.mode, t.c.model, t.c.outcome, t.c.created]
-        return [dict(r) for r in self._rows(self._sa.select(*columns).order_by(t.c.created.desc()).limit(limit))]
-
-    def run(self, run_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Receipt and journal of one run.
-
-        Raises:
-            StoreError: no such run.
-        """
-        t, e = self._tables["runs"], self._tables["events"]
-        found = self._rows(self._sa.select(t.c.receipt).where(t.c.run_id == run_id))
-        if not found:
-            raise StoreError("The store has no such run", value=run_id, remedy="`dse runs list` shows what there is.")
-        entries = self._rows(self._sa.select(e.c.entry).where(e.c.run_id == run_id).order_by(e.c.seq))
-        return _value(found[0]["receipt"]), [_value(r["entry"]) for r in entries]
+    def write_batches(self, batches: Sequence[Batch]) -> None:
+        """Write what several runs want to be written; a run that another process has gets an error of its own."""
+        runs, events, snapshots = (self._tables[name] for name in ("runs", "events", "snapshots"))
+        ids = {batch.run_id for batch in batches}
+        with self._write(power=any(batch.power for batch in batches)) as c:
+            query = self._sa.select(runs.c.run_id, runs.c.epoch).where(runs.c.run_id.in_(ids))
+            epochs = {run_id: epoch for run_id, epoch in c.execute(query)}
+            rows: list[dict[str, Any]] = []
+            kept: dict[str, dict[str, Any]] = {}
+            ends: dict[str, int] = {}
+            for batch in batches:
+                if epochs.get(batch.run_id) != batch.epoch:
+                    batch.error = taken(batch.run_id)
+                    continue
+                if not self.writer.follows(batch, ends):
+                    batch.error = StoreUnavailable("An earlier part of the journal could not be written", value=batch.run_id)
+                    continue
+                rows += batch.events
+                if batch.snapshot is not None:
+                    kept[batch.run_id] = {**batch.snapshot, "created": _now()}
+            if rows:
+                c.execute(events.insert(), rows)
+            for run_id, row in kept.items():  # only the newest is of use
+                c.execute(snapshots.delete().where(snapshots.c.run_id == run_id))
+                c.execute(snapshots.insert().values(**row))
 
     # --- rollouts and scores
 
@@ -286,6 +289,10 @@ class Store:
         return [{**r, "report": _value(r["report"])} for r in found]
 
     def _insert(self, table: Any) -> Any:
+        if self.dialect == "postgresql":
+            from sqlalchemy.dialects.postgresql import insert as postgresql
+
+            return postgresql(table)
         from sqlalchemy.dialects.sqlite import insert
 
         return insert(table)
@@ -311,7 +318,14 @@ def _now() -> str:
     return dt.datetime.now(dt.UTC).isoformat()
 
 
+def _begin(connection: Any) -> None:
+    """Whoever will write says so at once: a reader that turns into a writer could fail halfway."""
+    writes = connection.get_execution_options().get("dse_write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
 def _pragmas(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # transactions begin where `_begin` says
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")

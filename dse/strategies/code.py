@@ -13,8 +13,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import anyio
+import anyio.to_thread
 from pydantic import ValidationError
 
+from dse import telemetry
 from dse.contracts.schema import guest_from_wire, wire_from_guest
 from dse.contracts.signature import SignatureSpec, dspy_signature, validation_summary
 from dse.contracts.stubs import input_declarations, stubs_for
@@ -22,6 +24,7 @@ from dse.contracts.tool import ToolContract
 from dse.errors import (
     LimitExceeded,
     NoSubmission,
+    RunSuspended,
     SandboxUnavailable,
     ToolArgumentError,
     ToolDenied,
@@ -32,6 +35,7 @@ from dse.errors import (
 )
 from dse.plan import Prompt
 from dse.runtime import sandbox
+from dse.runtime.history import Frozen
 from dse.runtime.run import Run
 from dse.strategies.base import register
 from dse.strategies.render import Predictor
@@ -48,6 +52,7 @@ itertools, functools and statistics; no files, no network, no class inheritance,
 """'''
 _GUEST_ERRORS = {ToolNotAllowed: "NameError", ToolArgumentError: "ValueError", ToolTimeout: "TimeoutError",
                  ToolDenied: "PermissionError"}  # fmt: skip
+_REPLAY_BOUND_S = 0.05  # of interpretation: executing more again costs more than keeping the guest
 _IMPORTS = "import asyncio, datetime\nfrom decimal import Decimal"  # there for every script, as the stubs suggest
 
 
@@ -135,7 +140,12 @@ class _CodeSession:
         self.declarations, self.checker_stubs, self.api = texts.declarations, texts.checker_stubs, texts.api
         self.known = frozenset(run.spec.inputs) | {"asyncio", "datetime", "Decimal"}
         self.session: sandbox.Session | None = None
-        self.tasks: dict[int, asyncio.Task[Any]] = {}
+        self.tasks: dict[int, asyncio.Task[Any]] = {}  # by the interpreter's call id
+        self.calls: dict[int, sandbox.ExternalCall] = {}  # of these tasks
+        self.ids: dict[int, int] = {}  # the dispatcher's call ids
+        self.prints: list[str] = []  # of the present feed
+        self.frozen_at_s = 0.0  # of interpretation
+        self.next_guest: Frozen | None = None  # what the next script goes on from
         self.earlier: list[str] = []
         self.transcript: list[str] = []
         self.check_errors = 0
@@ -152,6 +162,7 @@ class _CodeSession:
         if self.session is not None:
             session, self.session = self.session, None
             self.run.meter.interpreter_s += session.interpreter_s
+            self.frozen_at_s = 0.0
             await session.aclose()
 
     # --- rounds
@@ -178,6 +189,7 @@ class _CodeSession:
             if run.meter.model_calls >= limits.model_calls:
                 raise NoSubmission("The rounds ended without a submitted answer", value=self.last_problem or None,
                                    remedy="See the run's receipt.", limit="model_calls")  # fmt: skip
+            await self._freeze()
 
     def _code_of(self, text: str, predictor: Predictor) -> str:
         try:
@@ -191,14 +203,20 @@ class _CodeSession:
         run = self.run
         if not code.strip():
             return self._refused([("empty", None, "the reply holds no script", "Write a Python script.")])
-        lint = sandbox.lint(code, tool_names=self.contracts, output_names=run.spec.outputs, known_names=self.known)
+        recorded = run.recorded("feed", "code_error")
+        if recorded is not None and recorded["kind"] == "code_error":
+            return self._refused([tuple(problem) for problem in recorded["problems"]])
+        look = functools.partial(
+            sandbox.lint, code, tool_names=self.contracts, output_names=run.spec.outputs, known_names=self.known)  # fmt: skip
+        # A long script takes seconds, which other runs must not wait for.
+        lint = look() if len(code) < 4_000 else await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
         problems = [(d.rule, d.line, d.message, d.hint) for d in lint.errors]
-        if not problems:
+        if not problems and recorded is None:  # what is recorded has passed the check
             problems = await self._check(code)
         if problems:
             return self._refused(problems)
-        run.journal.add("feed", code=code)
-        return await self._drive(lint, code)
+        fed = run.journal.add("feed", code=code)
+        return await self._along(fed, code) or await self._drive(lint, code)
 
     async def _check(self, code: str) -> list[tuple[Any, ...]]:
         """What is wrong with a script. The first session opens meanwhile; when nothing may run, it is given back."""
@@ -228,77 +246,240 @@ class _CodeSession:
         self.run.journal.add("code_error", stage="check", problems=[list(p) for p in problems[:10]])
         return "Not run, nothing happened:\n" + "\n".join(lines)
 
-    def _failed(self, name: str, message: str, line: int | None, hint: str = "") -> str:
+    def _failed(self, name: str, message: str, line: int | None, hint: str = "", dead: bool = False) -> str:
         self.runtime_errors += 1
         self.last_problem = f"{name}: {message}"
         effects = self.run.effects.summary()
-        self.run.journal.add("code_error", stage="run", **{"class": name}, message=message, line=line, effects=effects)
         record = f"Error: {name}: {message}" + (f" (line {line})" if line else "")
-        return record + (f"\nHint: {hint}" if hint else "") + f"\nEffects so far: {effects}"
+        record = "".join(self._printed()) + record + (f"\nHint: {hint}" if hint else "") + f"\nEffects so far: {effects}"
+        self.run.journal.add("code_error", stage="run", **{"class": name}, message=message, line=line, effects=effects,
+                             shown=record, dead=dead)  # fmt: skip
+        return record
+
+    def _printed(self) -> list[str]:
+        text = "".join(self.prints)
+        return [f"Printed:\n{text}\n"] if text else []
 
     # --- the sandbox
 
     async def _open(self) -> None:
-        run, limits = self.run, self.run.limits
+        run = self.run
+        if self.next_guest is not None:
+            return await self._thaw(self.next_guest)
         self.session = await sandbox.pool().open(
-            limits=sandbox.SandboxLimits(
-                feed_s=limits.interpreter_s, memory_bytes=limits.memory_bytes, recursion=limits.recursion,
-                suspensions=limits.suspensions, print_bytes=limits.print_bytes,
-            ),
-            seed=run.seed, clock=run.clock, async_names=frozenset(self.contracts), sync_names=frozenset({"submit"}),
+            limits=self._bounds(), seed=run.seed, clock=run.clock, **self._names()
         )  # fmt: skip
         values = {name: guest_from_wire(run.wire_inputs[name], field.schema) for name, field in run.spec.inputs.items()}
         turn = await self.session.feed(_IMPORTS, inputs=values)
         if not isinstance(turn, sandbox.Finished):
             raise SandboxUnavailable("The inputs could not be handed to the sandbox", value=repr(turn))
 
+    def _bounds(self) -> sandbox.SandboxLimits:
+        limits = self.run.limits
+        return sandbox.SandboxLimits(
+            feed_s=limits.interpreter_s, memory_bytes=limits.memory_bytes, recursion=limits.recursion,
+            suspensions=limits.suspensions, print_bytes=limits.print_bytes,
+        )  # fmt: skip
+
+    def _names(self) -> dict[str, frozenset[str]]:
+        return {"async_names": frozenset(self.contracts), "sync_names": frozenset({"submit"})}
+
+    @telemetry.feed
     async def _drive(self, lint: Any, code: str) -> str:
-        """Run one feed to its end, answering every external call through the dispatcher."""
-        run = self.run
+        """Run one feed to its end."""
         session = self.session
+        if session is None:  # the script was checked by an earlier execution
+            await self._open()
+            session = self.session
         assert session is not None
-        prints: list[str] = []
-        turn = await session.feed(lint.code, shims=lint.shims)
+        self.prints = []
+        return await self._answer(await session.feed(lint.code, shims=lint.shims), code)
+
+    async def _answer(self, turn: Any, code: str) -> str:
+        """Answer every external call of a feed through the dispatcher; gives what the model is told."""
+        run, session = self.run, self.session
+        assert session is not None
         while isinstance(turn, sandbox.Waiting):
-            self._collect(turn, prints)
+            self._collect(turn)
             results: dict[int, Any] = {}
             for call in turn.calls:
                 if call.name == "submit":
-                    results[call.call_id] = self._submit(call)
+                    results[call.call_id] = await self._submit(call)
                     if self.outputs is not None:
                         await self._settle()
                         return ""
                 else:
-                    self.tasks[call.call_id] = asyncio.create_task(run.dispatcher.call(call.name, call.args, call.kwargs))
+                    self._start(call, run.dispatcher.reserve())
             waiting = [i for i in turn.pending if i in self.tasks]
             if waiting and not results:
-                # In evaluation all pending calls settle first, so that latencies cannot change the path.
-                done_when = asyncio.ALL_COMPLETED if run.evaluation else asyncio.FIRST_COMPLETED
-                await asyncio.wait([self.tasks[i] for i in waiting], return_when=done_when)
-                for call_id in waiting:
-                    if self.tasks[call_id].done():
-                        results[call_id] = self._result(self.tasks.pop(call_id))
-                run.journal.add("delivered", calls=sorted(results))
+                results = await self._wait(waiting)
             turn = await session.resume(results)
-        self._collect(turn, prints)
+        self._collect(turn)
         await self._settle()
-        text = "".join(prints)
-        shown = f"Printed:\n{text}\n" if text else ""
         self.earlier.append(code)  # also code that failed: what it defined before is still there
         if isinstance(turn, sandbox.Failed):
-            return shown + await self._guest_failed(turn.error)
+            return await self._guest_failed(turn.error)
+        shown = "".join(self._printed())
         for call in turn.unawaited:
             shown += f"{call.name}(...) was called without await: it did not run\n"
         value = turn.value_repr if turn.value is not None else ""
-        run.journal.add("observation", value=value)
         if value:
             shown += f"Value of the last line: {value}\n"
-        return (shown or "It printed nothing and its last line has no value.\n") + "Nothing was submitted yet."
+        shown = (shown or "It printed nothing and its last line has no value.\n") + "Nothing was submitted yet."
+        run.journal.add("observation", value=value, shown=shown)
+        return shown
 
-    def _collect(self, turn: Any, prints: list[str]) -> None:
+    def _start(self, call: sandbox.ExternalCall, call_id: int) -> None:
+        number = call.call_id
+        self.calls[number], self.ids[number] = call, call_id
+        self.tasks[number] = asyncio.create_task(
+            self.run.dispatcher.call(call.name, call.args, call.kwargs, call_id=call_id))  # fmt: skip
+
+    async def _wait(self, waiting: list[int]) -> dict[int, Any]:
+        """Results of some of the calls that the guest waits for."""
+        run = self.run
+        ends = run.recorded("delivered", "retry", "run_finished")
+        if ends is not None and ends["kind"] == "delivered":  # what went to the guest then goes to it now
+            ready = [i for i in waiting if self.ids[i] in ends["calls"]]
+            await asyncio.wait([self.tasks[i] for i in ready])
+        else:
+            if ends is not None:
+                run.ran_out(ends)
+            await self._freeze(after_s=_REPLAY_BOUND_S)
+            # In evaluation all pending calls settle first, so that latencies cannot change the path.
+            all_of_them = run.evaluation or ends is not None
+            await asyncio.wait([self.tasks[i] for i in waiting],
+                               return_when=asyncio.ALL_COMPLETED if all_of_them else asyncio.FIRST_COMPLETED)  # fmt: skip
+            if any(_ends(task) for task in self.tasks.values()):
+                await self._stop()
+            ready = [i for i in waiting if self.tasks[i].done()]
+        run.journal.add("delivered", calls=[self.ids[i] for i in ready])
+        return {i: self._result(self.tasks.pop(i)) for i in ready}
+
+    def _collect(self, turn: Any) -> None:
         if turn.prints:
-            prints.append(turn.prints)
+            self.prints.append(turn.prints)
             self.run.journal.add("print", text=turn.prints)
+
+    # --- guests that outlive their process
+
+    async def _freeze(self, *, after_s: float | None = None) -> None:
+        """Keep the guest as it is, where a store keeps the run.
+
+        Args:
+            after_s: only when executing its scripts again up to here would take longer.
+        """
+        log, session, recording = self.run.journal.log, self.session, self.run.journal.recording
+        if log is None or session is None or (recording is not None and recording.peek() is not None):
+            return
+        if not (log.eager or session.waits_for):
+            return
+        if after_s is not None and session.interpreter_s - self.frozen_at_s < after_s:
+            return
+        try:
+            calls = [
+                {"number": number, "call_id": self.ids[number], "name": call.name,
+                 "key": self.run.dispatcher.keys.get(self.ids[number]),
+                 "args": [wire_from_guest(value) for value in call.args],
+                 "kwargs": {key: wire_from_guest(value, key) for key, value in call.kwargs.items()}}
+                for number, call in sorted(self.calls.items()) if number in self.tasks
+            ]  # fmt: skip
+        except Unserialisable:  # it will be refused; the scripts say what it was
+            return
+        if (frozen := await session.freeze()) is None:
+            return
+        data, driver = frozen
+        self.frozen_at_s = session.interpreter_s
+        state = {**driver, "tasks": calls, "next_id": self.run.dispatcher.next_id, "prints": list(self.prints)}
+        self.run.frozen = Frozen(data, state, len(self.run.journal.entries), sandbox.interpreter_version())
+        await log.keep(self.run.frozen)
+
+    async def _stop(self) -> None:
+        """Some call ends the run: let the others end properly; where it waits for a decision, keep the guest.
+
+        Raises:
+            DseError
+        """
+        done = await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        failures = [one for one in done if isinstance(one, BaseException) and not isinstance(one, ToolFault)]
+        for failure in failures:
+            if not isinstance(failure, RunSuspended):
+                raise failure
+        await self._freeze()
+        raise failures[0]
+
+    async def _along(self, fed: Mapping[str, Any], code: str) -> str | None:
+        """Pass a recorded script without executing it, where a frozen guest has it behind or in it.
+
+        None when it has to be executed.
+        """
+        run = self.run
+        recording, frozen = run.journal.recording, run.frozen
+        if recording is None:
+            return None
+        passed: list[Mapping[str, Any]] = []
+        end: Mapping[str, Any] | None = None
+        for entry in recording.path[recording.at :]:
+            if entry["kind"] in ("model_call", "model_error", "retry", "run_finished"):
+                break
+            passed.append(entry)
+            if entry["kind"] in ("observation", "code_error"):
+                end = entry
+                break
+        if end is not None and (end.get("dead") or (frozen is not None and frozen.seq > end["seq"])):
+            self._pass(recording, passed, end["seq"])
+            if end["kind"] == "code_error":
+                self.runtime_errors += 1
+                self.last_problem = f"{end['class']}: {end['message']}"
+            self.earlier.append(code)
+            self.next_guest = frozen
+            if end.get("dead"):
+                self.earlier.clear()
+                self.next_guest = None
+                await self.close()
+            return str(end["shown"])
+        if frozen is None or not frozen.driver["suspended"] or not fed["seq"] < frozen.seq:
+            return None
+        self._pass(recording, [entry for entry in passed if entry["seq"] < frozen.seq], frozen.seq)
+        await self._thaw(frozen)
+        self.prints = list(frozen.driver["prints"])
+        for one in frozen.driver["tasks"]:
+            call = sandbox.ExternalCall(one["number"], one["name"], tuple(one["args"]), dict(one["kwargs"]), True)
+            self._start(call, one["call_id"])
+        assert self.session is not None
+        return await self._answer(sandbox.Waiting((), self.session.waits_for), code)
+
+    def _pass(self, recording: Any, passed: list[Mapping[str, Any]], until: int) -> None:
+        """Count what a script did without executing it."""
+        recording.at += len(passed)
+        for entry in passed:
+            if entry["kind"] == "repair":
+                self.repairs += 1
+                self.last_problem = entry["problem"]
+        waiting = {}
+        if self.run.frozen is not None and until == self.run.frozen.seq:
+            waiting = {one["call_id"]: one["key"] for one in self.run.frozen.driver["tasks"]}
+        dispatcher = self.run.dispatcher
+        for call_id, record in sorted(recording.calls.items()):
+            first = record.intent or record.refused
+            if call_id < dispatcher.next_id or first is None or first["seq"] >= until:
+                continue
+            if call_id not in waiting:
+                dispatcher.restore(call_id)
+        dispatcher.keys.update(waiting)
+        if waiting:
+            dispatcher.next_id = max(dispatcher.next_id, self.run.frozen.driver["next_id"])  # type: ignore[union-attr]
+
+    async def _thaw(self, frozen: Frozen) -> None:
+        run, self.next_guest = self.run, None
+        try:
+            self.session = await sandbox.pool().thaw(frozen.data, frozen.driver, limits=self._bounds(), seed=run.seed,
+                                                     clock=run.clock, **self._names())  # fmt: skip
+        except SandboxUnavailable as exc:
+            run.frozen = None  # its scripts are executed again instead
+            exc.details["lost"] = True
+            raise
+        self.frozen_at_s = self.session.interpreter_s
 
     async def _settle(self) -> None:
         """Calls that the script started and never awaited still count: wait for them."""
@@ -317,13 +498,13 @@ class _CodeSession:
             return sandbox.Raise(kind, fault.message)
         return sandbox.Value(guest_from_wire(result.value, self.contracts[result.receipt["tool"]].returns))
 
-    def _submit(self, call: Any) -> Any:
+    async def _submit(self, call: Any) -> Any:
         names = list(self.run.spec.outputs)
         try:
             if len(call.args) > len(names):
                 raise ValueError(f"submit() takes {len(names)} arguments but {len(call.args)} were given")
             values = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
-            self.outputs = self.run.accept_outputs({k: wire_from_guest(v, k) for k, v in values.items()})
+            self.outputs = await self.run.accept_outputs({k: wire_from_guest(v, k) for k, v in values.items()})
             return sandbox.Value(None)
         except ValidationError as exc:
             problem = validation_summary(exc)
@@ -339,7 +520,7 @@ class _CodeSession:
     async def _guest_failed(self, error: Any) -> str:
         run = self.run
         if error.kind == "crash":
-            raise SandboxUnavailable("The interpreter worker died", value=error.message,
+            raise SandboxUnavailable("The interpreter worker died", value=error.message, lost=True,
                                      remedy="Run it again; the run's receipt lists the effects so far.")  # fmt: skip
         if error.kind == "limit":
             name = error.limit or "interpreter_s"
@@ -353,7 +534,12 @@ class _CodeSession:
             await self.close()
             self.earlier.clear()
             hint = f"{hint} All variables are lost: start afresh.".strip()
-        return self._failed(error.class_name, error.message, error.line, hint)
+        return self._failed(error.class_name, error.message, error.line, hint, error.dead)
+
+
+def _ends(task: asyncio.Task[Any]) -> bool:
+    """Whether a call ended in something that its program is not told."""
+    return task.done() and not task.cancelled() and not isinstance(task.exception(), (ToolFault, type(None)))
 
 
 register(Code())

@@ -41,7 +41,7 @@ class Direct:
             completion = await run.complete({"messages": messages, "tools": []}, predictor="answer")
             text = completion.text or ""
             try:
-                outputs = run.accept_outputs(predictor.parse(text))
+                outputs = await run.accept_outputs(predictor.parse(text))
             except ValidationError as exc:
                 problem = validation_summary(exc)
             except ValueError as exc:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dse.canonical import digest
 from dse.plan import Prompt
-from dse.runtime.redaction import safe_message, without_paths
+from dse.redaction import safe_message, without_paths
 
 if TYPE_CHECKING:
     import dspy

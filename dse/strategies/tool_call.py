@@ -172,7 +172,7 @@ class _Rounds:
         problems = []
         for index, (name, arguments) in enumerate(calls):
             if name == "submit" and self.outputs is None:
-                problem = self._submit(arguments)
+                problem = await self._submit(arguments)
                 if problem is None:
                     continue
                 problems.append(problem)
@@ -182,12 +182,12 @@ class _Rounds:
             self.repair("; ".join(dict.fromkeys(problems)), submitted=True)
         return results
 
-    def _submit(self, arguments: dict[str, Any] | None) -> str | None:
+    async def _submit(self, arguments: dict[str, Any] | None) -> str | None:
         """Take an answer, or say what is wrong with it."""
         if arguments is None:
             return "the arguments are not a JSON object"
         try:
-            self.outputs = self.run.accept_outputs(arguments)
+            self.outputs = await self.run.accept_outputs(arguments)
         except ValidationError as exc:
             return validation_summary(exc)
         except ValueError as exc:

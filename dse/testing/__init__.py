@@ -6,8 +6,9 @@ import importlib
 from typing import Any
 
 _EXPORTS = {
-    "AsyncScriptedEngine": "scripted", "FakeOpenAI": "server", "PlantedWorld": "worlds", "ScriptedEngine": "scripted",
-    "ScriptedModel": "scripted", "call": "scripted", "register_loopback_provider": "server", "say": "scripted",
+    "AsyncScriptedEngine": "scripted", "FakeOpenAI": "server", "Faults": "faults", "PlantedWorld": "worlds",
+    "ScriptedEngine": "scripted", "ScriptedModel": "scripted", "answers": "faults", "call": "scripted",
+    "register_loopback_provider": "server", "say": "scripted",
 }  # fmt: skip
 __all__ = sorted(_EXPORTS)
 

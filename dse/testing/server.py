@@ -9,91 +9,19 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal
+from typing import Any
 
 from dse.errors import ModelError
+from dse.testing.faults import Faults
+from dse.testing.reactions import Reaction, cut, dropped, hang, malformed, ok, raw, slow, stalled, status, truncated
 
 __all__ = [
-    "FakeOpenAI", "Reaction", "cut", "hang", "malformed", "ok", "raw", "register_loopback_provider", "slow", "status",
-    "truncated", "unregister_loopback_provider",
+    "FakeOpenAI", "Reaction", "cut", "dropped", "hang", "malformed", "ok", "raw", "register_loopback_provider", "slow",
+    "stalled", "status", "truncated", "unregister_loopback_provider",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Reaction:
-    """What the server does with one request: send `body`, in full or in part, at once or not at all."""
-
-    status: int = 200
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    how: Literal["whole", "cut", "hang"] = "whole"
-    delay_s: float = 0.0
-
-
-def ok(
-    text: str | None = None, calls: Sequence[tuple[str, dict[str, Any] | str]] = (), *, finish_reason: str | None = None,
-    usage: tuple[int, int] | None = (100, 20), model: str = "fake-model",
-) -> Reaction:  # fmt: skip
-    """A completion of text and tool calls; arguments given as a string are sent as they are (for malformed JSON)."""
-    message: dict[str, Any] = {"role": "assistant", "content": text}
-    if calls:
-        message["tool_calls"] = [
-            {"id": f"call_{index}", "type": "function",
-             "function": {"name": name, "arguments": given if isinstance(given, str) else json.dumps(given)}}
-            for index, (name, given) in enumerate(calls, 1)
-        ]  # fmt: skip
-    body: dict[str, Any] = {
-        "id": "chatcmpl-fake", "object": "chat.completion", "created": 0, "model": model,
-        "choices": [{"index": 0, "message": message,
-                     "finish_reason": finish_reason or ("tool_calls" if calls else "stop")}],
-    }  # fmt: skip
-    if usage is not None:
-        body["usage"] = {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}
-    return Reaction(body=json.dumps(body).encode())
-
-
-def status(code: int, message: str = "scripted failure", *, retry_after: float | str | None = None,
-           error_code: str | None = None) -> Reaction:  # fmt: skip
-    """An error reply in OpenAI's envelope."""
-    body = {"error": {"message": message, "type": "scripted", "code": error_code}}
-    headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
-    return Reaction(status=code, body=json.dumps(body).encode(), headers=headers)
-
-
-def raw(body: str | bytes, *, code: int = 200) -> Reaction:
-    """Any body."""
-    return Reaction(status=code, body=body.encode() if isinstance(body, str) else body)
-
-
-def malformed() -> Reaction:
-    """A gateway's HTML page behind a 200."""
-    return Reaction(body=b"<html><body>upstream is having a day</body></html>", headers={"Content-Type": "text/html"})
-
-
-def truncated(reaction: Reaction | None = None) -> Reaction:
-    """Half of a completion's JSON in a reply that is complete as HTTP."""
-    whole = reaction or ok("a reply that is long enough to be cut in two")
-    return Reaction(status=whole.status, body=whole.body[: len(whole.body) // 2], headers=whole.headers)
-
-
-def cut(reaction: Reaction | None = None) -> Reaction:
-    """Half of a reply, then the connection is closed."""
-    whole = reaction or ok("a reply that is long enough to be cut in two")
-    return Reaction(status=whole.status, body=whole.body, headers=whole.headers, how="cut")
-
-
-def hang() -> Reaction:
-    """No reply until the server is closed."""
-    return Reaction(how="hang")
-
-
-def slow(seconds: float, reaction: Reaction | None = None) -> Reaction:
-    """A reply after `seconds` of real time."""
-    whole = reaction or ok("late")
-    return Reaction(status=whole.status, body=whole.body, headers=whole.headers, delay_s=seconds)
 
 
 class FakeOpenAI:
@@ -101,12 +29,15 @@ class FakeOpenAI:
 
     Args:
         handler: reactions in the order of the requests (the last one repeats), or a function of the request's body.
+        faults: what goes wrong with a share of the requests, instead of the handler's reaction.
 
-    ``bodies`` and ``headers`` hold what was received, ``count`` how many requests there were, ``base_url`` is the
-    address for a client.
+    ``bodies`` and ``headers`` hold what was received, ``kinds`` what went wrong with each request (None: nothing),
+    ``count`` how many requests there were, ``base_url`` is the address for a client.
     """
 
-    def __init__(self, handler: Sequence[Reaction] | Callable[[dict[str, Any]], Reaction]) -> None:
+    def __init__(
+        self, handler: Sequence[Reaction] | Callable[[dict[str, Any]], Reaction], *, faults: Faults | None = None
+    ) -> None:
         if not callable(handler) and not handler:
             raise ModelError("A fake server needs at least one reaction")
         self._handler = handler
@@ -115,6 +46,9 @@ class FakeOpenAI:
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
+        self.kinds: list[str | None] = []
+        self._faults = faults
+        self._times: Counter[str] = Counter()
 
     @property
     def count(self) -> int:
@@ -131,9 +65,13 @@ class FakeOpenAI:
             self.paths.append(path)
             self.headers.append(headers)
             self.bodies.append(body)
-            if not callable(self._handler):
-                return self._handler[min(index, len(self._handler) - 1)]
-        return self._handler(body)
+            text = json.dumps(body, sort_keys=True)
+            kind = None if self._faults is None else self._faults.kind(body, self._times[text])
+            self._times[text] += 1
+            self.kinds.append(kind)
+        handler = self._handler
+        honest = handler(body) if callable(handler) else handler[min(index, len(handler) - 1)]
+        return honest if kind is None else Faults.applied(kind, honest)
 
     def __enter__(self) -> FakeOpenAI:
         self._server = _Server(self)
@@ -177,8 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
         except ValueError:
             body = {}
         reaction = fake._react(self.path, dict(self.headers.items()), body)
-        if reaction.how == "hang":
-            fake._closing.wait()
+        if reaction.how in ("hang", "drop"):
+            if reaction.how == "hang":
+                fake._closing.wait()
             self.close_connection = True
             return
         if reaction.delay_s:
@@ -188,9 +127,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(reaction.body)))
         self.end_headers()
-        if reaction.how == "cut":
+        if reaction.how in ("cut", "stall"):
             self.close_connection = True
             self.wfile.write(reaction.body[: len(reaction.body) // 2])
+            if reaction.how == "stall":
+                self.wfile.flush()
+                fake._closing.wait()
         else:
             self.wfile.write(reaction.body)
         self.wfile.flush()

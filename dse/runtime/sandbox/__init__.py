@@ -31,7 +31,7 @@ from dse.runtime.sandbox.records import (
 __all__ = [
     "PRELUDE", "Checker", "Diagnostic", "ExternalCall", "Failed", "Finished", "GuestError", "LintResult", "Raise",
     "Result", "Sandbox", "SandboxLimits", "Session", "Turn", "Value", "Waiting", "checker", "configure", "extract_code", "hint_for",
-    "lint", "pool",
+    "interpreter_version", "lint", "pool", "script_pool",
 ]  # fmt: skip
 
 
@@ -47,20 +47,37 @@ def pool() -> Sandbox:
     return _shared("pool", lambda: Sandbox(max_workers=_settings["max_workers"], checkout_timeout_s=300.0))
 
 
-def configure(*, max_workers: int) -> None:
-    """How many guest sessions the process's own sandbox may have open (a worker takes about 8 MB while it lives).
+def script_pool() -> Sandbox:
+    """Like :func:`pool`, for scripts that a tool call runs.
 
-    Closes the present sandbox if it has another size: call it before the first run.
+    They have workers of their own: a program in mode ``code`` waits for such a call with its own session open, and
+    when all sessions of one pool waited for another of the same pool, none could go on.
+    """
+    return _shared("script_pool", lambda: Sandbox(max_workers=_settings["max_workers"], checkout_timeout_s=300.0))
+
+
+def configure(*, max_workers: int) -> None:
+    """How many guest sessions each of the process's own sandboxes may have open (a worker takes about 8 MB while it lives).
+
+    Closes the present sandboxes if they have another size: call it before the first run.
     """
     with _lock:
-        if max_workers != _settings["max_workers"] and "pool" in _instances:
-            _instances.pop("pool").close()
+        if max_workers != _settings["max_workers"]:
+            for name in {"pool", "script_pool"} & _instances.keys():
+                _instances.pop(name).close()
         _settings["max_workers"] = max_workers
 
 
 def checker() -> Checker:
     """The process's own checker, like :func:`pool`."""
     return _shared("checker", Checker)
+
+
+def interpreter_version() -> str:
+    """Version of the interpreter. A frozen guest is for this one only."""
+    import importlib.metadata
+
+    return importlib.metadata.version("pydantic-monty")
 
 
 def _shared(name: str, make: Callable[[], _Service]) -> _Service:

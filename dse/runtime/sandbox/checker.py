@@ -37,6 +37,7 @@ PRELUDE = Path(__file__).with_name("prelude.pyi").read_text(encoding="utf-8")
 """Stubs that stand before every other: what the type checker does not know of the interpreter."""
 
 _GATE = "dse_gate"
+_COMMENT = re.compile(r"#[^\n]*")
 _CANARY = "def dse_canary(value: int) -> str: ...\n"
 _FEEDS_PER_SESSION = 500  # a worker grows with every check
 
@@ -127,7 +128,8 @@ class Checker:
     # --- in the thread
 
     def _check(self, stubs: str, declarations: str, earlier: tuple[str, ...], code: str) -> list[Diagnostic]:
-        text = code.replace("\r\n", "\n").replace("\r", "\n")
+        text = _COMMENT.sub(_checked, code.replace("\r\n", "\n").replace("\r", "\n"))
+        earlier = tuple(_COMMENT.sub(_checked, piece) for piece in earlier)
         stub_tree = _parsed(stubs)
         known = frozenset(name for tree in (stub_tree, _parsed(declarations)) if tree for name, _ in bound_names(tree))
         rewritten = rewrite(text, known)
@@ -330,3 +332,8 @@ def _guarded(tree: ast.AST | None, line: int) -> bool:
         isinstance(n, ast.Try) and n.handlers and n.body[0].lineno <= line <= (n.body[-1].end_lineno or 0)
         for n in ast.walk(tree)
     )
+
+
+def _checked(comment: re.Match[str]) -> str:
+    """A comment of the same length that switches no check off (``# type: ignore``)."""
+    return re.sub(r"ignore|no_type_check", lambda word: "-" * len(word[0]), comment[0], flags=re.IGNORECASE)

@@ -7,11 +7,17 @@ data, so an argument that holds one is refused before any tool sees it. Dataclas
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
-__all__ = ["MAX_DEPTH", "NotPlain", "bounded_repr", "to_observation", "to_plain"]
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "NotPlain", "bounded_repr", "to_observation", "to_plain"]
 
 MAX_DEPTH = 100
+MAX_BYTES = 32 * 2**20
+"""Of one value written out: a list of thirty levels that holds each level twice is tiny in the guest and not here."""
+
+_PART = 64  # bytes that a container counts
+_TOO_LARGE = f"a value of more than {MAX_BYTES} bytes"
 
 _SCALARS = (bool, int, float, str, bytes, complex)
 # Whole-string matches only: a text that merely contains such a piece is data.
@@ -35,33 +41,50 @@ class NotPlain(TypeError):
     """A value that is not data; the text says what it is and what to pass instead."""
 
 
-def to_plain(value: Any, depth: int = 0) -> Any:
+def to_plain(value: Any) -> Any:
     """The value with dataclass instances as dicts.
 
     Raises:
-        NotPlain: it holds an instance, function, un-awaited call, dict view ..., or is nested too deeply.
+        NotPlain: it holds an instance, function, un-awaited call, dict view ..., is nested too deeply, or takes more
+            than :data:`MAX_BYTES` when everything that it holds several times is written out.
     """
+    return _plain(value, 0, [MAX_BYTES])
+
+
+def _plain(value: Any, depth: int, left: list[int]) -> Any:
     if value is None:
+        left[0] -= _PART
         return None
     if isinstance(value, _SCALARS):
+        left[0] -= sys.getsizeof(value)
+        if left[0] < 0:
+            raise NotPlain(_TOO_LARGE)
         if isinstance(value, str) and value[:1] in "<d" and _REPR_TEXT.fullmatch(value):
             raise NotPlain(_explain(value))
         return value
     if depth > MAX_DEPTH:
         raise NotPlain(f"a value nested more than {MAX_DEPTH} levels deep")
-    if isinstance(value, dict):
-        return {to_plain(k, depth + 1): to_plain(v, depth + 1) for k, v in value.items()}
+    left[0] -= _PART
+    if left[0] < 0:
+        raise NotPlain(_TOO_LARGE)
+    depth += 1
+    try:
+        if isinstance(value, dict):
+            return {_plain(k, depth, left): _plain(v, depth, left) for k, v in value.items()}
+        if isinstance(value, tuple):
+            return tuple([_plain(v, depth, left) for v in value])
+        if isinstance(value, (list, set, frozenset)):
+            return type(value)([_plain(v, depth, left) for v in value])
+    except TypeError as error:  # a dataclass in a set, which is a dict now
+        raise error if isinstance(error, NotPlain) else NotPlain("a set or key that is not data") from None
     kind = type(value).__name__
-    if isinstance(value, (list, set, frozenset)):
-        return type(value)(to_plain(v, depth + 1) for v in value)
-    if isinstance(value, tuple):
-        return tuple(to_plain(v, depth + 1) for v in value)
     if kind == "MontyClassProxy":
         if value.is_dataclass:
-            return {k: to_plain(v, depth + 1) for k, v in value.attributes.items()}
+            return {k: _plain(v, depth, left) for k, v in value.attributes.items()}
         raise NotPlain(f"an instance of class {value.name}; pass a dict of its fields")
     if isinstance(value, type) or kind in _NOT_DATA:
         raise NotPlain(f"{_name_of(value)}, which is not data")
+    left[0] -= sys.getsizeof(value)
     return value
 
 
@@ -78,22 +101,31 @@ def _explain(text: str) -> str:
     return f"{shown}, which is not data"
 
 
-def to_observation(value: Any, depth: int = 0) -> Any:
-    """Like :func:`to_plain`, but what is not data becomes a short text: for looking at, never an error."""
+def to_observation(value: Any) -> Any:
+    """Like :func:`to_plain`, but what is not data, or too much, becomes a short text: for looking at, never an error."""
+    return _observed(value, 0, [MAX_BYTES])
+
+
+def _observed(value: Any, depth: int, left: list[int]) -> Any:
     if value is None or isinstance(value, _SCALARS):
+        left[0] -= _PART
         return value
     if depth > MAX_DEPTH:
         return "<nested too deeply>"
+    left[0] -= _PART
+    if left[0] < 0 and isinstance(value, (dict, list, tuple)):
+        return "<too much to show>"
+    depth += 1
     if isinstance(value, dict):
-        return {k if _is_key(k) else repr(k): to_observation(v, depth + 1) for k, v in value.items()}
+        return {k if _is_key(k) else repr(k): _observed(v, depth, left) for k, v in value.items()}
     if isinstance(value, list):
-        return [to_observation(v, depth + 1) for v in value]
+        return [_observed(v, depth, left) for v in value]
     if isinstance(value, tuple):
-        return tuple(to_observation(v, depth + 1) for v in value)
+        return tuple(_observed(v, depth, left) for v in value)
     kind = type(value).__name__
     if kind == "MontyClassProxy":
         if value.is_dataclass:
-            return {k: to_observation(v, depth + 1) for k, v in value.attributes.items()}
+            return {k: _observed(v, depth, left) for k, v in value.attributes.items()}
         return f"<{value.name} object>"
     if isinstance(value, type):
         return f"<class '{value.__name__}'>"

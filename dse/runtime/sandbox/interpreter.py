@@ -128,6 +128,33 @@ class Sandbox:
             raise self._workers.exhausted() from None
         return session
 
+    async def thaw(
+        self,
+        data: bytes,
+        driver: Mapping[str, Any],
+        *,
+        seed: int,
+        clock: datetime,
+        limits: SandboxLimits | None = None,
+        async_names: frozenset[str] = frozenset(),
+        sync_names: frozenset[str] = frozenset(),
+    ) -> Session:
+        """The session that :meth:`Session.freeze` gave, in a worker of this pool.
+
+        The interpreter does not check what it loads: hand it only what is known to be whole and its own.
+
+        Raises:
+            SandboxUnavailable: no worker could be had in time, or the interpreter does not take it.
+        """
+        self._workers.refuse_if_unusable()
+        session = Session(self._workers, limits or SandboxLimits(), seed, clock, async_names, sync_names)
+        try:
+            with anyio.fail_after(self._workers.checkout_timeout_s):
+                await session._in_thread(lambda: session._load(data, driver), self._workers.threads()[1])
+        except TimeoutError:
+            raise self._workers.exhausted() from None
+        return session
+
 
 class Session:
     """One guest: its variables live from feed to feed. Not for use by two tasks at the same time."""
@@ -158,6 +185,7 @@ class Session:
         self._loaded: set[str] = set()
         self._feeds = 0
         self._calls = 0  # external calls so far
+        self._suspensions = 0
         self._inner: dict[int, int] = {}  # our call id -> the interpreter's, which restarts at every feed
         self._pending: tuple[int, ...] = ()
         self._fresh: list[ExternalCall] = []  # async calls that no Waiting has reported yet
@@ -193,6 +221,40 @@ class Session:
         """Returns the worker, or ends it when a turn is still running. Idempotent."""
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._leave, limiter=self._workers.threads()[0])
+
+    @property
+    def waits_for(self) -> tuple[int, ...]:
+        """Ids of the calls without which the guest cannot go on; empty between feeds."""
+        return self._pending if self._snapshot is not None else ()
+
+    async def freeze(self) -> tuple[bytes, dict[str, Any]] | None:
+        """The guest as bytes, and what :meth:`Sandbox.thaw` needs besides; the session stays usable.
+
+        Between feeds, or while the guest waits and every call has been reported. None when the worker is gone.
+        """
+        data: bytes | None = await self._in_thread(self._dump, self._workers.threads()[0])
+        if data is None:
+            return None
+        return data, {
+            "suspended": self._snapshot is not None,
+            "calls": self._calls,
+            "suspensions": self._suspensions,
+            "inner": [[ours, theirs] for ours, theirs in self._inner.items()],
+            "pending": list(self.waits_for),
+            "loaded": sorted(self._loaded),
+            "feeds": self._feeds,
+            "interpreter_s": self.interpreter_s,
+            "printed": self._prints.counts(),
+        }
+
+    def _dump(self) -> bytes | None:
+        try:
+            data: bytes = (self._guest if self._snapshot is None else self._snapshot).dump()
+            return data
+        except Exception as error:
+            if self._guest is None or faults.is_interpreters(error):
+                return None  # the next turn says what happened
+            raise
 
     # --- threads
 
@@ -298,6 +360,36 @@ class Session:
                         "interpreter workers end before they can be used", value=f"{type(error).__name__}: {error}"
                     ) from error
 
+    def _load(self, data: bytes, driver: Mapping[str, Any]) -> None:
+        import pydantic_monty
+
+        limits = self.limits
+        self._suspensions = driver["suspensions"]
+        guest = self._workers.lend(
+            limits={
+                "max_feed_duration_secs": limits.feed_s,
+                "max_memory": limits.memory_bytes,
+                "max_recursion_depth": limits.recursion,
+                "max_suspensions": max(1, limits.suspensions - self._suspensions),  # a dump forgets its count
+            },
+            os_policy={"datetime": self._clock, "sleep": "zero", "random_start": {"seed": self._seed}},
+        )
+        self._guest, self._pid = guest, guest.worker_pid
+        self._prints = _Prints(limits.print_bytes, driver["printed"])
+        try:
+            if driver["suspended"]:
+                self._snapshot = guest.load_snapshot(data, print_callback=self._prints.write)
+            else:
+                guest.load_session(data)
+        except (pydantic_monty.MontyError, RuntimeError, ValueError) as error:
+            self._guest = None
+            guest.__exit__(None, None, None)
+            raise SandboxUnavailable("a frozen guest cannot be loaded", value=f"{type(error).__name__}: {error}") from error
+        self._calls, self._feeds, self.interpreter_s = driver["calls"], driver["feeds"], driver["interpreter_s"]
+        self._inner = {ours: theirs for ours, theirs in driver["inner"]}
+        self._pending = tuple(driver["pending"])
+        self._loaded = set(driver["loaded"])
+
     # --- what runs in the thread
 
     def _feed_quietly(self, code: str) -> None:
@@ -349,6 +441,7 @@ class Session:
             snapshot = step()
             while True:
                 kind = type(snapshot).__name__
+                self._suspensions += 1
                 if kind == "FunctionSnapshot":
                     if snapshot.is_os_function:
                         if snapshot.function_name in ("import", "import_stubs"):
@@ -380,7 +473,12 @@ class Session:
                     return Waiting(calls, self._pending, self._prints.take())
                 else:
                     self._snapshot = None
-                    value = to_observation(snapshot.output)
+                    try:
+                        value = to_observation(snapshot.output)
+                    except Exception as error:  # no Python value: a set of instances, a date out of range
+                        if faults.is_interpreters(error):
+                            raise
+                        value = "<a value that cannot be shown>"
                     unawaited, self._fresh = tuple(self._fresh), []
                     return Finished(value, self._prints.take(last=True), bounded_repr(value), unawaited)
         except Unserialisable:
@@ -404,6 +502,10 @@ class Session:
             kwargs = {k: _argument(name, k, v) for k, v in snapshot.kwargs.items()}
         except NotPlain as refused:
             return refused
+        except Exception as error:  # no Python value: a set of instances, a date out of range
+            if faults.is_interpreters(error):
+                raise
+            return NotPlain(f"{name}(): an argument holds a value that is not data")
         call_id = self._calls
         self._calls += 1
         self._inner[call_id] = snapshot.call_id
@@ -413,8 +515,8 @@ class Session:
 class _Prints:
     """Keeps what the guest prints, up to a bound per feed."""
 
-    def __init__(self, bound: int) -> None:
-        self._bound, self._seen, self._kept = bound, 0, 0
+    def __init__(self, bound: int, counts: Sequence[int] = (0, 0)) -> None:
+        self._bound, (self._seen, self._kept) = bound, counts
         self._parts: list[str] = []
 
     def write(self, stream: str, text: str) -> None:
@@ -427,6 +529,10 @@ class _Prints:
             size = room
         self._kept += size
         self._parts.append(text)
+
+    def counts(self) -> list[int]:
+        """Bytes seen and kept."""
+        return [self._seen, self._kept]
 
     def take(self, *, last: bool = False) -> str:
         text, self._parts = "".join(self._parts), []

@@ -18,7 +18,10 @@ from dse.runtime.sandbox.rewrite import callbacks, permits, rewrite
 from dse.runtime.sandbox.shims import MODULES, PROVIDED
 from dse.runtime.sandbox.source import Source, bound_names
 
-__all__ = ["LintResult", "extract_code", "lint"]
+__all__ = ["MAX_SOURCE", "LintResult", "extract_code", "lint"]
+
+MAX_SOURCE = 100_000
+"""Characters of one piece of code. Looking at it takes up to a minute per million of them."""
 
 _AVAILABLE = MODULES | {
     "__future__", "asyncio", "base64", "binascii", "bisect", "collections", "collections.abc", "copy", "csv",
@@ -126,6 +129,9 @@ def lint(
     code = code.replace("\r\n", "\n").replace("\r", "\n")
     if not code.strip():
         return LintResult(code, (Diagnostic(0, 0, "empty", "there is no code"),))
+    if len(code) > MAX_SOURCE:
+        said = f"the code has {len(code)} characters; {MAX_SOURCE} are allowed"
+        return LintResult(code, (Diagnostic(0, 0, "too-long", said, "write less, and get data from the inputs and tools"),))
     rewritten = rewrite(code, tools | frozenset(known_names))
     try:
         source = Source(code)
@@ -174,10 +180,13 @@ class _Linter:
             if name in self.tools:
                 yield self._say(node, "tool-rebound", f"`{name}` is a tool and cannot be redefined", "choose another name")
         for node in ast.walk(self.s.tree):
-            used = getattr(node, "id", None) or getattr(node, "arg", None) or getattr(node, "name", None)
-            if isinstance(used, str) and used.startswith("dse_") and used not in self.tools:
-                at = node if hasattr(node, "lineno") else self.s.parents[node]
-                yield self._say(at, "reserved", f"`{used}`: names that begin with dse_ are reserved")
+            used = [getattr(node, field, None) for field in ("id", "arg", "name", "asname", "rest", "module")]
+            if isinstance(node, (ast.Global, ast.Nonlocal)):
+                used += node.names
+            for one in used:
+                if isinstance(one, str) and one.startswith("dse_") and one not in self.tools:
+                    at = node if hasattr(node, "lineno") else self.s.parents[node]
+                    yield self._say(at, "reserved", f"`{one}`: names that begin with dse_ are reserved")
 
     def _on_Name(self, node: ast.Name) -> Iterator[Diagnostic]:
         if isinstance(node.ctx, ast.Load) and node.id in _NAMES and node.id not in self.s.bound:

@@ -10,10 +10,10 @@ __all__ = ["REDACTED", "Secrets", "redact", "safe_message", "without_paths"]
 
 REDACTED = "[redacted]"
 _SHORTEST_SECRET = 4  # shorter values would take innocent text with them
-# Where a journal entry may hold a sensitive output before it is parsed.
+# Where a journal entry may hold a sensitive output, or argument, before it is parsed.
 _UNPARSED = {
-    "model_call": ("text",), "repair": ("problem",), "feed": ("code",), "print": ("text",), "observation": ("value",),
-    "code_error": ("message", "problems"),
+    "model_call": ("text",), "repair": ("problem",), "feed": ("code",), "print": ("text",), "observation": ("value", "shown"),
+    "code_error": ("message", "problems", "shown"),
 }  # fmt: skip
 
 
@@ -42,6 +42,7 @@ class Secrets:
 
     def __init__(self, names: Iterable[str] = (), *, replies: bool = False) -> None:
         self.names = set(names)
+        self._given = frozenset(self.names)  # fields of the signature; whatever comes later belongs to tools
         self.results: set[str] = set()
         self.replies = replies
         self._values: set[str] = set()
@@ -85,13 +86,21 @@ class Secrets:
             return self.text(value)
         return REDACTED if self._values and _is_value(value) and str(value) in self._values else value
 
-    def entry(self, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """A copy of a journal entry that may be shown. Its own keys are structure, whatever fields are called."""
-        unparsed = _UNPARSED.get(entry["kind"], ()) if self.replies else ()
+    def entry(self, entry: Mapping[str, Any], *, live: bool = False) -> dict[str, Any]:
+        """A copy of a journal entry that may be shown. Its own keys are structure, whatever fields are called.
+
+        Args:
+            live: the run goes on. A script that is about to pass a sensitive argument already holds it, and nobody
+                knows yet which of its words that is.
+        """
+        hidden = self.replies or (live and not self.names <= self._given)
+        unparsed = _UNPARSED.get(entry["kind"], ()) if hidden else ()
         shown: dict[str, Any] = {}
         for key, value in entry.items():
             if key in ("seq", "kind"):
                 shown[key] = value
+            elif key == "result" and value is not None and entry.get("tool") in self.results:
+                shown[key] = REDACTED
             elif key in unparsed and value is not None:
                 shown[key] = REDACTED
             elif key in ("calls", "tool_calls") and isinstance(value, list):
@@ -129,12 +138,16 @@ _PATHS = re.compile(
     re.VERBOSE,
 )
 _FRAMES = re.compile(r'^[ \t]*File "[^"\n]*", line \d+.*(?:\n[ \t]+\S.*)*', re.MULTILINE)  # with their source lines
+_HALVES = re.compile("[\ud800-\udfff]")  # of characters: neither a model nor the sandbox takes them
 _LONGEST_MESSAGE = 300
 
 
 def without_paths(text: str) -> str:
-    """`text` as one line for a model: cut where a traceback begins, host paths as ``<path>``, at most 300 characters."""
-    text = text[:4_000].split("Traceback (most recent call last)")[0]
+    """`text` as one line for a model: cut where a traceback begins, host paths as ``<path>``, at most 300 characters.
+
+    Half a surrogate pair is replaced: nothing that is sent or kept could hold it.
+    """
+    text = _HALVES.sub("\ufffd", text[:4_000]).split("Traceback (most recent call last)")[0]
     text = " ".join(_PATHS.sub("<path>", _FRAMES.sub("<path>", text)).split())
     return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
 

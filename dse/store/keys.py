@@ -1,0 +1,189 @@
+"""Keys of a store: everything a run leaves there is authenticated, and encrypted if you want.
+
+The authentication key comes from ``DSE_KEY`` (hex, or several separated by commas: the first signs, all verify), from
+the file named by ``DSE_KEY_FILE``, or from ``STORE.key`` beside an SQLite store, which is made when first needed.
+Encryption at rest needs ``pip install 'dse-compiler[encryption]'`` and a Fernet key in ``DSE_ENCRYPTION_KEY`` (several
+separated by commas: the first encrypts, all decrypt).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dse.errors import JournalTampered, StoreError
+
+__all__ = ["Keys"]
+
+_LEAST_BYTES = 16
+
+
+class Keys:
+    """A ring of authentication keys, and a cipher or none.
+
+    Args:
+        ring: keys, at least 16 bytes each; the first signs, all verify.
+        encryption: Fernet keys; the first encrypts, all decrypt.
+
+    Raises:
+        StoreError: no key, a short one, or the library for encryption is missing.
+    """
+
+    def __init__(self, ring: Iterable[bytes], encryption: Iterable[str | bytes] = ()) -> None:
+        keys = list(ring)
+        if not keys or any(len(key) < _LEAST_BYTES for key in keys):
+            raise StoreError("A store needs a key of at least 16 bytes", remedy="Give one as 32 or more hex digits.")
+        self._ring = {key_id(key): key for key in keys}
+        self.current = key_id(keys[0])
+        self._cipher = _cipher(list(encryption))
+
+    @classmethod
+    def find(cls, file: Path | None, environment: Mapping[str, str] = os.environ) -> Keys:
+        """The keys of a store.
+
+        Args:
+            file: where its own key lies, made when it is missing; None for a store without a place of its own.
+
+        Raises:
+            StoreError: there is none, or others can read it.
+        """
+        encryption = [part.strip() for part in environment.get("DSE_ENCRYPTION_KEY", "").split(",") if part.strip()]
+        if given := environment.get("DSE_KEY"):
+            return cls((_bytes(part, "DSE_KEY") for part in given.split(",")), encryption)
+        named = environment.get("DSE_KEY_FILE")
+        path = Path(named) if named else file
+        if path is None:
+            raise StoreError("This store has no key", remedy="Set DSE_KEY or DSE_KEY_FILE (`openssl rand -hex 32`).")
+        if not path.exists():
+            if named:
+                raise StoreError("The key file is missing", value=named, remedy="Correct DSE_KEY_FILE.")
+            _make(path)
+        return cls(_read(path), encryption)
+
+    # --- authentication
+
+    def mac(self, *parts: str | bytes | int | None, key: str | None = None) -> str:
+        """Keyed digest (HMAC-SHA-256, hex) of parts; their borders count.
+
+        Raises:
+            JournalTampered: the key that is named is not here.
+        """
+        secret = self._ring.get(self.current if key is None else key)
+        if secret is None:
+            raise JournalTampered("This was written with a key that is not here", value=key,
+                                  remedy="Add that key to DSE_KEY, or to the key file.")  # fmt: skip
+        digest = hmac.new(secret, digestmod=hashlib.sha256)
+        for part in parts:
+            data = part if isinstance(part, bytes) else repr(part).encode() if not isinstance(part, str) else part.encode()
+            digest.update(b"%d:" % len(data))
+            digest.update(data)
+        return digest.hexdigest()
+
+    def verify(self, mac: str | None, *parts: str | bytes | int | None, key: str | None, what: str) -> None:
+        """
+        Raises:
+            JournalTampered: these parts were not signed with that key.
+        """
+        if mac is None or not hmac.compare_digest(self.mac(*parts, key=key), mac):
+            raise JournalTampered(f"{what} was changed, moved, or written with another key", value=key,
+                                  remedy="Do not use it; look for who can write to the store.")  # fmt: skip
+
+    # --- encryption
+
+    def seal(self, text: str) -> str:
+        return self._cipher.encrypt(text.encode()).decode() if self._cipher is not None else text
+
+    def seal_bytes(self, data: bytes) -> bytes:
+        return self._cipher.encrypt(data) if self._cipher is not None else data  # type: ignore[no-any-return]
+
+    def open(self, text: str) -> str:
+        return self.open_bytes(text.encode()).decode()
+
+    def open_bytes(self, data: bytes) -> bytes:
+        """
+        Raises:
+            StoreError: encrypted, and the key for it is not here.
+        """
+        if not data.startswith(b"gAAAA"):  # every Fernet token does; JSON and snapshots do not
+            return data
+        if self._cipher is None:
+            raise StoreError("This store is encrypted", remedy="Set DSE_ENCRYPTION_KEY.")
+        from cryptography.fernet import InvalidToken
+
+        try:
+            return self._cipher.decrypt(data)  # type: ignore[no-any-return]
+        except InvalidToken:
+            raise StoreError("An entry of the store cannot be decrypted",
+                             remedy="Set DSE_ENCRYPTION_KEY to the key it was written with.") from None  # fmt: skip
+
+
+def rotate(path: str | Path) -> str:
+    """Put a new key in front of a key file; what the old ones signed stays valid. Gives the new key's id."""
+    place = Path(path)
+    old = place.read_text(encoding="ascii") if place.exists() else ""
+    fresh = secrets.token_hex(32)
+    _write(place, f"{fresh}\n{old}", replace=True)
+    return key_id(bytes.fromhex(fresh))
+
+
+def key_id(key: bytes) -> str:
+    """A short public name of a key."""
+    return hashlib.sha256(b"dse key id" + key).hexdigest()[:12]
+
+
+def _bytes(text: str, where: str) -> bytes:
+    try:
+        return bytes.fromhex(text.strip())
+    except ValueError:
+        raise StoreError("A key is not hexadecimal", value=where, remedy="`openssl rand -hex 32` makes one.") from None
+
+
+def _read(path: Path) -> list[bytes]:
+    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise StoreError("Others can read the key of the store", value=str(path), remedy=f"chmod 600 {path}")
+    return [_bytes(line, str(path)) for line in path.read_text(encoding="ascii").split()]
+
+
+def _make(path: Path) -> None:
+    try:
+        _write(path, secrets.token_hex(32) + "\n", replace=False)
+    except FileExistsError:
+        pass  # another process was faster: its key is the key
+    except OSError as exc:
+        raise StoreError("The key of the store cannot be made", value=str(path), remedy=str(exc)) from exc
+
+
+def _write(path: Path, text: str, *, replace: bool) -> None:
+    """All of it or nothing, and never readable by others."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        if replace:
+            os.replace(draft, path)
+        else:
+            os.link(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _cipher(keys: list[str | bytes]) -> Any:
+    if not keys:
+        return None
+    try:
+        from cryptography.fernet import Fernet, MultiFernet
+    except ImportError:
+        raise StoreError("Encryption needs a library that is not installed",
+                         remedy="pip install 'dse-compiler[encryption]'") from None  # fmt: skip
+    try:
+        return MultiFernet([Fernet(key) for key in keys])
+    except ValueError as exc:
+        raise StoreError("An encryption key is not a Fernet key", remedy=str(exc)) from None

@@ -1,0 +1,63 @@
+"""Who has a run: which process, on which machine, and whether it still lives."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import uuid
+from pathlib import Path
+
+__all__ = ["is_alive", "is_here", "me"]
+
+_process = uuid.uuid4().hex[:8]
+
+
+@functools.lru_cache(maxsize=1)
+def _machine() -> str:
+    """Host, boot and process namespace: where process ids mean the same thing."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        boot = space = ""
+    return f"{platform.node()}/{boot}/{space}"
+
+
+def _started(pid: int) -> str:
+    """When a process started, in the kernel's own units; empty where nobody says."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def me() -> str:
+    pid = os.getpid()
+    return f"{_machine()}|{pid}|{_started(pid)}|{_process}"
+
+
+def is_here(owner: str) -> bool:
+    """Whether an owner is, or was, a process of this machine since it was started."""
+    return owner.split("|")[0] == _machine()
+
+
+def is_alive(owner: str) -> bool:
+    """Whether an owner on this machine still runs."""
+    _, pid, started, _ = owner.split("|")
+    if owner == me():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return _started(int(pid)) == started and _not_a_zombie(int(pid))
+
+
+def _not_a_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return True

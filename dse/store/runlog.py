@@ -1,0 +1,149 @@
+"""The durable journal of one run: what the runtime puts, in order, signed, written by the store's writer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from dse.errors import JournalTampered
+from dse.store.writer import Batch
+
+if TYPE_CHECKING:
+    from dse.runtime.history import Frozen
+    from dse.store.journal import Store
+    from dse.store.keys import Keys
+
+__all__ = ["Durability", "RunLog", "decode_event", "decode_snapshot", "snapshot_row"]
+
+Durability = Literal["exit", "call", "power"]
+MAX_SNAPSHOT_BYTES = 64 * 2**20
+
+
+class RunLog:
+    """Appends to the journal of a run that this process has.
+
+    Attributes:
+        eager: False for ``durability="exit"``, where everything is written when the run stops.
+        owned: nobody else has taken the run since.
+    """
+
+    def __init__(self, store: Store, run_id: str, program_id: str, epoch: int, durability: Durability, mac: str) -> None:
+        self.store = store
+        self.run_id = run_id
+        self.program_id = program_id
+        self.epoch = epoch
+        self.durability = durability
+        self.eager = durability != "exit"
+        self._mac = mac  # of the last entry: every entry is bound to all before it
+        self._rows: list[dict[str, Any]] = []  # not known to be safe yet
+        self._submitted = 0  # of these
+        self._snapshot: dict[str, Any] | None = None
+        self._last: asyncio.Future[None] | None = None
+        self._failure: BaseException | None = None
+
+    def put(self, entry: Mapping[str, Any], active_s: float) -> None:
+        row = encode_event(self.store.keys, self.run_id, self.program_id, self._mac, entry, active_s)
+        self._mac = row["mac"]
+        self._rows.append(row)
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """What was put and is not written."""
+        return self._rows
+
+    def opened(self, epoch: int) -> None:
+        """The store has the run, and everything that was put."""
+        self.epoch, self._rows, self._submitted = epoch, [], 0
+
+    async def keep(self, frozen: Frozen) -> None:
+        if len(frozen.data) > MAX_SNAPSHOT_BYTES:
+            return  # executing again costs less than carrying this around
+        self._snapshot = snapshot_row(self.store.keys, self.run_id, self.program_id, frozen)
+        await self.durable()
+
+    async def durable(self) -> None:
+        if self.eager:
+            await self.flush()
+
+    async def flush(self, *, again: bool = False) -> None:
+        """Write everything that was put, whatever the durability.
+
+        Args:
+            again: also what could not be written before.
+
+        Raises:
+            StoreUnavailable: it could not be written. RunTaken: another process has the run.
+        """
+        if again and self._failure is not None:
+            self._failure, self._submitted, self._last = None, 0, None
+        if self._failure is not None:
+            raise self._failure
+        if self._submitted < len(self._rows) or self._snapshot is not None:
+            loop = asyncio.get_running_loop()
+            rows, self._submitted = self._rows[self._submitted :], len(self._rows)
+            batch = Batch(self.run_id, self.epoch, rows, self._snapshot, self.durability == "power", loop,
+                          loop.create_future())  # fmt: skip
+            self._snapshot, self._last = None, batch.done
+            batch.done.add_done_callback(lambda done: self._written(done, len(rows)))
+            self.store.writer.submit(batch)
+        if self._last is not None:
+            await asyncio.shield(self._last)  # the writer works on it whether or not this task goes on
+
+    def _written(self, done: asyncio.Future[None], count: int) -> None:
+        if done.cancelled():
+            return
+        if (failure := done.exception()) is not None:
+            self._failure = self._failure or failure
+        elif self._failure is None:
+            del self._rows[:count]
+            self._submitted -= count
+
+
+def encode_event(keys: Keys, run_id: str, program_id: str, before: str, entry: Mapping[str, Any], active_s: float) -> dict[str, Any]:  # fmt: skip
+    """A row of the journal. Text that JSON strictly speaking cannot hold (half a surrogate pair) is kept as it is."""
+    text = keys.seal(json.dumps(entry, sort_keys=True, separators=(",", ":")))
+    spent = round(active_s, 6)
+    mac = keys.mac("event", run_id, program_id, entry["seq"], before, repr(spent), text)
+    return {"run_id": run_id, "seq": entry["seq"], "kind": entry["kind"], "entry": text, "active_s": spent,
+            "key_id": keys.current, "mac": mac}  # fmt: skip
+
+
+def decode_event(keys: Keys, run_id: str, program_id: str, before: str, row: Mapping[str, Any], expected: int) -> dict[str, Any]:  # fmt: skip
+    """The entry of a row.
+
+    Raises:
+        JournalTampered: it was changed, or stands elsewhere than it was written.
+    """
+    what = f"Journal entry {row['seq']} of run {run_id}"
+    if row["seq"] != expected:
+        raise JournalTampered(f"Journal entry {expected} of run {run_id} is missing", value=row["seq"],
+                              remedy="Do not use it; look for who can write to the store.")  # fmt: skip
+    parts = ("event", run_id, program_id, row["seq"], before, repr(row["active_s"]), row["entry"])
+    keys.verify(row["mac"], *parts, key=row["key_id"], what=what)
+    entry: dict[str, Any] = json.loads(keys.open(row["entry"]))
+    if (entry.get("seq"), entry.get("kind")) != (row["seq"], row["kind"]):
+        raise JournalTampered(f"{what} has another kind than its row", value=row["kind"])
+    return entry
+
+
+def snapshot_row(keys: Keys, run_id: str, program_id: str, frozen: Frozen) -> dict[str, Any]:
+    driver = keys.seal(json.dumps(frozen.driver, sort_keys=True, separators=(",", ":")))
+    data = keys.seal_bytes(zlib.compress(frozen.data, 1))
+    mac = keys.mac("snapshot", run_id, program_id, frozen.interpreter, frozen.seq, driver, data)
+    return {"run_id": run_id, "seq": frozen.seq, "interpreter": frozen.interpreter, "driver": driver, "data": data,
+            "key_id": keys.current, "mac": mac}  # fmt: skip
+
+
+def decode_snapshot(keys: Keys, run_id: str, program_id: str, row: Mapping[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    """Dump and driver data of a snapshot.
+
+    Raises:
+        JournalTampered: it was changed, or belongs to another run, program, interpreter or position.
+    """
+    data = bytes(row["data"])
+    keys.verify(row["mac"], "snapshot", run_id, program_id, row["interpreter"], row["seq"], row["driver"], data,
+                key=row["key_id"], what=f"The snapshot of run {run_id}")  # fmt: skip
+    driver: dict[str, Any] = json.loads(keys.open(row["driver"]))
+    return zlib.decompress(keys.open_bytes(data)), driver

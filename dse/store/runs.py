@@ -1,0 +1,364 @@
+"""The part of the store that keeps runs: who has them, their journals, snapshots, decisions and receipts."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dse.canonical import canonical_json
+from dse.errors import DecisionRefused, JournalTampered, RunNotResumable, RunTaken, StoreError
+from dse.redaction import Secrets
+from dse.store import owner
+from dse.store.runlog import Durability, RunLog, decode_event, decode_snapshot
+
+if TYPE_CHECKING:
+    from dse.store.keys import Keys
+    from dse.store.writer import Writer
+
+__all__ = ["Kept", "RunTables"]
+
+FINAL = ("ok", "failed")
+"""Outcomes after which a run is over; every other one can go on."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A run as the store has it.
+
+    Attributes:
+        entries: its journal, in clear.
+        active_s: active seconds before each entry, counted per attempt.
+        snapshot: the newest guest: dump, driver data, position and interpreter version, or None.
+        decisions: by call id: granted, reason, by, at, arguments_hash.
+        log: what goes on writing; None when it was only read.
+    """
+
+    row: Mapping[str, Any]
+    entries: list[dict[str, Any]]
+    active_s: list[float]
+    snapshot: tuple[bytes, dict[str, Any], int, str] | None
+    decisions: Mapping[int, Mapping[str, Any]]
+    log: RunLog | None
+
+
+class RunTables:
+    """Mixed into `Store`."""
+
+    _sa: Any
+    _tables: Any
+    _write: Callable[..., contextlib.AbstractContextManager[Any]]
+    _rows: Callable[[Any], list[Any]]
+    _insert: Callable[[Any], Any]
+    keys: Keys
+    writer: Writer
+    place: str  # the same for all stores of one database
+    now: Callable[[], dt.datetime] = staticmethod(lambda: dt.datetime.now(dt.UTC))
+
+    # --- a run begins, goes on, stops
+
+    def new_log(self, run_id: str, program_id: str, durability: Durability) -> RunLog:
+        """The log of a run that the store does not know yet."""
+        return self._log(run_id, program_id, 0, durability, "")
+
+    def open_run(self, log: RunLog, head: Mapping[str, Any]) -> None:
+        """A new run that this process has, with what its log holds so far, in one transaction.
+
+        Args:
+            head: signature, mode, model, hidden (what its `Secrets` hides).
+
+        Raises:
+            StoreError: the store has a run of that id already.
+        """
+        runs, now = self._tables["runs"], self.now().isoformat()
+        values = {**head, "hidden": json.dumps(head["hidden"]), "outcome": "running", "created": now, "updated": now,
+                  "receipt": "null", "owner": owner.me(), "epoch": 1, "durability": log.durability,
+                  "run_id": log.run_id, "program_id": log.program_id}  # fmt: skip
+        with self._write(power=log.durability == "power") as c:
+            if not c.execute(self._insert(runs).values(**values).on_conflict_do_nothing()).rowcount:
+                raise StoreError("The store has a run of this id already", value=log.run_id,
+                                 remedy="Give every run an id of its own.")  # fmt: skip
+            if rows := log.waiting():
+                c.execute(self._tables["events"].insert(), rows)
+        log.opened(1)
+
+    def take_run(self, run_id: str, program_id: str | None, *, take_over: bool = False, snapshots: bool = True) -> Kept:
+        """Have a run that stopped or whose process is gone, to go on with it.
+
+        Args:
+            take_over: also when another machine had it last. What that one still does is not recorded any more.
+
+        Raises:
+            RunNotResumable: no such run, finished, or another program's.
+            RunTaken: a process that lives has it.
+            JournalTampered: something of it was not written with the store's key.
+        """
+        runs = self._tables["runs"]
+        with self._write() as c:
+            row = c.execute(self._sa.select(runs).where(runs.c.run_id == run_id)).mappings().first()
+            self._check_takeable(row, run_id, program_id, take_over)
+            epoch = row["epoch"] + 1
+            c.execute(runs.update().where(runs.c.run_id == run_id).values(
+                epoch=epoch, owner=owner.me(), outcome="running", updated=self.now().isoformat()))  # fmt: skip
+        try:
+            kept = self.journal(run_id, snapshots=snapshots)
+        except BaseException:
+            self._release(run_id, epoch, row["outcome"])
+            raise
+        last = self._last_mac(run_id)
+        log = self._log(run_id, row["program_id"], epoch, row["durability"] or "call", last)
+        return Kept(row, kept.entries, kept.active_s, kept.snapshot, kept.decisions, log)
+
+    def _check_takeable(self, row: Any, run_id: str, program_id: str | None, take_over: bool) -> None:
+        if row is None:
+            raise RunNotResumable("The store has no such run", value=run_id, remedy="`dse runs list` shows what there is.")
+        if row["outcome"] in FINAL:
+            raise RunNotResumable("The run is over", value=f"{run_id}: {row['outcome']}",
+                                  remedy="Its receipt has the result; `dse runs fork` explores another outcome.")  # fmt: skip
+        if row["durability"] is None:
+            raise RunNotResumable("The run was kept without what it takes to go on", value=run_id,
+                                  remedy="Runs of this version keep it.")  # fmt: skip
+        if program_id is not None and row["program_id"] != program_id:
+            raise RunNotResumable("The run belongs to another program", value=row["program_id"],
+                                  remedy="Load the artifact, tools and model that it was started with.")  # fmt: skip
+        has = row["owner"]
+        if has is None:
+            return
+        if owner.is_here(has):
+            if not owner.is_alive(has):
+                return
+            if not (has == owner.me() and (self.place, run_id) not in _open):
+                raise RunTaken("A process that lives has this run", value=f"process {has.split('|')[1]}",
+                               remedy="Wait for it, or end it.")  # fmt: skip
+        elif not take_over:
+            raise RunTaken("A process on another machine has, or had, this run", value=has.split("/")[0],
+                           remedy="When it is gone: resume with take_over=True (--take-over).")  # fmt: skip
+
+    def stop_run(self, log: RunLog, outcome: str, receipt: Mapping[str, Any],
+                 pending: Sequence[Mapping[str, Any]] = (), expires_s: float | None = None) -> None:  # fmt: skip
+        """Write how a run stopped and let it go; what waits for a decision is registered.
+
+        Raises:
+            RunTaken: another process has it.
+        """
+        runs, approvals, snapshots = (self._tables[name] for name in ("runs", "approvals", "snapshots"))
+        now = self.now()
+        try:
+            with self._write(power=log.durability == "power") as c:
+                done = c.execute(runs.update().where(runs.c.run_id == log.run_id, runs.c.epoch == log.epoch).values(
+                    outcome=outcome, receipt=canonical_json(receipt).decode(), owner=None, updated=now.isoformat()))  # fmt: skip
+                if not done.rowcount:
+                    raise RunTaken("Another process took this run over", value=log.run_id)
+                for one in pending:
+                    expires = None if expires_s is None else (now + dt.timedelta(seconds=expires_s)).isoformat()
+                    c.execute(self._insert(approvals).values(
+                        run_id=log.run_id, call_id=one["call_id"], tool=one["tool"], effect=one["effect"],
+                        arguments=canonical_json(one["arguments"]).decode(), arguments_hash=one["arguments_hash"],
+                        requested=now.isoformat(), expires=expires).on_conflict_do_nothing())  # fmt: skip
+                if outcome in FINAL:
+                    c.execute(snapshots.delete().where(snapshots.c.run_id == log.run_id))
+        finally:
+            self.let_go(log)
+
+    def let_go(self, log: RunLog) -> None:
+        """This process does nothing more with a run."""
+        _open.discard((self.place, log.run_id))
+        self.writer.forget(log.run_id)
+
+    def release(self, log: RunLog, outcome: str) -> None:
+        """Give a run back as it was."""
+        self._release(log.run_id, log.epoch, outcome)
+        self.let_go(log)
+
+    def _release(self, run_id: str, epoch: int, outcome: str) -> None:
+        runs = self._tables["runs"]
+        with self._write() as c:
+            c.execute(runs.update().where(runs.c.run_id == run_id, runs.c.epoch == epoch).values(owner=None, outcome=outcome))
+        _open.discard((self.place, run_id))
+
+    def _log(self, run_id: str, program_id: str, epoch: int, durability: Durability, mac: str) -> RunLog:
+        _open.add((self.place, run_id))
+        return RunLog(self, run_id, program_id, epoch, durability, mac)  # type: ignore[arg-type]
+
+    # --- reading
+
+    def journal(self, run_id: str, *, snapshots: bool = True) -> Kept:
+        """A run with its journal in clear, verified.
+
+        Raises:
+            RunNotResumable: no such run. JournalTampered: something was not written with the store's key.
+        """
+        runs, events, shots = (self._tables[name] for name in ("runs", "events", "snapshots"))
+        found = self._rows(self._sa.select(runs).where(runs.c.run_id == run_id))
+        if not found:
+            raise RunNotResumable("The store has no such run", value=run_id, remedy="`dse runs list` shows what there is.")
+        row = found[0]
+        rows = self._rows(self._sa.select(events).where(events.c.run_id == run_id).order_by(events.c.seq))
+        before, entries = "", []
+        for number, event in enumerate(rows):
+            entries.append(decode_event(self.keys, run_id, row["program_id"], before, event, number))
+            before = event["mac"]
+        snapshot = None
+        if snapshots:
+            for shot in self._rows(self._sa.select(shots).where(shots.c.run_id == run_id)):
+                if shot["seq"] > len(entries):
+                    raise JournalTampered("The snapshot is from after the end of the journal", value=shot["seq"],
+                                          remedy="Resume without snapshots.")  # fmt: skip
+                data, driver = decode_snapshot(self.keys, run_id, row["program_id"], shot)
+                snapshot = (data, driver, shot["seq"], shot["interpreter"])
+        return Kept(row, entries, [event["active_s"] for event in rows], snapshot, self._decisions(run_id, row), None)
+
+    def _last_mac(self, run_id: str) -> str:
+        events = self._tables["events"]
+        query = self._sa.select(events.c.mac).where(events.c.run_id == run_id).order_by(events.c.seq.desc()).limit(1)
+        found = self._rows(query)
+        return found[0]["mac"] if found else ""
+
+    def runs(self, limit: int = 50, *, outcome: str | None = None) -> list[dict[str, Any]]:
+        """The newest runs: run_id, signature, mode, model, outcome, created. A run whose process is gone is ``lost``."""
+        t = self._tables["runs"]
+        columns = [t.c.run_id, t.c.signature, t.c.mode, t.c.model, t.c.outcome, t.c.created, t.c.owner]
+        query = self._sa.select(*columns).order_by(t.c.created.desc()).limit(limit)
+        if outcome is not None:
+            query = query.where(t.c.outcome == ("running" if outcome == "lost" else outcome))
+        shown = []
+        for row in self._rows(query):
+            entry = dict(row)
+            has = entry.pop("owner")
+            if entry["outcome"] == "running" and has and owner.is_here(has) and not owner.is_alive(has):
+                entry["outcome"] = "lost"
+            if outcome is None or entry["outcome"] == outcome:
+                shown.append(entry)
+        return shown
+
+    def run(self, run_id: str) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        """Receipt (None while it runs) and journal of one run, without what is sensitive.
+
+        Raises:
+            StoreError: no such run, or changed by somebody else.
+        """
+        t, e = self._tables["runs"], self._tables["events"]
+        found = self._rows(self._sa.select(t).where(t.c.run_id == run_id))
+        if not found:
+            raise StoreError("The store has no such run", value=run_id, remedy="`dse runs list` shows what there is.")
+        receipt = json.loads(found[0]["receipt"])
+        if found[0]["durability"] is None:  # kept by an earlier version, which hid things before it wrote
+            rows = self._rows(self._sa.select(e.c.entry).where(e.c.run_id == run_id).order_by(e.c.seq))
+            return receipt, [json.loads(row["entry"]) for row in rows]
+        return receipt, hidden(self.journal(run_id, snapshots=False).entries, json.loads(found[0]["hidden"]))
+
+    # --- decisions about calls that wait
+
+    def pending(self, run_id: str | None = None) -> list[dict[str, Any]]:
+        """Calls that wait for a decision: run_id, call_id, tool, effect, arguments, arguments_hash, requested, expires."""
+        t = self._tables["approvals"]
+        query = self._sa.select(t).where(t.c.granted.is_(None)).order_by(t.c.requested, t.c.call_id)
+        if run_id is not None:
+            query = query.where(t.c.run_id == run_id)
+        now = self.now().isoformat()
+        names = ("run_id", "call_id", "tool", "effect", "arguments", "arguments_hash", "requested", "expires")
+        return [{**{name: row[name] for name in names}, "arguments": json.loads(row["arguments"])}
+                for row in self._rows(query) if row["expires"] is None or row["expires"] > now]  # fmt: skip
+
+    def approve(self, run_id: str, call_id: int, *, arguments_hash: str, by: str) -> None:
+        """Let a call happen when its run is resumed.
+
+        Args:
+            arguments_hash: of the arguments that were shown: a decision holds for these and no others.
+
+        Raises:
+            DecisionRefused: nothing of that kind waits, other arguments, decided already, or too late.
+        """
+        self._decide(run_id, call_id, arguments_hash, True, "", by)
+
+    def deny(self, run_id: str, call_id: int, *, arguments_hash: str, by: str, reason: str = "") -> None:
+        """Refuse a call: its program gets a ``ToolDenied`` with the reason, and may handle it. Raises like `approve`."""
+        self._decide(run_id, call_id, arguments_hash, False, reason, by)
+
+    def _decide(self, run_id: str, call_id: int, arguments_hash: str, granted: bool, reason: str, by: str) -> None:
+        t, runs, now = self._tables["approvals"], self._tables["runs"], self.now().isoformat()
+        where = (t.c.run_id == run_id, t.c.call_id == call_id)
+        with self._write() as c:
+            row = c.execute(self._sa.select(t).where(*where)).mappings().first()
+            if row is None:
+                raise DecisionRefused("No such call waits for a decision", value=f"{run_id} call {call_id}",
+                                      remedy="`dse runs pending` shows what does.")  # fmt: skip
+            if row["granted"] is not None:
+                raise DecisionRefused("It was decided already", value=f"by {row['decided_by']}, {row['decided_at']}",
+                                      remedy="A decision is not taken back; resume the run.")  # fmt: skip
+            if row["arguments_hash"] != arguments_hash:
+                raise DecisionRefused("The decision is about other arguments than those that wait", value=arguments_hash,
+                                      remedy="Look at the call again, and decide about what it shows.")  # fmt: skip
+            if row["expires"] is not None and row["expires"] <= now:
+                raise DecisionRefused("It is too late for a decision", value=f"expired {row['expires']}",
+                                      remedy="Resume the run: the call is denied there.")  # fmt: skip
+            program_id = c.execute(self._sa.select(runs.c.program_id).where(runs.c.run_id == run_id)).scalar()
+            mac = self.keys.mac("decision", run_id, program_id, call_id, arguments_hash, int(granted), reason, by, now)
+            c.execute(t.update().where(*where, t.c.granted.is_(None)).values(
+                granted=int(granted), reason=reason, decided_by=by, decided_at=now, key_id=self.keys.current, mac=mac))  # fmt: skip
+
+    def _decisions(self, run_id: str, run: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+        t, now = self._tables["approvals"], self.now().isoformat()
+        decisions: dict[int, dict[str, Any]] = {}
+        for row in self._rows(self._sa.select(t).where(t.c.run_id == run_id)):
+            if row["granted"] is None:
+                if row["expires"] is None or row["expires"] > now:
+                    continue
+                granted, reason, by, at = False, "nobody decided in time", "expiry", row["expires"]
+            else:
+                granted, reason, by, at = bool(row["granted"]), row["reason"], row["decided_by"], row["decided_at"]
+                self.keys.verify(
+                    row["mac"], "decision", run_id, run["program_id"], row["call_id"], row["arguments_hash"],
+                    int(granted), reason, by, at, key=row["key_id"], what=f"The decision about call {row['call_id']}",
+                )  # fmt: skip
+            decisions[row["call_id"]] = {"granted": granted, "reason": reason, "by": by, "at": at,
+                                         "arguments_hash": row["arguments_hash"]}  # fmt: skip
+        return decisions
+
+    # --- other uses of a journal
+
+    def copy_run(self, head: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], durability: Durability) -> None:
+        """A new run that begins with the journal of another one, signed anew, and stands still until it is resumed."""
+        log = self.new_log(head["run_id"], head["program_id"], durability)
+        for entry in entries:
+            log.put(entry, 0.0)
+        self.open_run(log, {name: head[name] for name in ("signature", "mode", "model", "hidden")})
+        self._release(log.run_id, log.epoch, "forked")
+
+    def prune(self, *, before: dt.datetime, outcomes: Sequence[str] = FINAL) -> int:
+        """Forget runs that stopped before a time, with everything about them; gives how many. Runs that can still go on
+        stay, unless their outcome is named."""
+        runs = self._tables["runs"]
+        with self._write() as c:
+            query = self._sa.select(runs.c.run_id).where(
+                runs.c.updated < before.isoformat(), runs.c.outcome.in_(list(outcomes)), runs.c.owner.is_(None))  # fmt: skip
+            ids = list(c.execute(query).scalars())
+            for start in range(0, len(ids), 500):
+                some = ids[start : start + 500]
+                for name in ("events", "snapshots", "approvals", "judgements", "runs"):
+                    table = self._tables[name]
+                    c.execute(table.delete().where(table.c.run_id.in_(some)))
+        return len(ids)
+
+
+_open: set[tuple[str, str]] = set()
+"""Runs that this process has open."""
+
+
+def hidden(entries: Sequence[Mapping[str, Any]], names: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A journal without what is sensitive."""
+    secrets = Secrets(names["names"], replies=names["replies"])
+    secrets.results.update(names["results"])
+    for entry in entries:
+        if entry["kind"] == "run_started":
+            secrets.remember(entry["inputs"], secrets.names)
+        elif entry["kind"] == "tool_intent":
+            secrets.remember(entry["arguments"], secrets.names)
+        elif entry["kind"] == "tool_outcome":
+            secrets.remember(entry["result"], None if entry["tool"] in secrets.results else secrets.names)
+        elif entry["kind"] == "run_finished" and entry["outputs"]:
+            secrets.remember(entry["outputs"], secrets.names)
+    return [secrets.entry(entry) for entry in entries]

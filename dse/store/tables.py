@@ -1,0 +1,89 @@
+"""Tables of the store, and the steps that bring an older store to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["SCHEMA_VERSION", "migrate", "tables"]
+
+SCHEMA_VERSION = 2
+
+
+def tables() -> Any:
+    """All tables, as SQLAlchemy metadata."""
+    import sqlalchemy as sa
+
+    meta = sa.MetaData()
+    text, number, real, blob = sa.Text, sa.Integer, sa.Float, sa.LargeBinary
+
+    def key(name: str, kind: Any = text) -> Any:
+        return sa.Column(name, kind, primary_key=True)
+
+    def must(name: str, kind: Any = text, **more: Any) -> Any:
+        return sa.Column(name, kind, nullable=False, **more)
+
+    def may(name: str, kind: Any = text) -> Any:
+        return sa.Column(name, kind)
+
+    sa.Table("meta", meta, key("key"), must("value"))
+    # --- runs. `outcome` is "running" until a receipt says how it stopped; `epoch` counts who has had the run.
+    sa.Table(
+        "runs", meta, key("run_id"), must("program_id"), must("signature"), may("mode"), may("model"),
+        must("outcome", index=True), must("created", index=True), must("receipt"), may("owner"),
+        sa.Column("epoch", number, nullable=False, server_default="0"), may("durability"), may("hidden"), may("updated"),
+    )  # fmt: skip
+    sa.Table("events", meta, key("run_id"), key("seq", number), must("kind"), must("entry"), may("active_s", real),
+             may("key_id"), may("mac"))  # fmt: skip
+    sa.Table("snapshots", meta, key("run_id"), must("seq", number), must("interpreter"), must("driver"), must("data", blob),
+             must("key_id"), must("mac"), must("created"))  # fmt: skip
+    sa.Table(
+        "approvals", meta, key("run_id"), key("call_id", sa.BigInteger), must("tool"), must("effect"), must("arguments"),
+        must("arguments_hash"), must("requested"), may("expires"), may("granted", number), may("reason"), may("decided_by"),
+        may("decided_at"), may("key_id"), may("mac"),
+    )  # fmt: skip
+    sa.Table("judgements", meta, key("run_id"), key("name"), must("value", real), may("feedback"), may("judge"),
+             must("created"))  # fmt: skip
+    # --- rollouts
+    sa.Table(
+        "rollouts", meta, key("rollout_id"), must("program_id", index=True), may("signature"), may("mode"), may("model"),
+        may("allow"), may("row_id"), must("row_hash", index=True), may("cluster"), may("replicate", number),
+        must("outcome"), may("error_class"), may("outputs"), may("end_state"), may("receipt"), may("journal"),
+        may("model_calls", number), may("tool_calls", number), may("input_tokens", number), may("output_tokens", number),
+        may("usage_source"), may("cost_usd", real), may("cost_source"), may("latency_s", real), may("latency_source"),
+        may("created"),
+    )  # fmt: skip
+    sa.Table("scores", meta, key("rollout_id"), key("metric"), must("value", real), may("feedback"), may("components"))
+    # --- the ledger of holdout openings
+    sa.Table("openings", meta, key("id"), may("dataset"), may("revision"), may("compile_id"), may("purpose"), may("created"))
+    sa.Table("opening_rows", meta, key("opening_id"), sa.Column("row_hash", text, primary_key=True, index=True))
+    sa.Table("compiles", meta, key("compile_id"), may("signature"), may("artifact_id"), may("created"), may("report"))
+    return meta
+
+
+def _runs_that_go_on(connection: Any, meta: Any) -> None:
+    for statement in (
+        "ALTER TABLE runs ADD COLUMN owner TEXT",
+        "ALTER TABLE runs ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE runs ADD COLUMN durability TEXT",
+        "ALTER TABLE runs ADD COLUMN hidden TEXT",
+        "ALTER TABLE runs ADD COLUMN updated TEXT",
+        "ALTER TABLE events ADD COLUMN active_s FLOAT",
+        "ALTER TABLE events ADD COLUMN key_id TEXT",
+        "ALTER TABLE events ADD COLUMN mac TEXT",
+        "CREATE INDEX IF NOT EXISTS ix_runs_outcome ON runs (outcome)",
+    ):
+        connection.exec_driver_sql(statement)
+    meta.create_all(connection)
+
+
+_STEPS: dict[int, Callable[[Any, Any], None]] = {1: _runs_that_go_on}
+"""From a version to the next one."""
+
+
+def migrate(connection: Any, meta: Any, found: int) -> None:
+    """Bring a store of version `found` forward, inside the caller's transaction."""
+    for version in range(found, SCHEMA_VERSION):
+        _STEPS[version](connection, meta)
+    table = meta.tables["meta"]
+    connection.execute(table.update().where(table.c.key == "schema_version").values(value=str(SCHEMA_VERSION)))
