@@ -38,6 +38,7 @@ def main() -> None:
     console = Console(highlight=False, width=None if Console().is_terminal else 120)
     shutil.rmtree(args.out, ignore_errors=True)
     prices = PriceTable.load(PRICES)
+    names: list[str] = []
     for shipped in SHIPPED:
         if args.only and shipped.name not in args.only:
             continue
@@ -55,14 +56,25 @@ def main() -> None:
 
         inputs, deps = shipped.extra(shipped.load())
         name = result.artifact.program.signature["name"]
+        names.append(f"{name}@{'champion' if result.verdict == 'PROMOTE' else 'candidate'}")
+        which = "the new champion" if result.verdict == "PROMOTE" else "the candidate, which the gate did not let replace the champion,"
         program = dse.load(f"{args.out}/{name}@{result.artifact.artifact_id}", signature=shipped.task().signature, lm=lm, deps=deps)
-        console.print(f"Loaded {program!r}; an input that is not in the data:", markup=False)
+        console.print(f"Loaded {which} {program!r}; an input that is not in the data:", markup=False)
         console.print(f"  {dict(inputs)}", markup=False)
         prediction = program(**inputs)
         console.print(f"  -> {prediction}", markup=False)
+        console.print(f"  expected: {shipped.expected}", markup=False)
         usage = prediction.receipt["usage"]
         console.print(f"  {usage['model_calls']} model calls, {usage['tool_calls']} tool calls, effects: "
                       f"{prediction.receipt['effects']}\n", markup=False)  # fmt: skip
+    if names:
+        folder = Path(args.out).resolve()
+        shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        console.print(f"Artifacts and the store of all runs are in {shown}. Next:", markup=False)
+        console.print(f"  dse artifacts list --registry {shown}", markup=False, soft_wrap=True)
+        for name in names:
+            console.print(f"  dse explain {shown}/{name}", markup=False, soft_wrap=True)
+        console.print("  make notebook", markup=False)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ CELLS = [
              "    analysis.plot_quality(frame).set_title(name)\n    plt.show()"),
     ("md", "## Quality against cost"),
     ("code", "for name, frame in candidates.groupby('signature'):\n    analysis.plot_pareto(frame).set_title(name)\n    plt.show()"),
-    ("md", "## The gate: winner against incumbent on the sealed holdout, row by row"),
+    ("md", "## The gate: winner against incumbent on the sealed holdout, row by row\n\nDifferences are in utility under the task's objective, as the gate counts "
+           "them: quality with cost and removed tools priced in. `plot_wins(rows, by='quality')` shows the scores alone."),
     ("code", "for name in sorted(candidates['signature'].unique()):\n    artifact = newest(name)\n"
              "    rows = analysis.paired(artifact)\n    ax = analysis.plot_wins(rows)\n    gate = artifact.evidence.gate\n"
              "    ax.set_title(f\"{name}: {gate['verdict']}, {ax.get_title()}\", fontsize=9)\n    plt.show()"),

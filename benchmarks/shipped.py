@@ -23,6 +23,7 @@ class Shipped:
     Attributes:
         rows: of each split that its recording covers.
         extra: inputs that are not in the data, and the dependencies to run them with.
+        expected: what a right answer to them is, in words.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Shipped:
     rows: Rows
     extra: Callable[[Any], tuple[Mapping[str, Any], Any]]
     space: Space
+    expected: str
 
     @property
     def cassette(self) -> Path:
@@ -59,7 +61,10 @@ TOOLS = Space(allow={"tool_call": ("all",), "code": ("all", "minimal")}, demos={
 ANSWERS = Space(demos=2)
 
 SHIPPED = (
-    Shipped("expenses", "signatures.expenses", Rows(search=10, select=30, holdout=40), _expenses, TOOLS),
-    Shipped("assistant", "signatures.assistant", Rows(search=10, select=20, holdout=24), _assistant, TOOLS),
-    Shipped("tickets", "signatures.tickets", Rows(search=16, select=24, holdout=24), _tickets, ANSWERS),
-)
+    Shipped("expenses", "signatures.expenses", Rows(search=10, select=30, holdout=40), _expenses, TOOLS,
+            "Samir Hakimi, Selin Pereira, Chiara Chaudhry, Emeka Verbeek and Petra Oliveira"),
+    Shipped("assistant", "signatures.assistant", Rows(search=10, select=20, holdout=24), _assistant, TOOLS,
+            "creature and emoji changed, two items added to the list (the sourdough is on it), nothing forgotten"),
+    Shipped("tickets", "signatures.tickets", Rows(search=16, select=24, holdout=24), _tickets, ANSWERS,
+            "service, P1, order ORD-007741 alone (the other is settled), 79.90 EUR, 2026-03-20, en, no person needed"),
+)  # fmt: skip

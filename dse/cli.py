@@ -15,7 +15,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from dse import __version__
-from dse.errors import ArtifactTampered, BudgetExhausted, DseError, InfrastructureError, MalformedJSON, StoreError, UserError
+from dse.errors import (
+    ArtifactNotFound,
+    ArtifactTampered,
+    BudgetExhausted,
+    DseError,
+    InfrastructureError,
+    MalformedJSON,
+    StoreError,
+    UserError,
+)
 
 __all__ = ["app", "main"]
 
@@ -43,8 +52,12 @@ err = _console(stderr=True)
 # Exit codes: 0 fine, 1 a check failed (score, verification, a run without an answer), 2 the user's mistake,
 # 3 infrastructure, 4 budget.
 CHECK_FAILED, USER, INFRASTRUCTURE, BUDGET = 1, 2, 3, 4
+_NEWEST = 10_000  # runs among which the beginning of an id is looked up
 
 RegistryOption = Annotated[str, typer.Option("--registry", help="Folder of artifacts and aliases.")]
+# Where the reference may name it as well:
+WhereOption = Annotated[str | None, typer.Option(
+    "--registry", help="Folder of artifacts and aliases; default the reference's (FOLDER/Name...), else artifacts.")]
 
 
 def load_object(spec: str) -> Any:
@@ -82,6 +95,24 @@ def load_spec(spec: str) -> tuple[Any, Any]:
         raise UserError("This is neither a dse.Task nor a dse.Signature", value=f"{spec}: {type(found).__name__}",
                         remedy="Name one of them.")  # fmt: skip
     return found, signature
+
+
+def _registry(ref: str, root: str | None) -> Any:
+    """The registry that an option or the reference itself names."""
+    from dse.artifacts.registry import Registry
+
+    if root is None:
+        path = Path(ref)
+        if ref.endswith(".json"):  # <root>/<Signature>/<id>.json
+            root = str(path.resolve().parent.parent)
+        elif "/" in ref:
+            root = str(path.parent)
+    return Registry(root or "artifacts")
+
+
+def _signature_of(ref: str) -> str:
+    """``Name`` of ``Name``, ``folder/Name`` and either with an alias or id after an ``@``."""
+    return ref.rpartition("/")[2].partition("@")[0]
 
 
 def _say(text: str) -> None:
@@ -123,7 +154,8 @@ def compile_command(
     registry: RegistryOption = "artifacts",
     store: Annotated[str | None, typer.Option(help="Database of rollouts; default REGISTRY/dse.db.")] = None,
     record: Annotated[str | None, typer.Option(help="Record completions to this cassette; hits are replayed.")] = None,
-    prices: Annotated[str | None, typer.Option(help="A price table (JSON).")] = None,
+    prices: Annotated[str | None, typer.Option(help="A price table (JSON); needed where the objective prices cost and the "
+                                                    "provider reports none.")] = None,
     max_model_calls: Annotated[int | None, typer.Option(help="Requests to the model at most.")] = None,
     budget_usd: Annotated[float | None, typer.Option(help="Money at most; needs prices.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Wall time at most.")] = None,
@@ -133,7 +165,12 @@ def compile_command(
     concurrency: Annotated[int, typer.Option(help="Rollouts at a time.")] = 8,
     seed: int = 0,
 ) -> None:
-    """Measure candidates on the data, gate the winner, emit an artifact."""
+    """Measure candidates on the data, gate the winner, emit an artifact.
+
+    Before anything is spent it says how many rollouts it takes at most, and after the search how many model calls are
+    expected. KEEP and INSUFFICIENT are results: the exit code is 0. After PROMOTE the artifact is @champion and the
+    old one @previous; otherwise it is @candidate.
+    """
     from dse.analysis.report import print_compile
     from dse.compiler.budget import Budget
     from dse.compiler.compile import Rows
@@ -163,6 +200,7 @@ def eval_command(
     allow_unproven: Annotated[bool, typer.Option(help="Accept another model than the proven one.")] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Rollouts at a time.")] = 8,
     store: Annotated[str | None, typer.Option(help="Database of rollouts; default in memory.")] = None,
+    prices: Annotated[str | None, typer.Option(help="A price table (JSON), for costs.")] = None,
 ) -> None:
     """Score an artifact on open rows; the exit code says whether it passed."""
     from dse.analysis.report import print_eval
@@ -173,6 +211,7 @@ def eval_command(
         report = evaluate_artifact(
             ref, load_task(task), data=data, split=split, lm=lm, against=against, max_rows=max_rows, min_score=min_score,
             allow_unproven=allow_unproven, concurrency=concurrency, store=store, progress=bars,
+            prices=_prices(prices),
         )  # fmt: skip
     print_eval(out, report)
     if report.failures:
@@ -334,22 +373,24 @@ def doctor_command(
 
 @artifacts_app.command("list")
 def artifacts_list(
-    signature: Annotated[str | None, typer.Argument(help="Only those of this signature.")] = None,
-    registry: RegistryOption = "artifacts",
+    signature: Annotated[str | None, typer.Argument(help="Only those of this signature: Name, or FOLDER/Name.")] = None,
+    registry: WhereOption = None,
 ) -> None:
     """All artifacts with their aliases."""
-    from dse.artifacts.registry import Registry
-
+    where = _registry(signature or "", registry)
+    if not where.root.is_dir():
+        raise ArtifactNotFound("There is no registry here", value=str(where.root), remedy="Name its folder with --registry.")
     table = Table("signature", "artifact", "mode", "model", "verdict", "aliases", "made")
     broken = []
-    for row in Registry(registry).list(signature):
+    for row in where.list(_signature_of(signature) if signature else None):
         if row.error:
             broken.append(f"{row.path}: {row.error}")
         if row.artifact_id:
             aliases = ", ".join(row.aliases)
-            cells = (row.signature, row.artifact_id[7:19], row.mode, row.model, row.verdict, aliases, row.created)
+            verdict = f"{row.verdict} (baseline)" if row.baseline else row.verdict
+            cells = (row.signature, row.artifact_id[7:19], row.mode, row.model, verdict, aliases, row.created)
             table.add_row(*(escape(cell or "") for cell in cells))
-    out.print(table)
+    out.print(table if table.row_count else f"no artifacts of {signature or 'any signature'} in {where.root}", soft_wrap=True)
     for line in broken:
         err.print(line, markup=False, soft_wrap=True)
     if broken:
@@ -394,26 +435,22 @@ def artifacts_promote(
     ref: str,
     reason: Annotated[str, typer.Option(help="Why; recorded. Needed where the verdict is not PROMOTE.")] = "",
     by: Annotated[str, typer.Option(help="Who decides; recorded.")] = "",
-    registry: RegistryOption = "artifacts",
+    registry: WhereOption = None,
 ) -> None:
     """Make an artifact the champion."""
-    from dse.artifacts.registry import Registry
-
-    Registry(registry).promote(ref, reason=reason, by=by or os.environ.get("USER", "unknown"))
+    _registry(ref, registry).promote(ref, reason=reason, by=by or os.environ.get("USER", "unknown"))
     _say(f"{ref} is champion now")
 
 
 @artifacts_app.command("rollback")
 def artifacts_rollback(
-    signature: str,
+    signature: Annotated[str, typer.Argument(help="Name, or FOLDER/Name.")],
     reason: Annotated[str, typer.Option(help="Why; recorded.")],
     by: Annotated[str, typer.Option(help="Who decides; recorded.")] = "",
-    registry: RegistryOption = "artifacts",
+    registry: WhereOption = None,
 ) -> None:
     """Make the previous champion the champion again."""
-    from dse.artifacts.registry import Registry
-
-    back = Registry(registry).rollback(signature, reason=reason, by=by or os.environ.get("USER", "unknown"))
+    back = _registry(signature, registry).rollback(_signature_of(signature), reason=reason, by=by or os.environ.get("USER", "unknown"))
     _say(f"{signature}: {back.artifact_id[7:19]} is champion again")
 
 
@@ -442,13 +479,22 @@ def runs_list(store: StoreOption = "dse.db", limit: Annotated[int, typer.Option(
 
 @runs_app.command("show")
 def runs_show(
-    run_id: str,
+    run_id: Annotated[str, typer.Argument(help="The run's id, or the beginning of a recent one.")],
     store: StoreOption = "dse.db",
     journal: Annotated[bool, typer.Option(help="Print the journal as well.")] = False,
 ) -> None:
     """Receipt of a run, and its journal."""
-    receipt, entries = _store(store, existing=True).run(run_id)
+    kept = _store(store, existing=True)
+    receipt, entries = kept.run(_run_id(kept, run_id))
     out.print_json(data={"receipt": receipt, "journal": entries} if journal else receipt)
+
+
+def _run_id(store: Any, given: str) -> str:
+    """The run whose id begins with `given`; `given` itself where none does, or it is one."""
+    found = [run["run_id"] for run in store.runs(_NEWEST) if run["run_id"].startswith(given)]
+    if given not in found and len(found) > 1:
+        raise StoreError("Several runs begin like this", value=given, remedy=f"Give more of it: {', '.join(found[:5])}.")
+    return found[0] if len(found) == 1 else given
 
 
 @dataset_app.command("check")

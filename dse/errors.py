@@ -4,6 +4,7 @@ The tree separates *whose* failure it is, because each has a different consequen
 
     DseError
     ├── UserError                a mistake in a declaration, file or call; fix it and run again
+    │   ├── InvalidValue         limits, a rate or an approval with a field that cannot be; a ValueError as well
     │   ├── ContractError        a tool cannot be declared like this
     │   │   └── ContractMismatch a bound tool is not the one that was proven
     │   ├── SignatureError       a signature cannot be declared like this
@@ -66,7 +67,7 @@ __all__ = [
     "AllowListError", "ArtifactError", "ArtifactInvalid", "ArtifactNotFound", "ArtifactTampered", "ArtifactVersion",
     "BudgetExhausted", "CassetteError", "CassetteMiss", "ContaminatedSplit", "ContractError", "ContractMismatch",
     "DatasetChanged", "DatasetError", "DecisionRefused", "DseError", "DuplicateRow", "EffectUnknown",
-    "EnvironmentRequired", "InfrastructureError", "InputError", "JournalTampered", "LimitExceeded", "MalformedJSON",
+    "EnvironmentRequired", "InfrastructureError", "InputError", "InvalidValue", "JournalTampered", "LimitExceeded", "MalformedJSON",
     "MalformedRow", "MetricError", "MissingHoldout", "ModelError", "ModelUnavailable", "NoSubmission", "OutputInvalid",
     "PlanError", "Refused", "ReplayDiverged", "RunFailed", "RunNotResumable", "RunSuspended", "RunTaken",
     "SandboxUnavailable", "ScriptFailed", "SignatureError", "SignatureMismatch", "StoreError", "StoreUnavailable",
@@ -111,7 +112,7 @@ class DseError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        parts = [f"[{self.code}] {self.what}"]
+        parts = [f"[{self.code}] {self.what.removesuffix('.') if self.value is not None or self.remedy else self.what}"]
         if self.value is not None:
             parts.append(f" (got: {_shown(self.value)})")
         if self.remedy:
@@ -141,6 +142,12 @@ class UserError(DseError):
     """A mistake by the developer; nothing was run or changed."""
 
     code = "DSE100"
+
+
+class InvalidValue(UserError, ValueError):
+    """Limits, a rate or an approval have a field that is unknown, of the wrong type or out of range."""
+
+    code = "DSE101"
 
 
 class ContractError(UserError):

@@ -18,8 +18,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from dse.declared import Declared
 from dse.errors import LimitExceeded
 
 __all__ = ["LimitName", "Limits", "Meter", "Outcome"]
@@ -45,7 +46,7 @@ _DEFAULT_OUTCOMES: dict[str, Outcome] = {
 }
 
 
-class Limits(BaseModel):
+class Limits(Declared):
     """What one run may use.
 
     Attributes:
@@ -66,9 +67,10 @@ class Limits(BaseModel):
         repairs: invalid outputs or submissions handed back to the model before the run fails.
         outcomes: what a hit limit does, where it differs from the default.
         max_retries: fresh starts that the outcome ``retry`` may take.
-    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Raises:
+        InvalidValue: a field is unknown, of the wrong type or out of range.
+    """
 
     active_s: float = Field(default=300.0, gt=0)
     interpreter_s: float = Field(default=10.0, gt=0)

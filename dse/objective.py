@@ -107,6 +107,7 @@ class Objective(BaseModel):
 
 def unknown(quantity: str, field: str) -> UserError:
     """The error for a cost or latency that an objective needs and nobody measured."""
-    where = "the model's and tools' prices" if quantity == "cost" else "the recorded latency of every completion"
+    where = ("the model's price (prices=dse.PriceTable.load(FILE), dse compile --prices FILE)" if quantity == "cost" else
+             "the recorded latency of every completion")  # fmt: skip
     return UserError(f"The {quantity} of a run is unknown, and the objective's {field} needs it",
                      remedy=f"Supply {where}, or remove {field} from the objective.", field=field)  # fmt: skip

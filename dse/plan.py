@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from dse.canonical import canonical_json, digest
 from dse.contracts.signature import SignatureSpec
 from dse.contracts.toolbox import Toolbox
-from dse.errors import PlanError
+from dse.errors import AllowListError, PlanError
 from dse.limits import Limits
 
 __all__ = ["SEMANTICS_VERSION", "Plan", "Prompt", "program_id"]
@@ -68,19 +68,27 @@ class Plan(_Data):
     def narrowed(self, allow: Any = None, limits: Mapping[str, Any] | None = None) -> Plan:
         """The plan with fewer tools or lower limits; never more.
 
+        Args:
+            allow: names of tools; `limits`: limit to lower number.
+
         Raises:
-            PlanError: for a tool that is not on the allow-list, or a higher limit.
+            AllowListError: for a tool that is not on the allow-list, or a string instead of a list of names.
+            PlanError: a higher limit, or none that there is.
         """
         plan = self
         if allow is not None:
+            if isinstance(allow, str):
+                raise AllowListError("allow= is a list of names", value=repr(allow), remedy=f"Write [{allow!r}].")
             extra = sorted(set(allow) - set(self.allow))
             if extra:
-                from dse.errors import AllowListError
-
-                raise AllowListError("An allow-list can be narrowed, never widened", value=", ".join(extra),
+                raise AllowListError("Not on the allow-list, which can be narrowed and never widened", value=", ".join(extra),
                                      remedy=f"Choose from: {', '.join(self.allow) or 'no tools'}.")  # fmt: skip
             plan = plan.model_copy(update={"allow": tuple(sorted(allow))})
         if limits:
+            unknown = sorted(set(limits) - set(Limits.model_fields))
+            if unknown:
+                raise PlanError("There is no such limit", value=", ".join(unknown),
+                                remedy=f"Limits are: {', '.join(Limits.model_fields)}.")  # fmt: skip
             try:
                 plan = plan.model_copy(update={"limits": plan.limits.tightened(**limits)})
             except (ValueError, AttributeError) as exc:

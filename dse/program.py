@@ -33,6 +33,7 @@ from dse.errors import (
     StoreUnavailable,
     ToolboxError,
     UnprovenModel,
+    UserError,
 )
 from dse.plan import Plan, program_id
 from dse.portal import finish_sync, run_sync, start_soon
@@ -157,6 +158,8 @@ class Program:
             raise ModelError(f"Mode {self.plan.mode!r} needs a model", remedy="Pass lm='provider/model' or 'replay:FILE'.")
         self.deps = deps
         self.approve = approve
+        if callable(middleware) or isinstance(middleware, str):
+            raise UserError("middleware= is a list", value=repr(middleware), remedy="Write middleware=[function].")
         self.middleware = tuple(middleware)
         self.store = _store(store)
         if durability not in ("exit", "call", "power"):
@@ -246,8 +249,10 @@ class Program:
             RunFailed: with ``details['receipt']``; the candidate's failure.
             RunSuspended, InfrastructureError, UserError
         """
-        run.dispatcher = Dispatcher(run, self.toolbox if toolbox is None else toolbox,
-                                    deps=self.deps if deps is None else deps, approve=approve or self.approve,
+        tools, given = self.toolbox if toolbox is None else toolbox, self.deps if deps is None else deps
+        if given is None and toolbox is None:  # a world with tools of its own may do without
+            tools.check_deps(run.plan.allow)
+        run.dispatcher = Dispatcher(run, tools, deps=given, approve=approve or self.approve,
                                     middleware=self.middleware)  # fmt: skip
         run.expires_s = self.approval_expires_s
         if run.journal.recording is None:

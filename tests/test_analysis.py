@@ -19,6 +19,7 @@ import dse
 from dse import analysis
 from dse.analysis.plots import pareto_front
 from dse.analysis.report import decision_table, explain, print_compile, print_eval
+from dse.analysis.verdict import gain_parts
 from dse.compiler.compile import CompileResult
 from dse.evaluation.report import evaluate_artifact
 from dse.store.journal import Store
@@ -145,7 +146,7 @@ def test_plot_wins_shows_every_sealed_row(compiled: tuple[CompileResult, Store])
     heights = [bar.get_height() for bar in ax.patches]
     assert len(heights) == gate.n_rows and heights == sorted(heights)
     assert (sum(h > 0 for h in heights), sum(h < 0 for h in heights)) == (gate.wins, gate.losses)
-    assert ax.get_title() == f"new against old: {gate.wins} wins, {gate.losses} losses, {gate.ties} ties"
+    assert ax.get_title() == f"new against old in utility: {gate.wins} wins, {gate.losses} losses, {gate.ties} ties"
 
 
 def test_plots_draw_into_given_axes_and_of_nothing(compiled: tuple[CompileResult, Store]) -> None:
@@ -198,6 +199,53 @@ def test_a_compile_is_told_with_all_its_figures(compiled: tuple[CompileResult, S
     assert f"Completions: {NAME}" in text and "prices: planted prices" in text
 
 
+def test_a_priced_verdict_is_told_by_its_parts(tmp_path: Path) -> None:
+    """Equal quality, lower cost: the gain is in what has a price, and wins are counted in utility."""
+    world = PlantedWorld({"direct": 1.0, "tool_call": 1.0}, clusters=40, writes=0.0)
+    objective = dse.Objective(cost_weight=4.0, exposure_weight=0.01, max_quality_loss=0.05)
+    result = dse.compile(world.task(modes=["direct", "tool_call"], objective=objective), lm=world.model(), registry=tmp_path,
+                         prices=PRICES)  # fmt: skip
+    gate, text = result.gate, explain(result.artifact)
+    parts = gain_parts(result.artifact.evidence.paired)
+    assert sum(parts.values()) == pytest.approx(gate.mean_difference.estimate) and set(parts) == {"quality", "cost", "tools"}
+    assert (result.verdict, parts["quality"], parts["tools"]) == ("PROMOTE", 0.0, pytest.approx(0.04)) and parts["cost"] > 0
+    assert "Objective: quality - 4 x USD + 0.01 per effect removed (prices: planted prices); quality loss at most 0.05" in text
+    assert f"is made of: quality +0.000, cost {parts['cost']:+.3f}, tools +0.040" in text
+    assert f"wins/losses/ties in utility {gate.wins}/0/0, in quality 0/0/{gate.n_rows}" in text
+    assert gate.mean_difference.low < 0 and "one win and one loss that these rows did not show" in text
+    rows = analysis.paired(result.artifact)
+    assert rows["utility_difference"].mean() == pytest.approx(gate.mean_difference.estimate)
+    assert f"{gate.wins} wins, 0 losses, 0 ties" in analysis.plot_wins(rows).get_title()
+    assert f"0 wins, 0 losses, {gate.n_rows} ties" in analysis.plot_wins(rows, by="quality").get_title()
+    mine, theirs = (result.holdout_table[name] for name in (result.winner, result.incumbent))
+    share = 1 - (mine["tokens_in"] + mine["tokens_out"]) / (theirs["tokens_in"] + theirs["tokens_out"])
+    assert f"({share:.0%} less)" in printed(print_compile, result)
+
+
+def test_a_tie_says_what_the_objective_does_not_price(tmp_path: Path) -> None:
+    world = PlantedWorld({"direct": 1.0, "tool_call": 1.0}, clusters=40, writes=0.0)
+    result = dse.compile(world.task(modes=["direct", "tool_call"]), lm=world.model(), registry=tmp_path)
+    assert (result.verdict, result.winner) == ("KEEP", "direct/none/seed")
+    text = explain(result.artifact)
+    assert "Objective: quality alone; cost, latency and tools have no price" in text
+    assert "fewer tokens and 4 tools fewer on select rows; the objective prices neither" in text
+    baseline = explain(f"{tmp_path}/AskWarehouse@champion")
+    assert "is the baseline itself: there was nothing to test" in baseline and "fewer tokens" not in baseline
+
+
+def test_analysis_takes_references_and_says_what_else_it_takes(compiled: tuple[CompileResult, Store], tmp_path: Path) -> None:
+    artifact = compiled[0].artifact
+    dse.Registry(tmp_path).put(artifact)
+    ref = f"{tmp_path}/AskWarehouse@{artifact.artifact_id}"
+    assert explain(ref) == explain(artifact)
+    pd.testing.assert_frame_equal(analysis.paired(ref), analysis.paired(artifact))
+    pd.testing.assert_frame_equal(analysis.candidates(ref), analysis.candidates(artifact))
+    for call in (lambda: analysis.calls("x.db"), lambda: analysis.rollouts("x.db"), lambda: analysis.paired(7),
+                 lambda: analysis.plot_wins(analysis.paired(ref), by="cost")):  # fmt: skip
+        with pytest.raises(dse.errors.UserError):
+            call()
+
+
 def test_an_artifact_is_explained_from_itself_alone(compiled: tuple[CompileResult, Store], tmp_path: Path) -> None:
     result, _ = compiled
     result.artifact.save(tmp_path / "a.json")
@@ -215,7 +263,11 @@ def test_an_evaluation_is_told_with_its_conditions(compiled: tuple[CompileResult
     text = printed(print_eval, report)
     assert report.difference == (0.0, 0.0, 0.0) and "Difference in quality: +0.000 [+0.000, +0.000]" in text
     assert report.failures and f"FAILED: {report.failures[0]}" in text
-    assert "passed" in printed(print_eval, evaluate_artifact(artifact, TASK, lm=WORLD.model()))
+    plain = evaluate_artifact(artifact, TASK, lm=WORLD.model(), prices=PRICES)
+    shown = printed(print_eval, plain)
+    assert "passed" not in shown and "nothing was asked of it" in shown, "no condition was given"
+    assert f"{artifact.plan.mode} {artifact.artifact_id[7:19]} (artifact)" in shown and "est." in shown
+    assert "passed" in printed(print_eval, evaluate_artifact(artifact, TASK, lm=WORLD.model(), min_score=0.1))
     one = evaluate_artifact(artifact, TASK, lm=WORLD.model(), against=artifact, max_rows=1)
     assert one.difference == (-1.0, 0.0, 1.0) and not one.failures, "one cluster decides nothing"
 

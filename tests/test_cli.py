@@ -174,6 +174,8 @@ def test_eval_says_by_exit_code_whether_an_artifact_is_good_enough(project: Path
     assert (good.code, "passed" in good.out) == (0, True), good.err
     missed = cli("eval", "artifacts/AskWarehouse@previous", *evaluating[2:], "--min-score", "0.9")
     assert missed.code == 1 and "FAILED: mean score" in missed.out and missed.err == ""
+    plain = cli(*evaluating, "--prices", "prices.json")
+    assert plain.code == 0 and "nothing was asked of it" in plain.out and "est." in plain.out
     better = cli(*evaluating, "--against", "previous")
     assert better.code == 0 and "Difference in quality: +" in better.out
     worse = cli("eval", "artifacts/AskWarehouse@previous", *evaluating[2:], "--against", "champion")
@@ -190,7 +192,7 @@ def test_eval_keeps_rollouts_and_the_seal(project: Path) -> None:
     found = {r["row_id"] for r in store.rollouts()}
     assert len(found) == 10 and found < {r.id for r in WORLD.dataset().split("search")}
     store.close()
-    refused(cli(*evaluating, "--split", "holdout"), 2, "DSE190", "sealed")
+    refused(cli(*evaluating, "--split", "holdout"), 2, "DSE190", "sealed", "Only a compile opens it")
     refused(cli("eval", "artifacts/AskWarehouse@nothing", *evaluating[2:]), 2, "DSE174")
     refused(cli(*evaluating, "--data", "nowhere"), 2, "DSE150")
     refused(cli(*evaluating[:-2], "--lm", "replay:missing.jsonl"), 2, "DSE180")
@@ -218,6 +220,9 @@ def test_run_can_show_its_receipt_and_keep_the_run(project: Path) -> None:
     assert receipt["run_id"] in listed.out and listed.code == 0
     shown = cli("runs", "show", receipt["run_id"], "--store", "runs.db")
     assert shown.json() == receipt
+    assert cli("runs", "show", receipt["run_id"][:8], "--store", "runs.db").json() == receipt, "the beginning is enough"
+    cli(*RUN, "--input", INPUT, "--store", "runs.db")
+    refused(cli("runs", "show", "", "--store", "runs.db"), 2, "DSE182", "Several runs")
     whole = cli("runs", "show", receipt["run_id"], "--store", "runs.db", "--journal").json()
     assert whole["receipt"] == receipt and whole["journal"][0]["kind"] == "run_started"
     refused(cli("runs", "show", "nothing", "--store", "runs.db"), 2, "DSE182")
@@ -268,7 +273,10 @@ def test_artifacts_are_listed_shown_and_compared(project: Path) -> None:
         assert alias in line and artifact.plan.mode in line and artifact.verdict in line and NAME in line
     assert cli("artifacts", "list", "AskWarehouse").out == listed.out
     assert new.artifact_id[7:19] not in cli("artifacts", "list", "Other").out
-    assert new.artifact_id[7:19] not in cli("artifacts", "list", "--registry", "nowhere").out
+    assert "KEEP (baseline)" in next(line for line in listed.out.splitlines() if "previous" in line)
+    assert "no artifacts of Other" in cli("artifacts", "list", "Other").out
+    refused(cli("artifacts", "list", "--registry", "nowhere"), 2, "DSE174", "no registry here")
+    refused(cli("explain", "artifacts/AskWarehouse@candidate"), 2, "DSE174", "is the champion now")
     shown = cli("artifacts", "show", "artifacts/AskWarehouse@champion")
     assert f"AskWarehouse  {new.artifact_id}" in shown.out, "an id is never broken over two lines"
     diff = cli("artifacts", "diff", "artifacts/AskWarehouse@previous", "artifacts/AskWarehouse@champion")
@@ -316,6 +324,21 @@ def test_promote_and_rollback_need_reasons_and_are_recorded(project: Path) -> No
     refused(cli("artifacts", "rollback", "Nothing", "--reason", "x"), 2, "DSE174")
 
 
+def test_a_registry_is_named_by_the_reference_or_by_an_option(project: Path) -> None:
+    shutil.move("artifacts", "arts")
+    new, old = (dse.Registry("arts").get(f"AskWarehouse@{alias}").artifact_id for alias in ("champion", "previous"))
+    assert cli("artifacts", "list", "arts/AskWarehouse").out == cli("artifacts", "list", "--registry", "arts").out != ""
+    done = cli("artifacts", "promote", f"arts/AskWarehouse@{old}", "--reason", "by path")
+    assert done.code == 0 and dse.Registry("arts").get("AskWarehouse@champion").artifact_id == old, done.err
+    done = cli("artifacts", "rollback", "arts/AskWarehouse", "--reason", "by path")
+    assert done.code == 0 and dse.Registry("arts").get("AskWarehouse@champion").artifact_id == new, done.err
+    file = f"arts/AskWarehouse/{old[7:23]}.json"
+    assert cli("artifacts", "promote", file, "--reason", "by file").code == 0
+    assert cli("artifacts", "rollback", "AskWarehouse", "--registry", "arts", "--reason", "by option").code == 0
+    assert [r.reason for r in dse.Registry("arts").history("AskWarehouse")][-4:] == ["by path", "by path", "by file", "by option"]
+    refused(cli("artifacts", "promote", f"arts/AskWarehouse@{old}", "--registry", "elsewhere", "--reason", "x"), 2, "DSE174")
+
+
 def test_explain_says_why_in_words(project: Path) -> None:
     text = cli("explain", "artifacts/AskWarehouse@champion").out
     assert "runs in mode direct" in text and "p = " in text and "Not known:" in text
@@ -341,7 +364,7 @@ def test_datasets_are_checked_and_sealed(project: Path) -> None:
     more = {"id": "new", "request": "How many pieces of something else entirely are left?", "left": 1, "reserved": 0, "site": "site-new"}
     with (project / "data" / "data.jsonl").open("a") as file:
         file.write(json.dumps(more) + "\n")
-    refused(cli("dataset", "check", "data"), 2, "DSE155")
+    refused(cli("dataset", "check", "data"), 2, "DSE155", "dse dataset seal data")
     before = json.loads((project / "data" / "dataset.json").read_text())["split"]["assignment"]
     sealed = cli("dataset", "seal", "data")
     assert sealed.code == 0 and sealed.json()["rows"] == len(WORLD.rows()) + 1

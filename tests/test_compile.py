@@ -564,6 +564,52 @@ def test_an_unknown_cost_shows_after_the_first_rollout(tmp_path: Path, objective
     assert unpriced.requests == []
 
 
+def test_a_cost_that_nobody_can_know_is_refused_before_the_first_request(tmp_path: Path) -> None:
+    """A recording without costs, and an engine whose responses have no price."""
+    from dse.portal import run_sync
+    from dse.testing.scripted import ScriptedEngine
+
+    recorder = RecordModel(QUICK.model(), tmp_path / "c.jsonl")
+    dse.compile(QUICK.task(**QUICK_MODES), lm=recorder, registry=tmp_path / "a")
+    run_sync(recorder.aclose)
+    priced = QUICK.task(objective=dse.Objective(cost_weight=1.0), **QUICK_MODES)
+    told: list[str] = []
+    with pytest.raises(UserError, match="cost of a run is unknown") as caught:
+        dse.compile(priced, lm=f"replay:{tmp_path / 'c.jsonl'}", registry=tmp_path / "b", say=told.append)
+    assert "--prices FILE" in str(caught.value) and not any(line.startswith("search:") for line in told)
+    engine = ScriptedEngine([])
+    with pytest.raises(UserError, match="cost of a run is unknown"):
+        dse.compile(priced, lm=engine, registry=tmp_path / "d")
+    assert engine.requests == []
+
+
+def test_a_compile_says_first_what_it_will_take(tmp_path: Path) -> None:
+    told: list[str] = []
+    model = QUICK.model()
+    rows = Rows(search=5, select=6, holdout=9)
+
+    def say(line: str) -> None:
+        told.append(f"{len(model.requests)} {line}")
+
+    options: dict[str, Any] = {"registry": tmp_path, "rows": rows, "say": say}
+    with pytest.raises(BudgetExhausted):
+        dse.compile(QUICK.task(**QUICK_MODES), lm=model, budget=dse.Budget(model_calls=25), **options)
+    # 5 rows x 2 modes, 6 rows x (direct seed and demos, tool_call x 3 allow-lists and demos, the incumbent), 9 rows x 2
+    assert any(line.startswith("0 plan: at most 70 rollouts: ") for line in told), told
+    more = next(line for line in told if "more model calls" in line)
+    assert more.startswith("20 plan: about ") and more.endswith("; the budget has 5 left, likely too few"), more
+    assert "direct 1.0, tool_call 3.0 per run" in more
+    assert not any("opened" in line for line in told), "the holdout is as new"
+    result = dse.compile(QUICK.task(**QUICK_MODES), lm=model, **options)
+    expected = int(more.split("about ")[1].split()[0])
+    later = len(model.requests) - 20
+    assert result.artifact.evidence.holdout_openings == 1 and 0.5 * expected < later < 1.5 * expected, (expected, later)
+    told.clear()
+    again = dse.compile(QUICK.task(**QUICK_MODES), lm=model, seed=1, **options)
+    assert again.artifact.evidence.holdout_openings == 2
+    assert any("was opened once before in this store" in line for line in told), told
+
+
 def test_a_cost_that_is_known_at_first_and_not_later_is_refused_before_the_holdout(tmp_path: Path) -> None:
     from dse.models.lm import Usage
 

@@ -21,7 +21,7 @@ import dse
 from dse.canonical import canonical_json
 from dse.contracts.schema import adapter_for, dump_wire, guest_from_wire, schema_of, wire_from_guest
 from dse.contracts.stubs import function_schema, stubs_for
-from dse.errors import ContractError, ContractMismatch, SignatureError, ToolboxError, Unserialisable
+from dse.errors import ContractError, ContractMismatch, InvalidValue, SignatureError, ToolboxError, Unserialisable
 
 
 class Currency(enum.Enum):
@@ -120,7 +120,7 @@ class TestDeclaration:
     def test_bad_policies_are_refused(self, policy: dict[str, Any]) -> None:
         def t(a: int) -> int: ...
 
-        with pytest.raises((ContractError, ValidationError)):
+        with pytest.raises((ContractError, InvalidValue)):
             dse.tool(t, **{"effect": "read", **policy})
 
     def test_approval_has_one_form_and_names_real_arguments(self) -> None:
@@ -130,9 +130,9 @@ class TestDeclaration:
         assert made.contract.approval.when == {"amount": {"gt": 100}}
         with pytest.raises(ContractError, match="no parameter"):
             dse.tool(pay, effect="write", approval=dse.Approval(when={"sum": {"gt": 100}}))
-        with pytest.raises(ValidationError):
+        with pytest.raises(InvalidValue):
             dse.Approval(always=True, rule="x", version="1")
-        with pytest.raises(ValidationError):
+        with pytest.raises(InvalidValue):
             dse.Approval(rule="x")
 
     def test_a_body_makes_an_implementation(self) -> None:

@@ -998,7 +998,7 @@ def test_rows_that_fit_a_signature():
         ({**GOOD, "total": 2.5}, Verdict, "form in which outputs are written"),
         ({"colour": "red", "total": "2.50"}, Verdict, "form in which outputs are written"),
         ({**GOOD, "extra": 1}, Verdict, "form in which outputs are written"),
-        ("5", int, "form in which outputs are written"),
+        ("5", int, "is text, not in the form in which outputs are written .*json_fields=.* Write 5 without quotes"),
         (True, int, "form in which outputs are written"),
         ([2, 1], set[int], "form in which outputs are written"),
         ("five", int, "valid integer"),

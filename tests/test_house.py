@@ -30,7 +30,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("plan",),
     ("contracts",),
     ("objective", "limits", "statistics", "portal"),
-    ("canonical", "redaction", "telemetry"),
+    ("canonical", "declared", "redaction", "telemetry"),
     ("errors",),
 ]
 # Imports inside functions that go up on purpose, each with its reason.

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
-from pydantic import ValidationError
 
 import dse
-from dse.errors import LimitExceeded, ModelError, OutputInvalid, PlanError, RunFailed, ToolFailed
+from dse.errors import InvalidValue, LimitExceeded, ModelError, OutputInvalid, PlanError, RunFailed, ToolFailed
 from dse.limits import LimitName
 from dse.models.lm import Completion, Usage
 from dse.strategies.base import seed_plan
@@ -271,7 +270,7 @@ def test_a_bound_for_a_tool_that_does_not_exist_is_refused() -> None:
     plan = seed_plan(Ask.spec(), "tool_call", limits=dse.Limits(calls_per_tool={"loook": 1}))
     with pytest.raises(PlanError, match="loook"):
         dse.Program(Ask, plan, lm=ScriptedModel([]))
-    with pytest.raises(ValidationError):
+    with pytest.raises(InvalidValue):
         dse.Limits(calls_per_tool={"look": -1})
 
 
@@ -302,8 +301,8 @@ class Uncounted(ScriptedModel):
 def test_tokens_are_estimated_where_the_model_does_not_count() -> None:
     plan = seed_plan(Ask.spec(), "tool_call", limits=dse.Limits(tokens=50))
     with pytest.raises(LimitExceeded):
-        dse.Program(Ask, plan, lm=Uncounted([SUBMIT]))(question="?")
-    free = dse.Program(Ask, "tool_call", lm=Uncounted([SUBMIT]))(question="?")
+        dse.Program(Ask, plan, lm=Uncounted([SUBMIT]), deps=Gate())(question="?")
+    free = dse.Program(Ask, "tool_call", lm=Uncounted([SUBMIT]), deps=Gate())(question="?")
     assert free.receipt["usage"]["usage_source"] == "unknown"
 
 
@@ -323,7 +322,7 @@ def test_cost_of_models_and_tools_together() -> None:
 def test_a_cost_limit_needs_a_model_whose_cost_is_known() -> None:
     plan = seed_plan(Ask.spec(), "tool_call", limits=dse.Limits(cost_usd=5))
     with pytest.raises(ModelError, match="cannot be kept"):
-        dse.Program(Ask, plan, lm=ScriptedModel([SUBMIT]))(question="?")
+        dse.Program(Ask, plan, lm=ScriptedModel([SUBMIT]), deps=Gate())(question="?")
 
 
 @covers("output_bytes")
@@ -376,7 +375,7 @@ def test_repairs(repairs: int) -> None:
 @covers("outcomes", "max_retries")
 def test_outcomes_name_limits_and_known_outcomes() -> None:
     for bad in ({"tokenz": "abort"}, {"repairs": "retry"}, {"tokens": "explode"}):
-        with pytest.raises(ValidationError):
+        with pytest.raises(InvalidValue):
             dse.Limits(outcomes=bad)  # type: ignore[arg-type]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dse.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,15 +35,35 @@ def _frame(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame
     return pd.DataFrame([[row.get(name) for name in columns] for row in rows], columns=list(columns))
 
 
-def candidates(source: Artifact | Store, compile_id: str | None = None) -> pd.DataFrame:
-    """One row per candidate on select rows.
+def _artifact(source: Any) -> Any:
+    """An artifact, also from a reference to one."""
+    if isinstance(source, (str, Path)):
+        from dse.artifacts.registry import Registry
+
+        return Registry.resolve(source)
+    if not hasattr(source, "evidence"):
+        raise UserError("This is no artifact", value=type(source).__name__,
+                        remedy="Pass a dse.Artifact, or a reference such as artifacts/Name@champion.")  # fmt: skip
+    return source
+
+
+def _store(source: Any) -> Store:
+    if not hasattr(source, "compiles"):
+        raise UserError("This is no store", value=repr(source),
+                        remedy="Pass a dse.Store, for example dse.Store('artifacts/dse.db').")  # fmt: skip
+    found: Store = source
+    return found
+
+
+def candidates(source: Artifact | Store | str | Path, compile_id: str | None = None) -> pd.DataFrame:
+    """One row per candidate on select rows. `source` may also be a reference to an artifact.
 
     Columns: candidate, mode, allow (tuple), n, quality, quality_low, quality_high (95%), cost_usd, cost_source,
     tokens_in, tokens_out (per run), usage_source, latency_s, latency_source, model_calls, tool_calls (per run),
     failures; from an artifact also program_id, from a store compile_id and signature.
     """
     if not hasattr(source, "compiles"):
-        rows = [{**dict(row), "allow": tuple(row.allow)} for row in source.evidence.modes]
+        rows = [{**dict(row), "allow": tuple(row.allow)} for row in _artifact(source).evidence.modes]
         return _frame(rows, (*_CANDIDATE, "program_id"))
     rows = [
         {"compile_id": compiled["compile_id"], "signature": compiled["signature"], "candidate": name,
@@ -60,7 +83,7 @@ def rollouts(store: Store, signature: str | None = None) -> pd.DataFrame:
     and stage, the name and the part of a compile under which it was used last (None: outside a compile).
     """
     named: dict[str, tuple[str, str]] = {}
-    for compiled in store.compiles():
+    for compiled in _store(store).compiles():
         for stage, pairs in compiled["report"]["rollouts"].items():
             for name, rollout_id in pairs:
                 named[rollout_id] = (name, stage)
@@ -76,7 +99,7 @@ def calls(store: Store, signature: str | None = None) -> pd.DataFrame:
     """One row per tool call: rollout_id, signature, mode, call_id, tool, effect, outcome, fault, latency_s (None where the
     run was replayed)."""
     rows, seen = [], set()
-    for rollout in store.rollouts():
+    for rollout in _store(store).rollouts():
         if signature in (None, rollout["signature"]) and rollout["rollout_id"] not in seen:
             seen.add(rollout["rollout_id"])  # a rollout comes once per metric
             for call in rollout["receipt"]["calls"]:
@@ -84,15 +107,24 @@ def calls(store: Store, signature: str | None = None) -> pd.DataFrame:
     return _frame(rows, _CALL)
 
 
-def paired(artifact: Artifact) -> pd.DataFrame:
-    """The sealed rows of an artifact's gate.
+def paired(artifact: Artifact | str | Path) -> pd.DataFrame:
+    """The sealed rows of an artifact's gate. `artifact` may also be a reference.
 
     Columns: row_hash, cluster, candidate_score, incumbent_score, candidate_cost, incumbent_cost, candidate_latency,
-    incumbent_latency, difference (of the scores).
+    incumbent_latency, difference (of the scores), utility_difference (under the objective: what the gate tests).
     """
     import pandas as pd
 
-    evidence = artifact.evidence.paired
+    evidence = _artifact(artifact).evidence.paired
     frame = pd.DataFrame([list(row) for row in evidence.rows], columns=list(evidence.columns))
+    objective, removed = evidence.objective, evidence.baseline_exposure - evidence.candidate_exposure
     frame["difference"] = frame["candidate_score"] - frame["incumbent_score"]
+    frame["utility_difference"] = [
+        objective.utility(a - b, _less(cost, other_cost), _less(latency, other_latency), removed)
+        for _, _, a, b, cost, other_cost, latency, other_latency in evidence.rows
+    ]
     return frame
+
+
+def _less(mine: float | None, theirs: float | None) -> float | None:
+    return None if mine is None or theirs is None else mine - theirs

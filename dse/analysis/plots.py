@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dse.errors import UserError
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
@@ -11,6 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["pareto_front", "plot_pareto", "plot_quality", "plot_wins"]
 
 _COLOURS = {"direct": "#7f7f7f", "tool_call": "#1f77b4", "code": "#d95f02", "script": "#1b9e77"}
+_DIFFERENCES = {"utility": "utility_difference", "quality": "difference"}
+_TIE = 1e-12  # as the gate
 
 
 def _axes(ax: Axes | None, height: float = 4.0) -> Any:
@@ -74,17 +78,32 @@ def plot_pareto(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_wins(frame: pd.DataFrame, ax: Axes | None = None, labels: tuple[str, str] = ("candidate", "incumbent")) -> Axes:
-    """Sealed rows by paired score difference: wins above zero, losses below. `frame` from `paired`."""
+def plot_wins(frame: pd.DataFrame, ax: Axes | None = None, labels: tuple[str, str] = ("candidate", "incumbent"),
+              by: str = "utility") -> Axes:  # fmt: skip
+    """Sealed rows by paired difference: wins above zero, losses below. `frame` from `paired`.
+
+    Args:
+        by: ``utility``, which is what the gate counts and tests, or ``quality``, the scores alone.
+
+    Raises:
+        UserError: `by` is neither.
+    """
+    if by not in _DIFFERENCES:
+        raise UserError("Rows differ in utility or in quality", value=by, remedy="Use by='utility' or by='quality'.")
+    column = _DIFFERENCES[by]
     ax = _axes(ax, 3.0)
-    rows = frame.sort_values("difference", kind="stable").reset_index(drop=True)
-    colours = ["#1b9e77" if d > 0 else "#d62728" if d < 0 else "#bbbbbb" for d in rows["difference"]]
-    ax.bar(range(len(rows)), rows["difference"], color=colours, width=1.0)
-    ax.plot(range(len(rows)), [0] * len(rows), color="#888888", linewidth=0.8)
-    wins, losses = int((rows["difference"] > 0).sum()), int((rows["difference"] < 0).sum())
-    ties = len(rows) - wins - losses
-    ax.set_title(f"{labels[0]} against {labels[1]}: {wins} wins, {losses} losses, {ties} ties", fontsize=10)
+    rows = frame.sort_values(column, kind="stable").reset_index(drop=True)
+    won, lost = rows[column] > _TIE, rows[column] < -_TIE
+    colours = ["#1b9e77" if w else "#d62728" if x else "#bbbbbb" for w, x in zip(won, lost, strict=True)]
+    ax.bar(range(len(rows)), rows[column], color=colours, width=1.0)
+    # Small differences count as much as large ones and are hard to see: a dot on the zero line has each row's colour.
+    ax.plot(range(len(rows)), [0] * len(rows), color="#888888", linewidth=0.8, zorder=0)
+    ax.scatter(range(len(rows)), [0] * len(rows), color=colours, s=12, zorder=3)
+    wins, losses = int(won.sum()), int(lost.sum())
+    ax.set_title(f"{labels[0]} against {labels[1]} in {by}: {wins} wins, {losses} losses, {len(rows) - wins - losses} ties",
+                 fontsize=10)  # fmt: skip
     ax.set_xlabel("sealed rows")
-    ax.set_ylabel("score difference")
-    ax.set_ylim(-1.05, 1.05)
+    ax.set_ylabel(f"difference in {by}")
+    most = max(rows[column].abs().max() if len(rows) else 0.0, 0.05)
+    ax.set_ylim(-1.05 * most, 1.05 * most)
     return ax

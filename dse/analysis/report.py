@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from dse.analysis.verdict import gate_lines
+from dse.artifacts.registry import Registry
 
 __all__ = ["decision_table", "explain", "print_compile", "print_eval"]
 
@@ -49,17 +53,21 @@ def print_compile(console: Console, result: Any) -> None:
     console.print(decision_table(result.table, winner=result.winner, incumbent=result.incumbent, plans=result.plans,
                                  title=f"{result.artifact.program.signature['name']}: {len(result.table)} candidates on "
                                        f"{rows} select rows"))  # fmt: skip
-    for line in gate_lines(result.gate.to_dict(), result.winner, result.incumbent):
+    for line in gate_lines(result.artifact, result.winner, result.incumbent, result.holdout_table):
         console.print(line, markup=False)
     lists = result.lists.named()
-    console.print(f"Allow-lists: {len(lists['all'])} declared, {len(lists['union'])} used by successful runs, "
-                  f"{len(lists['minimal'])} sufficient ({', '.join(lists['minimal']) or 'none'})", markup=False)  # fmt: skip
+    enough = "all of them needed" if lists["union"] == lists["minimal"] else f"{len(lists['minimal'])} sufficient"
+    if lists["all"]:
+        console.print(f"Allow-lists: {len(lists['all'])} declared, {len(lists['union'])} used by successful runs, "
+                      f"{enough} ({', '.join(lists['minimal']) or 'none'})", markup=False)  # fmt: skip
     spend = evidence.spend
     console.print(f"Completions: {evidence.model_label}; {spend['model_calls']} of them, "
                   f"{spend['input_tokens'] + spend['output_tokens']} tokens ({spend['usage_source']}), "
                   f"cost {_money(evidence)}", markup=False)  # fmt: skip
     for note in result.notes:
         console.print(f"Note: {note}", markup=False)
+    if evidence.holdout_openings > 1:
+        console.print(f"Note: {openings_note(evidence.holdout_openings)}", markup=False)
     console.print(f"Artifact {result.ref} in mode {result.artifact.program.plan.mode}", markup=False)
 
 
@@ -70,40 +78,35 @@ def _money(evidence: Any) -> str:
     return f"{spend['cost_usd']:.4f} USD ({spend['cost_source']}, prices: {evidence.price_table or 'of the provider'})"
 
 
-def gate_lines(gate: Mapping[str, Any], winner: str, incumbent: str) -> list[str]:
-    """The gate's result in words."""
-
-    def span(interval: Mapping[str, Any]) -> str:
-        return f"{interval['estimate']:+.3f} [{interval['low']:+.3f}, {interval['high']:+.3f}]"
-
-    mde = gate["mde"]
-    lines = [
-        f"Gate on {gate['n_rows']} sealed rows in {gate['n_clusters']} clusters: {gate['verdict']}"
-        + (f" ({winner} against {incumbent})" if winner != incumbent else f" ({winner} is the incumbent)"),
-        f"  utility {span(gate['mean_difference'])}, quality {span(gate['quality_difference'])}, "
-        f"p = {gate['p_value']:.4g} ({gate['test']}), wins/losses/ties {gate['wins']}/{gate['losses']}/{gate['ties']}",
-        "  smallest gain this holdout finds with 80% power: " + ("none" if mde is None else f"{mde:.3f}"),
-    ]
-    lines += [f"  because {reason}" for reason in gate["reasons"]]
-    if gate.get("rows_needed"):
-        lines.append(f"  about {gate['rows_needed']} more rows like these would decide")
-    return lines
-
-
 def print_eval(console: Console, report: Any) -> None:
     """The table of an evaluation and its conditions."""
-    console.print(decision_table(report.table, title=f"split {report.split}"))
+    labels = {name: f"{report.plans[name].mode} {ref[7:19]} ({name})" for name, ref in report.refs.items()}
+    console.print(decision_table({labels[name]: row for name, row in report.table.items()},
+                                 plans={labels[name]: plan for name, plan in report.plans.items()},
+                                 title=f"{next(iter(report.table.values()))['n']} rows of split {report.split}"))  # fmt: skip
     if report.difference:
         low, mean, high = report.difference
         console.print(f"Difference in quality: {mean:+.3f} [{low:+.3f}, {high:+.3f}]", markup=False)
     for failure in report.failures:
         console.print(f"FAILED: {failure}", markup=False)
     if not report.failures:
-        console.print("passed", markup=False)
+        console.print("passed" if report.conditions else "measured; nothing was asked of it (--min-score, --against)",
+                      markup=False)  # fmt: skip
+
+
+def openings_note(openings: int) -> str:
+    """What a p-value is worth on a holdout that was opened `openings` times in its store."""
+    return (f"this holdout (or part of it) was opened {openings} times in this store: "
+            "read p with that in mind")  # fmt: skip
 
 
 def explain(artifact: Any) -> str:
-    """In words and numbers: why this mode, these prompts and this allow-list; what was tried; what is not known."""
+    """In words and numbers: why this mode, these prompts and this allow-list; what was tried; what is not known.
+
+    `artifact` may also be a reference (``artifacts/Name@champion``) or a file.
+    """
+    if isinstance(artifact, (str, Path)):
+        artifact = Registry.resolve(artifact)
     program, evidence = artifact.program, artifact.evidence
     gate = evidence.gate
     plan = program.plan
@@ -116,7 +119,7 @@ def explain(artifact: Any) -> str:
         mark = " <- this artifact" if row["program_id"] == program.program_id else ""
         lines.append(f"  {row['candidate']:32} quality {_interval(row)}, {row['model_calls']:.1f} model calls, "
                      f"{row['tokens_in'] + row['tokens_out']:.0f} tokens{mark}")  # fmt: skip
-    lines += ["", *gate_lines(gate, winner, incumbent), ""]
+    lines += ["", *gate_lines(artifact, winner, incumbent), ""]
     lines.append(f"Tools it may call: {', '.join(plan.allow) or 'none'}.")
     if evidence.removed_tools:
         removed = ", ".join(f"{t['name']} ({t['effect']})" for t in evidence.removed_tools)
@@ -131,8 +134,7 @@ def explain(artifact: Any) -> str:
     lines.append("  this holdout can find no difference" if gate["mde"] is None else
                  f"  differences below {gate['mde']:.3f} in utility would mostly go unseen on this holdout")  # fmt: skip
     if evidence.holdout_openings > 1:
-        lines.append(f"  the holdout (or part of it) was opened {evidence.holdout_openings} times: read the p-value with "
-                     "that in mind")  # fmt: skip
+        lines.append(f"  {openings_note(evidence.holdout_openings)}")
     lines.append("  how it does on inputs unlike the dataset's, and with any other model")
     lines += [f"  {note}" for note in evidence.notes]
     return "\n".join(lines)

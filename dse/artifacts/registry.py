@@ -38,7 +38,10 @@ _PREFIX = re.compile(r"sha256:[0-9a-f]{8,64}")
 
 @dataclass(frozen=True)
 class Listed:
-    """One artifact file of a registry. ``error`` says why it cannot be used; then most else is None."""
+    """One artifact file of a registry. ``error`` says why it cannot be used; then most else is None.
+
+    ``baseline``: it is the program that its compile measured the candidates against, and was not tested itself.
+    """
 
     signature: str
     path: Path
@@ -49,6 +52,7 @@ class Listed:
     verdict: str | None = None
     created: str | None = None
     error: str | None = None
+    baseline: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path), "aliases": list(self.aliases)}
@@ -107,8 +111,9 @@ class Registry:
             return self._by_prefix(signature, target)
         aliases = self.aliases(signature)
         if target not in aliases:
+            moved = " A promoted candidate is the champion now." if target == "candidate" and "champion" in aliases else ""
             raise ArtifactNotFound(f"{signature} has no artifact called {target!r}", value=str(ref),
-                                   remedy=f"It has: {', '.join(sorted(aliases)) or 'no aliases'}.")  # fmt: skip
+                                   remedy=f"It has: {', '.join(sorted(aliases)) or 'no aliases'}.{moved}")  # fmt: skip
         return self._load(signature, aliases[target])
 
     def list(self, signature: str | None = None) -> Listing:
@@ -359,7 +364,8 @@ class Registry:
             return Listed(signature, path, error=str(exc))
         held = tuple(sorted(name for name, target in names.items() if target == artifact.artifact_id))
         return Listed(signature, path, artifact.artifact_id, held, artifact.plan.mode, artifact.model_name, artifact.verdict,
-                      artifact.envelope.created, broken)  # fmt: skip
+                      artifact.envelope.created, broken,
+                      artifact.evidence.incumbent.program_id == artifact.program_id)  # fmt: skip
 
 
 # ---- names ------------------------------------------------------------------------------------------------

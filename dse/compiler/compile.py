@@ -197,20 +197,25 @@ class _Compile:
 
     def _check_objective(self) -> None:
         objective, cassette = self.task.objective, cassette_of(self.model)
-        if objective.needs_cost and self.prices is not None and self.model.name not in self.prices.models:
+        if objective.needs_cost and not self._costs_can_be_known(cassette):
             raise unknown("cost", _field(objective, "cost_weight", "max_cost"))
         if objective.needs_latency and cassette is not None and cassette.header.latency != "representative":
             raise unknown("latency", _field(objective, "latency_weight", "max_p95_latency_s"))
+
+    def _costs_can_be_known(self, cassette: Any) -> bool:
+        """False where it is certain that no run will have a cost, before one is paid for."""
+        if self.prices is not None:
+            return self.model.name in self.prices.models
+        if self.budgeted.free:
+            return any(entry.cost_usd is not None for entry in cassette)
+        return bool(getattr(_innermost(self.model), "reports_cost", True))
 
     def _resolve(self) -> LanguageModel:
         """The model, its budget below a recording and below retries: what is asked for anew is counted, each time."""
         from dse.models.lm import RetryingModel, resolve_model
 
         live = resolve_model(self.lm)
-        innermost = live
-        while (inner := getattr(innermost, "inner", None)) is not None:
-            innermost = inner
-        replayed = getattr(innermost, "cassette", None) is not None
+        replayed = getattr(_innermost(live), "cassette", None) is not None
         if replayed and self.record is not None:
             raise ModelError("A replay is not recorded", value=str(self.record), remedy="Give a live model, or no record=.")
         patient = live if isinstance(live, RetryingModel) else None
@@ -220,13 +225,17 @@ class _Compile:
         return resolve_model(model, record=self.record, prices=self.prices)
 
     async def _stages(self) -> CompileResult:
+        await self._tell_plan()
+        asked, started = self.budgeted.calls, time.monotonic()
         search, lists = await self._search()
+        asked, took_s = self.budgeted.calls - asked, time.monotonic() - started
         plans, sources = candidates(self.spec, self.modes, lists, search[1], search[0], space=self.space,
                                     limits=self.task.limits, success=self.success)  # fmt: skip
         incumbent, incumbent_plan, parent = self._incumbent(plans)
         if incumbent not in plans:
             plans[incumbent] = incumbent_plan
             sources[incumbent] = list(parent.evidence.demos.rows) if parent else []
+        self._tell_rest(plans, incumbent_plan, search[1], took_s / asked if asked else None)
         self.compile_id = self._inputs_digest(incumbent_plan, parent)
         selected = await self._select(plans, sources[incumbent])
         winner = self._winner(plans, selected)
@@ -236,6 +245,49 @@ class _Compile:
         if not lists.exact:
             self.notes.append("the smallest allow-list was searched greedily: a smaller one may exist")
         return await self._emit(plans, sources, lists, search, selected, opened, winner, incumbent, parent)
+
+    # --- what it will take
+
+    def _sizes(self) -> tuple[int, int]:
+        """Select and holdout rows that will be used."""
+        sealed = self.data.holdout_summary()["rows"]
+        select = len(spread(self.data.split("select"), self.rows.select))
+        return select, sealed if self.rows.holdout is None else min(sealed, self.rows.holdout)
+
+    async def _tell_plan(self) -> None:
+        """Before anything is paid for: how many rollouts this takes at most, and how often the holdout was open."""
+        search, (select, holdout) = len(spread(self.data.split("search"), self.rows.search)), self._sizes()
+        most = 1 + sum(_most_candidates(self.space, mode) for mode in self.modes)
+        rollouts = search * len(self.modes) + select * most + 2 * holdout
+        self.say(f"plan: at most {rollouts} rollouts: {search} search rows x {len(self.modes)} modes, {select} select rows x "
+                 f"{most} candidates, {holdout} holdout rows x 2; "
+                 + ("a recording answers them" if self.budgeted.free else "each asks the model at least once"))  # fmt: skip
+        openings = await self.store.threaded(self.store.openings)
+        before = sum(opening["dataset"] == self.data.name for opening in openings)
+        if before:
+            self.say(f"plan: the holdout of {self.data.name} was opened {'once' if before == 1 else f'{before} times'} before "
+                     "in this store: every further look makes a small p worth less")  # fmt: skip
+
+    def _tell_rest(self, plans: Mapping[str, Plan], incumbent: Plan, searched: Sequence[RolloutRecord],
+                   call_s: float | None) -> None:  # fmt: skip
+        """After the search: what select and holdout will ask of the model, by what each mode asked on search rows."""
+        if self.budgeted.free:
+            return
+        asked: dict[str, list[int]] = {}
+        for record in searched:
+            asked.setdefault(record.candidate.split("/")[0], []).append(record.model_calls)
+        per_run = {mode: sum(calls) / len(calls) for mode, calls in asked.items()}
+        each = [per_run.get(plan.mode, 1.0) for plan in plans.values()]
+        select, holdout = self._sizes()
+        calls = select * sum(each) + holdout * (per_run.get(incumbent.mode, 1.0) + sum(each) / len(each))
+        text = f"plan: about {calls:.0f} more model calls ({', '.join(f'{m} {c:.1f}' for m, c in per_run.items())} per run)"
+        if call_s is not None:
+            text += f", about {max(1, round(calls * call_s / 60))} min at the pace so far"
+        budget = self.budgeted.budget.model_calls
+        if budget is not None:
+            left = budget - self.budgeted.calls
+            text += f"; the budget has {left} left" + (", likely too few" if left < calls else "")
+        self.say(text)
 
     # --- stages
 
@@ -468,6 +520,18 @@ class _Compile:
                 "holdout_table": {k: dict(v) for k, v in compiled.holdout_table.items()}, "model_label": self.label,
                 "rollouts": {stage: [[r.candidate, r.rollout_id] for r in records]
                              for stage, records in compiled.records.items()}}  # fmt: skip
+
+
+def _most_candidates(space: Space, mode: str) -> int:
+    """Candidates that a mode can have; fewer where allow-lists are equal or no run can be shown."""
+    lists = 1 if mode == "direct" else len(space.allow_of(mode))
+    return lists + (0 if not space.demos_of(mode) else lists if space.cross else 1)
+
+
+def _innermost(model: Any) -> Any:
+    while (inner := getattr(model, "inner", None)) is not None:
+        model = inner
+    return model
 
 
 def _field(objective: Any, weight: str, limit: str) -> str:

@@ -23,6 +23,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerati
 
 from dse.canonical import digest, sha256_hex
 from dse.contracts.schema import make_model, schema_of
+from dse.declared import Declared
 from dse.errors import ContractError
 
 __all__ = ["Approval", "Rate", "Tool", "ToolContext", "ToolContract", "tool"]
@@ -35,18 +36,14 @@ DEFAULT_OUTPUT_BYTES = 262_144
 Deps = TypeVar("Deps")
 
 
-class _Data(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Rate(_Data):
+class Rate(Declared):
     """At most `calls` calls in any window of `per_s` seconds, over all runs of one toolbox."""
 
     calls: int = Field(ge=1)
     per_s: float = Field(gt=0)
 
 
-class Approval(_Data):
+class Approval(Declared):
     """When a call needs a decision before it runs.
 
     Exactly one of: ``always=True``; ``when={argument: {operator: value}}`` (all conditions must hold;
@@ -68,8 +65,10 @@ class Approval(_Data):
         return self
 
 
-class ToolContract(_Data):
+class ToolContract(BaseModel):
     """One tool as data. Serialises to canonical JSON with ``model_dump(mode="json")``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     description: str
@@ -178,7 +177,11 @@ class ToolContext(Generic[Deps]):
 
 @dataclass(frozen=True)
 class Tool:
-    """A contract with its Python types and, unless only declared, its implementation. Callable as the function."""
+    """A contract with its Python types and, unless only declared, its implementation. Callable as the function.
+
+    ``deps_type`` shows what the implementation expects as ``ctx.deps`` (``Shop`` of ``ToolContext[Shop]``); empty where it
+    does not say, or takes None.
+    """
 
     contract: ToolContract
     fn: Callable[..., Any] | None
@@ -188,6 +191,7 @@ class Tool:
     revision: str = ""
     nests: Mapping[str, str] | None = None  # of a script tool: the tools it may call, with their interface ids
     _declared: Callable[..., Any] | None = field(default=None, repr=False)
+    deps_type: str = ""
 
     @property
     def name(self) -> str:
@@ -224,7 +228,7 @@ def tool(
     fn: Callable[..., Any] | None = None,
     /,
     *,
-    effect: Effect,
+    effect: Effect | None = None,
     name: str | None = None,
     description: str | None = None,
     idempotent: bool | None = None,
@@ -237,11 +241,12 @@ def tool(
     max_output_bytes: int = DEFAULT_OUTPUT_BYTES,
     sensitive: tuple[str, ...] | list[str] = (),
     revision: str | None = None,
+    **unknown: Any,
 ) -> Any:
     """Declare a tool from a typed sync or async function.
 
     Args:
-        effect: ``pure`` (depends on its arguments only), ``read`` or ``write``.
+        effect: ``pure`` (depends on its arguments only), ``read`` or ``write``. Always given.
         idempotent: running the same call twice leaves the same state; default True for pure and read.
         timeout_s: seconds after which the call counts as failed.
         max_calls: calls allowed in one run.
@@ -254,15 +259,20 @@ def tool(
         revision: of the implementation; default a hash of its source.
 
     Raises:
-        ContractError: for a signature from which no complete contract follows.
+        ContractError: for a signature from which no complete contract follows, or an option that there is not.
     """
+    if unknown:
+        known = [name for name, one in inspect.signature(tool).parameters.items() if one.kind is one.KEYWORD_ONLY]
+        raise ContractError("@dse.tool has no such option", value=", ".join(unknown),
+                            remedy=f"Its options: {', '.join(known)}.")  # fmt: skip
     if fn is None:
-        options = {k: v for k, v in locals().items() if k != "fn"}
+        options = {k: v for k, v in locals().items() if k not in ("fn", "unknown")}
         return lambda function: tool(function, **options)
     if not callable(fn):
         raise ContractError("@dse.tool needs a function", value=repr(fn), remedy="Put it on a def or async def.")
     if effect not in get_args(Effect):
-        raise ContractError("An effect is one of pure, read, write", value=effect, remedy="Choose one.")
+        raise ContractError("A tool's effect is one of pure, read, write", value=effect,
+                            remedy='Declare it: @dse.tool(effect="read").')  # fmt: skip
     tool_name = name or fn.__name__
     check_name(tool_name)
     doc, arg_docs = _docstring(fn)
@@ -278,7 +288,8 @@ def tool(
     )  # fmt: skip
     implemented = None if _is_declaration_only(fn) else fn
     made = Tool(contract, implemented, params, returns, context_parameter,
-                revision or (source_revision(fn) if implemented else ""), _declared=fn)  # fmt: skip
+                revision or (source_revision(fn) if implemented else ""), _declared=fn,
+                deps_type=_deps_type(fn, context_parameter))  # fmt: skip
     for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
         object.__setattr__(made, attribute, getattr(fn, attribute, None))
     return made
@@ -385,11 +396,26 @@ def _parameters(fn: Callable[..., Any], tool_name: str, docs: Mapping[str, str])
             raise ContractError(f"{where} starts with an underscore", value=parameter.name, remedy="Rename it.")
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (hint, default, docs.get(parameter.name, ""))
+    stray = sorted(set(docs) - set(fields) - {context_parameter})
+    if stray:
+        raise ContractError(f"The docstring of tool {tool_name!r} describes parameters that it does not have",
+                            value=", ".join(stray), remedy="Correct the names below 'Args:'.")  # fmt: skip
     try:
         return make_model(tool_name, fields), context_parameter
     except (PydanticSchemaGenerationError, PydanticUserError, NameError) as exc:
         raise ContractError(f"Tool {tool_name!r} has a parameter type that pydantic cannot handle", value=_first_line(exc),
                             remedy="Use models, dataclasses, TypedDict (of typing_extensions before Python 3.12), Literal, Enum, list, dict and plain types.") from exc  # fmt: skip
+
+
+def _deps_type(fn: Callable[..., Any], context_parameter: str | None) -> str:
+    if context_parameter is None:
+        return ""
+    wanted = get_args(typing.get_type_hints(fn, include_extras=True)[context_parameter])
+    if not wanted or wanted[0] in (Any, object, None, type(None)) or isinstance(wanted[0], TypeVar):
+        return ""
+    if type(None) in get_args(wanted[0]):
+        return ""
+    return getattr(wanted[0], "__name__", None) or str(wanted[0])
 
 
 def _returns(fn: Callable[..., Any], tool_name: str) -> TypeAdapter[Any]:

@@ -69,7 +69,7 @@ class Toolbox:
                                    remedy="Give it the same parameters, types and return type.")  # fmt: skip
         self._tools[name] = dataclasses.replace(
             old, fn=new.fn, params=new.params, returns=new.returns, context_parameter=new.context_parameter,
-            revision=revision or new.revision or source_revision(fn), nests=new.nests, _declared=fn,
+            revision=revision or new.revision or source_revision(fn), nests=new.nests, _declared=fn, deps_type=new.deps_type,
         )  # fmt: skip
         return self
 
@@ -98,6 +98,19 @@ class Toolbox:
 
     def get(self, name: str) -> Tool | None:
         return self._tools.get(name)
+
+    def check_deps(self, names: Iterable[str]) -> None:
+        """Refuse a run without dependencies of tools that say which they take.
+
+        Raises:
+            ToolboxError
+        """
+        for name in names:
+            tool = self._tools[name]
+            if tool.fn is not None and tool.deps_type:
+                raise ToolboxError(f"{name} takes ToolContext[{tool.deps_type}], and no deps= were given", value=None,
+                                   remedy="Pass deps= to the program or the call, or yield dse.World(deps=...) from the "
+                                          "environment.")  # fmt: skip
 
     def __contains__(self, name: object) -> bool:
         return name in self._tools

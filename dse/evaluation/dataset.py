@@ -347,7 +347,7 @@ class Dataset:
         """
         if name == "holdout":
             raise Refused("The holdout is sealed", value=self.name,
-                          remedy="It is opened once, for the verdict, by open_holdout(ledger).")  # fmt: skip
+                          remedy="Only a compile opens it, for its verdict; use search or select.")  # fmt: skip
         if name not in self._open:
             raise DatasetError("There is no such split", value=name, remedy=f"The splits are {', '.join(SPLITS)}.")
         return self._open[name]
@@ -484,7 +484,7 @@ def _write_header(folder: Path, dataset: Dataset) -> None:
 
 
 def _verify(where: str, stored: str, revision: str, unplaced: list[str]) -> None:
-    remedy = "If the rows are meant to be like this, accept them with dse.Dataset.seal(path); placed clusters stay put."
+    remedy = f"If the rows are meant to be like this, accept them: dse dataset seal {where}, or dse.Dataset.seal(path)."
     if not stored:
         raise DatasetChanged(f"{where} has no revision yet", remedy=remedy, file=where, field="revision",
                              computed=revision)  # fmt: skip

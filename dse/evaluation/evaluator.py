@@ -38,6 +38,7 @@ from dse.evaluation.metric import MetricContext
 from dse.evaluation.task import Task
 from dse.plan import SEMANTICS_VERSION, Plan
 from dse.program import Prediction, Program
+from dse.strategies.base import seed_plan
 
 if TYPE_CHECKING:
     from dse.evaluation.dataset import Example
@@ -90,6 +91,10 @@ class RolloutRecord:
     latency_s: float
     latency_source: str
     reused: bool = False
+
+    def __repr__(self) -> str:  # receipt and journal would fill a page
+        error = f" {self.error_class}" if self.error_class else ""
+        return f"<dse.RolloutRecord {self.candidate} row {self.row_id!r}: score {self.score:.3g}, {self.outcome}{error}>"
 
     @property
     def used_tools(self) -> frozenset[str]:
@@ -482,11 +487,13 @@ def _worst(sources: set[str]) -> str:
     return next((s for s in ("unknown", "estimated") if s in sources), "exact")
 
 
-async def _evaluate(task: Task, plan: Plan, lm: Any, split: str, max_rows: int | None, store: Any, concurrency: int,
+async def _evaluate(task: Task, plan: Plan | str, lm: Any, split: str, max_rows: int | None, store: Any, concurrency: int,
                     progress: Progress | None, prices: PriceTable | None) -> list[RolloutRecord]:  # fmt: skip
     from dse.evaluation.sampling import spread
     from dse.store.journal import opened
 
+    if isinstance(plan, str):
+        plan = seed_plan(task.spec, plan, limits=task.limits)
     rows = spread(task.load_dataset().split(split), max_rows)
     async with model_for(lm, prices=prices) as model:
         with opened(store if store is not None else ":memory:") as kept:
@@ -511,12 +518,13 @@ async def model_for(lm: Any, **options: Any) -> AsyncIterator[LanguageModel | No
 
 
 def evaluate(
-    task: Task, plan: Plan, *, lm: Any = None, split: str = "select", max_rows: int | None = None, store: Any = None,
+    task: Task, plan: Plan | str, *, lm: Any = None, split: str = "select", max_rows: int | None = None, store: Any = None,
     concurrency: int = 8, progress: Progress | None = None, prices: PriceTable | None = None,
 ) -> list[RolloutRecord]:  # fmt: skip
     """Score one plan on an open split of the task's dataset.
 
     Args:
+        plan: a program's or an artifact's plan, or a mode name for the seed plan of that mode.
         lm: a dspy model string, ``replay:FILE``, a ``dspy.LM``, an engine or a ``LanguageModel``.
         max_rows: at most this many rows, spread over clusters.
         store: a ``dse.Store`` or its file; default in memory.

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dse.artifacts.artifact import Artifact
 from dse.artifacts.registry import DEFAULT_ROOT, Registry
@@ -19,6 +19,10 @@ from dse.program import load
 from dse.statistics import paired_interval
 from dse.strategies.base import strategy
 
+if TYPE_CHECKING:
+    from dse.models.prices import PriceTable
+    from dse.plan import Plan
+
 __all__ = ["EvalReport", "evaluate_artifact"]
 
 
@@ -29,7 +33,8 @@ class EvalReport:
     Attributes:
         table: per program (``artifact``, ``against``): quality with interval, cost, tokens, calls, failures.
         difference: mean quality difference to `against` with a 95% interval (low, mean, high), or None.
-        failures: conditions that were not met; empty means passed.
+        failures: conditions that were not met; empty means passed, if there were `conditions`.
+        refs, plans: artifact id and plan per program.
     """
 
     split: str
@@ -38,12 +43,14 @@ class EvalReport:
     failures: Sequence[str]
     records: Sequence[RolloutRecord]
     refs: Mapping[str, str]
+    plans: Mapping[str, Plan]
+    conditions: bool
 
 
 def evaluate_artifact(
     ref: Any, task: Task, *, data: Any = None, split: str = "select", lm: Any = None, against: Any = None,
     max_rows: int | None = None, min_score: float | None = None, allow_unproven: bool = False, concurrency: int = 8,
-    store: Any = None, progress: Progress | None = None,
+    store: Any = None, progress: Progress | None = None, prices: PriceTable | None = None,
 ) -> EvalReport:  # fmt: skip
     """Run an artifact, and optionally another one, on the same open rows.
 
@@ -55,6 +62,7 @@ def evaluate_artifact(
             the artifact's mean score is significantly lower (95% interval wholly below 0).
         min_score: the report fails if the mean score is below it.
         store: a ``dse.Store`` or its file; default in memory.
+        prices: costs are this table's; default what the model's engine reports.
 
     Raises:
         ArtifactError, SignatureMismatch, DatasetError, Refused, InfrastructureError
@@ -79,7 +87,8 @@ def evaluate_artifact(
                     # Loading checks signature, contracts and model exactly as production does.
                     program = load(one, signature=task.signature, lm=model, toolbox=task.toolbox, deps=task.deps,
                                    allow_unproven=allow_unproven)  # fmt: skip
-                    evaluator = Evaluator(task, model, kept, concurrency=concurrency, progress=progress)
+                    evaluator = Evaluator(task, model, kept, concurrency=concurrency, progress=progress,
+                                          prices=prices)  # fmt: skip
                     records += await evaluator.evaluate({name: program.plan}, rows, what=name)
         return records
 
@@ -89,13 +98,15 @@ def evaluate_artifact(
     quality = table["artifact"]["quality"]
     if min_score is not None and quality < min_score:
         failures.append(f"mean score {quality:.3f} is below {min_score:g}")
-    difference = _difference(records) if "against" in pair else None
+    same = len({one.program_id for one in pair.values()}) == 1
+    difference = _difference(records, same=same) if "against" in pair else None
     if difference is not None and difference[2] < 0:
         low, mean, high = difference
         other = pair["against"].artifact_id[7:19]
         failures.append(f"significantly worse than {other}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]")
     refs = {name: one.artifact_id for name, one in pair.items()}
-    return EvalReport(split, table, difference, failures, records, refs)
+    return EvalReport(split, table, difference, failures, records, refs, {name: one.plan for name, one in pair.items()},
+                      conditions=min_score is not None or against is not None)  # fmt: skip
 
 
 def _proven(artifact: Artifact) -> str | None:
@@ -106,15 +117,19 @@ def _params(artifact: Artifact, lm: Any) -> dict[str, Any]:
     return {} if lm is not None or _proven(artifact) is None else {"params": dict(artifact.params)}
 
 
-def _difference(records: Sequence[RolloutRecord]) -> tuple[float, float, float]:
-    """Mean quality difference with its interval (low, mean, high); one cluster says nothing about others."""
+def _difference(records: Sequence[RolloutRecord], *, same: bool) -> tuple[float, float, float]:
+    """Mean quality difference with its interval (low, mean, high); one cluster says nothing about others.
+
+    As in the gate, the interval of two programs allows for a win and a loss that these rows did not show; the `same`
+    program cannot differ from itself.
+    """
     mine = {r.row_hash: r for r in records if r.candidate == "artifact"}
     theirs = {r.row_hash: r for r in records if r.candidate == "against"}
     deltas = [mine[h].score - theirs[h].score for h in mine]
     clusters = [mine[h].cluster for h in mine]
     if len(set(clusters)) < 2:
         return -1.0, sum(deltas) / len(deltas), 1.0
-    interval = paired_interval(deltas, clusters)
+    interval = paired_interval(deltas, clusters, **({} if same else {"unseen": max(map(abs, deltas)) or 1.0}))
     return interval.low, interval.estimate, interval.high
 
 

@@ -314,7 +314,8 @@ def _refuse_shape(header: Header, row: Mapping[str, Any], source: str, line: int
                             remedy="Add it, with null where there is no value.")  # fmt: skip
     extra = next(name for name in row if name not in header.fields and name != id_field)
     raise malformed(f"the field {extra!r} is not declared", source, line, extra, value=row[extra],
-                    remedy=f"Declare its role, or leave it out. Declared: {', '.join(header.fields)}.")  # fmt: skip
+                    remedy=f"Declare its role, or leave it out: drop=[{extra!r}] when importing. "
+                           f"Declared: {', '.join(header.fields)}.")  # fmt: skip
 
 
 # ---- against a signature ----------------------------------------------------------------------------------
@@ -366,6 +367,9 @@ def _label_check(spec: Any) -> _Check:
         if problem is None:
             wire = dump_wire(spec.adapter, spec.adapter.validate_python(_copy(value)), schema)
             if not same_wire(wire, value):
+                if isinstance(value, str) and not isinstance(wire, str):
+                    return ("is text, not in the form in which outputs are written (from_csv reads numbers in json_fields= only)",
+                            f"Write {json.dumps(wire, ensure_ascii=False)} without quotes.")  # fmt: skip
                 return "is not in the form in which outputs are written", f"Write {json.dumps(wire, ensure_ascii=False)}."
         return problem
 

@@ -13,6 +13,7 @@ from dse.errors import DatasetError, PlanError
 from dse.evaluation.environment import Environment, environment
 from dse.limits import Limits
 from dse.objective import Objective
+from dse.strategies.base import modes as known_modes
 
 __all__ = ["Task"]
 
@@ -29,13 +30,13 @@ class Task:
             the signature has write tools.
         toolbox: implementations; default the signature's own tools.
         deps: dependencies for runs outside an environment.
-        objective: what counts as better.
+        objective: what counts as better; default quality alone, nothing else has a price.
         limits: of every run.
         required: tools that stay on every allow-list.
         modes: strategies to consider; default all that fit the signature.
 
     Raises:
-        PlanError: `required` names a tool that the signature does not declare.
+        PlanError: `required` names a tool that the signature does not declare, or `modes` one that there is not.
     """
 
     signature: type[Signature]
@@ -65,6 +66,10 @@ class Task:
                             remedy=f"It declares: {', '.join(self.spec.tool_names) or 'no tools'}.")  # fmt: skip
         if self.modes is not None:
             object.__setattr__(self, "modes", (self.modes,) if isinstance(self.modes, str) else tuple(self.modes))
+            strange = sorted(set(self.modes) - set(known_modes()))
+            if strange:
+                raise PlanError("The task names modes that there are not", value=", ".join(strange),
+                                remedy=f"The modes are: {', '.join(known_modes())}.")  # fmt: skip
 
     @property
     def spec(self) -> SignatureSpec:

@@ -398,6 +398,8 @@ class EngineModel:
     most 32 at a time per event loop), or right here if the engine says ``inline = True``.
     """
 
+    reports_cost = False  # a response of lm15 has tokens and no price
+
     def __init__(
         self, engine: Any, *, name: str | None = None, params: dict[str, Any] | None = None,
         config: lm15.Config | None = None,
