@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export LITELLM_LOCAL_MODEL_COST_MAP := true
 
-.PHONY: demo test lint record bench notebook clean
+.PHONY: demo test lint record bench notebook chaos fuzz outside clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -33,6 +33,16 @@ bench: $(STAMP)
 
 notebook: $(STAMP)
 	$(BIN)/python -m benchmarks.notebook
+
+# Long runs: kills at random points, coverage-guided fuzzing, faults of endpoints.
+chaos: $(STAMP)
+	$(BIN)/python -m benchmarks.chaos --kills 300
+
+fuzz: $(STAMP)
+	$(BIN)/python -m benchmarks.fuzz --seconds 60 --target all
+
+outside: $(STAMP)
+	$(BIN)/python -m benchmarks.outside
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
