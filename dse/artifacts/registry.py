@@ -197,27 +197,28 @@ class Registry:
                 verdict = artifact.verdict if artifact else None
                 journal.move("alias", alias, after, by=by, reason=reason, verdict=verdict)
 
-    def promote(self, ref: str | Path, *, reason: str = "", by: str | None = None) -> Artifact:
+    def promote(self, ref: str | Path, *, reason: str = "", by: str | None = None, only_first: bool = False) -> Artifact:
         """Make a stored artifact the ``champion``; the old one becomes ``previous``. A no-op for the champion itself.
 
         Args:
             reason: needed unless the gate's verdict is PROMOTE and was reached against the program that is
                 champion now (another one may have been promoted since).
             by: who; default the user's name.
+            only_first: a no-op if there is a champion.
 
         Raises:
             Refused: a reason is needed. ArtifactNotFound: the artifact is not stored in this registry.
         """
         artifact = self._stored(ref)
-        self._release(artifact, reason, by)
+        self._release(artifact, reason, by, only_first)
         return artifact
 
-    def _release(self, artifact: Artifact, reason: str, by: str | None) -> None:
+    def _release(self, artifact: Artifact, reason: str, by: str | None, only_first: bool = False) -> None:
         folder = self._folder(artifact.signature_name)
         with locked(folder):
             journal = Journal(folder)
             old = journal.aliases.get("champion")
-            if old == artifact.artifact_id:
+            if old == artifact.artifact_id or (only_first and old is not None):
                 return
             doubt = self._doubt(artifact, old)
             if doubt and not reason.strip():
