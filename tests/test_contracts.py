@@ -298,8 +298,7 @@ JSON = st.recursive(
 class TestGuestValues:
     @given(JSON)
     def test_plain_json_is_unchanged(self, value: Any) -> None:
-        if "<function" not in json.dumps(value):
-            assert wire_from_guest(value) == value
+        assert wire_from_guest(value) == value
 
     @given(st.lists(st.one_of(st.dates(), st.datetimes(), st.times(), st.decimals(allow_nan=False, allow_infinity=False),
                               st.timedeltas(dt.timedelta(0), dt.timedelta(9999)))))  # fmt: skip
@@ -310,7 +309,7 @@ class TestGuestValues:
             assert guest_from_wire(wire_from_guest(value), schema) == value
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), Decimal("NaN"), object(), {"a": {1: 1, "1": 2}}, b"\xff",
-                                       "<function f at 0x1>", lambda: 1])  # fmt: skip
+                                       lambda: 1])  # fmt: skip
     def test_what_is_not_data_is_an_error(self, value: Any) -> None:
         with pytest.raises(Unserialisable):
             wire_from_guest(value)

@@ -13,7 +13,6 @@ import base64
 import datetime as dt
 import functools
 import math
-import re
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal, Union
 from uuid import UUID
@@ -343,9 +342,6 @@ def guest_from_wire(wire: Any, schema: Any, defs: dict[str, Schema] | None = Non
     return wire
 
 
-_NOT_DATA = re.compile(r"^<(function|class|built-in|bound method|module|re\.Match|coroutine|generator)\b")
-
-
 def wire_from_guest(value: Any, path: str = "value", depth: int = 0) -> Any:
     """Plain JSON data out of whatever the guest passed; lossless, or a clear error.
 
@@ -353,8 +349,6 @@ def wire_from_guest(value: Any, path: str = "value", depth: int = 0) -> Any:
         Unserialisable: for class instances, functions and other values that are not data.
     """
     if value is None or type(value) in (bool, int, str):
-        if type(value) is str and _NOT_DATA.match(value):
-            raise Unserialisable(f"{path} is a function or class, not data", value=value, remedy="Pass plain values.")
         return value
     if depth > 100:
         raise Unserialisable(f"{path} is nested deeper than 100 levels", remedy="Flatten the value.")
