@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import sqlite3
@@ -413,6 +414,47 @@ def test_a_broken_environment_is_the_users_error(fail: str, error: Any, word: st
         run(WORLD.task(environment=Ledger().environment(fail=fail)), ScriptedModel(weather_model), {"t": TOOL_CALL}, rows=ROWS[:1], store=store)
     assert store.rollouts() == []
     store.close()
+
+
+@dse.environment(revision="1")
+def cleans_up_badly(example: Any) -> Any:
+    yield dse.World()
+    raise OSError("disk full")
+
+
+@dse.environment(revision="1")
+async def yields_twice(example: Any) -> Any:
+    yield dse.World()
+    yield dse.World()
+
+
+@dse.environment(revision="1")
+def swallows(example: Any) -> Any:
+    with contextlib.suppress(BaseException):
+        yield dse.World()
+
+
+@dse.environment(revision="1")
+async def swallows_async(example: Any) -> Any:
+    with contextlib.suppress(BaseException):
+        yield dse.World()
+
+
+@pytest.mark.parametrize("environment", [cleans_up_badly, yields_twice])
+def test_a_world_that_cannot_be_cleaned_up_is_the_users_error(environment: Any) -> None:
+    with pytest.raises(UserError, match="could not clean up its world for row"):
+        run(WORLD.task(environment=environment), ScriptedModel(lambda request: say("no")), {"t": TOOL_CALL}, rows=ROWS[:1])
+
+
+@pytest.mark.parametrize("environment", [swallows, swallows_async])
+def test_no_environment_hides_a_failure(environment: Any) -> None:
+    task = WORLD.task(environment=environment)
+    for error, attempts in ((ModelUnavailable("busy"), 3), (RuntimeError("bug"), 1)):
+        model = ScriptedModel(lambda request, error=error: error)  # type: ignore[misc]
+        with pytest.raises(type(error)):
+            run(task, model, {"t": TOOL_CALL}, rows=ROWS[:1], attempts=3, sleep=Naps())
+        assert len(model.requests) == attempts
+    assert run(task, ScriptedModel(lambda request: say("no")), {"t": TOOL_CALL}, rows=ROWS[:1])[0].score == 0.0
 
 
 @pytest.mark.parametrize("kind", ["function", "generator", "async function", "async generator"])
