@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 import dse
 from dse.contracts.stubs import stubs_for
-from dse.errors import OutputInvalid
+from dse.errors import OutputInvalid, SignatureError, UserError
 from dse.testing.scripted import ScriptedModel, call, say
 
 
@@ -128,3 +128,23 @@ def test_the_stubs_that_a_model_reads_are_plain() -> None:
     spec = Worth.spec()
     stubs = stubs_for([tool.contract for tool in spec.tools], outputs=spec.output_schema)
     assert "others: list[Order] = " in stubs and "ReadOnly" not in stubs and "_In" not in stubs
+
+
+@pytest.mark.parametrize("name", ["datetime", "Decimal", "asyncio", "submit"])
+def test_what_every_script_has_is_no_name_for_anything_else(name: str) -> None:
+    fields = {"__doc__": "Do it.", "__annotations__": {name: str, "answer": str}, name: dse.InputField(), "answer": dse.OutputField()}
+    with pytest.raises(SignatureError, match="reserved"):
+        type("Ask", (dse.Signature,), fields)
+    with pytest.raises(UserError, match="reserved"):  # also as a tool
+
+        @dse.tool(effect="pure", name=name)
+        def work(text: str) -> str:
+            """Work."""
+            return text
+
+        class Ask(dse.Signature):
+            """Do it."""
+
+            question: str = dse.InputField()
+            answer: str = dse.OutputField()
+            tools = [work]

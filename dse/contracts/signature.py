@@ -27,6 +27,7 @@ __all__ = ["FieldSpec", "InputField", "OutputField", "Signature", "SignatureSpec
 # Names that a strategy's own prompt fields or the guest's namespace need.
 _RESERVED = frozenset({"api", "transcript", "code", "tools", "tool_calls", "next_thought", "history", "submit", "asyncio",
                        "abstain", "outputs", "receipt", "deps"})  # fmt: skip
+_IN_SCRIPTS = frozenset({"asyncio", "datetime", "Decimal", "submit"})  # there for every script: nothing else may be called so
 _MISSING = object()
 
 
@@ -291,7 +292,8 @@ def _field(owner: str, name: str, declared: _Declared, hints: Mapping[str, Any])
     where = f"{owner}.{name}"
     if name not in hints:
         raise SignatureError(f"{where} has no type annotation", value=name, remedy="Annotate it.")
-    if name in _RESERVED or name.startswith("_") or not name.isascii():
+    taken = _RESERVED | _IN_SCRIPTS if declared.role == "input" else _RESERVED
+    if name in taken or name.startswith("_") or not name.isascii():
         raise SignatureError(f"{where} uses a reserved or private name", value=name, remedy="Rename the field.")
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(hints[name])
@@ -314,6 +316,9 @@ def _tools(owner: str, declared: Iterable[Any] | Callable[..., Any], inputs: set
                                  remedy="Decorate it: @dse.tool(effect='read').")  # fmt: skip
         if any(one.name == other.name for other in tools):
             raise SignatureError(f"{owner}.tools names one tool twice", value=one.name, remedy="Remove one.")
+        if one.name in _IN_SCRIPTS:
+            raise SignatureError(f"{owner} has a tool of a reserved name", value=one.name,
+                                 remedy="Rename it with @dse.tool(name=...).")  # fmt: skip
         if one.name in inputs:
             raise SignatureError(f"{owner} has a tool and an input of the same name", value=one.name,
                                  remedy="Rename one of them: code sees both as variables.")  # fmt: skip
