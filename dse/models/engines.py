@@ -226,7 +226,7 @@ def _with_bad_numbers(exc: Exception) -> lm15.Response | None:
                 if not bad:
                     return None
                 read = provider.parse_response(request, replace(reply, body=json.dumps(body).encode()))  # type: ignore
-                return replace(read, provider_data=whole)  # type: ignore[no-any-return]
+                return replace(read, provider_data=whole)
             except Exception:  # then that reply is refused for something else as well
                 return None
         cause = cause.__cause__
