@@ -13,6 +13,7 @@ import random
 import subprocess
 import sys
 import time
+import unicodedata
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -697,6 +698,17 @@ def test_near_duplicates_across_splits_are_refused(second: str, alike: bool):
     assert all(repr(name) in str(error) for name in error.details["rows"]) and REPORT not in str(error)
 
 
+@pytest.mark.parametrize("text", [
+    "Die Übergröße für Müller, Köhler & Söhne: Lieferung der Äpfel höchst ungewöhnlich verspätet",
+    "ご注文の品がまだ届いていません。ガラスのコップとバッグです。", "주문하신 상품이 아직 도착하지 않았습니다",
+])  # fmt: skip
+@pytest.mark.parametrize("form", ["NFD", "NFKC", "NFKD"])
+def test_unicode_forms_do_not_make_inputs_different(text: str, form: Any):
+    with pytest.raises(ContaminatedSplit) as caught:
+        across(text, unicodedata.normalize(form, text))
+    assert caught.value.details["similarity"] == 1.0
+
+
 def test_numbers_do_not_make_long_inputs_different_but_short_ones():
     with pytest.raises(ContaminatedSplit):
         across(REPORT + " Team 17.", REPORT + " Team 18.")
@@ -724,7 +736,8 @@ def test_input_text():
 
 
 def brute(texts: list[str], groups: list[int], threshold: float) -> dict[tuple[int, int], float]:
-    normal = [" ".join(text.casefold().split()) for text in texts]
+    composed = [unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()) for text in texts]
+    normal = [" ".join(text.casefold().split()) for text in composed]
     grams = [({text[i : i + 5] for i in range(len(text) - 4)} or {text}) if text else set() for text in normal]
     found = {}
     for a, one in enumerate(grams):
@@ -739,7 +752,7 @@ def brute(texts: list[str], groups: list[int], threshold: float) -> dict[tuple[i
 @st.composite
 def families(draw: st.DrawFn) -> list[str]:
     """Texts, many of them small changes of one another."""
-    texts = draw(st.lists(st.text("abc Éß漢\n", max_size=60), min_size=1, max_size=6))
+    texts = draw(st.lists(st.text("abc Éße\u0301ﬁ漢\n", max_size=60), min_size=1, max_size=6))
     for _ in range(draw(st.integers(0, 12))):
         text = draw(st.sampled_from(texts))
         at, length = draw(st.integers(0, len(text))), draw(st.integers(0, 3))
