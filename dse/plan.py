@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -73,6 +73,9 @@ class Plan(_Data):
         """
         plan = self
         if allow is not None:
+            allow = set(allow) if isinstance(allow, Iterable) and not isinstance(allow, str) else {None}
+            if not all(isinstance(name, str) for name in allow):
+                raise PlanError("An allow-list is a list of tool names", remedy='Write allow=["one", "other"].')
             extra = sorted(set(allow) - set(self.allow))
             if extra:
                 from dse.errors import AllowListError
@@ -81,6 +84,8 @@ class Plan(_Data):
                                      remedy=f"Choose from: {', '.join(self.allow) or 'no tools'}.")  # fmt: skip
             plan = plan.model_copy(update={"allow": tuple(sorted(allow))})
         if limits:
+            if not isinstance(limits, Mapping):
+                raise PlanError("Limits are given by name", value=limits, remedy='Write limits={"model_calls": 3}.')
             try:
                 plan = plan.model_copy(update={"limits": plan.limits.tightened(**limits)})
             except (ValueError, AttributeError) as exc:

@@ -175,6 +175,10 @@ def test_promotion_without_a_fitting_verdict_needs_a_reason(registry: Registry) 
     for reason in ("", "  \n"):
         with pytest.raises(Refused, match="reason"):
             registry.promote(f"Audit@{weak.artifact_id}", reason=reason)
+    for move in (lambda: registry.promote(f"Audit@{weak.artifact_id}", reason=5), lambda: registry.rollback("Audit", reason=5),
+                 lambda: registry.set_alias("Audit", "candidate", weak.artifact_id, by=5)):  # type: ignore[arg-type]  # fmt: skip
+        with pytest.raises(Refused, match="are texts"):
+            move()
     assert registry.aliases("Audit") == {} and registry.history("Audit") == []
     registry.set_alias("Audit", "champion", weak.artifact_id, reason=" baseline ", by="ann")
     assert [(h.action, h.reason, h.by) for h in registry.history("Audit")] == [("promote", "baseline", "ann")]

@@ -209,6 +209,16 @@ class TestToolbox:
         assert dse.tool(look, effect="read", revision="7").revision == "7"
 
 
+@pytest.mark.parametrize("kind, default", [(int, "z"), (float, float("nan")), (list[int], ["x"]), (str, object()), (dt.date, "2026-01-01")])
+def test_a_default_fits_its_type(kind: Any, default: Any) -> None:
+    def look(key: Any = default) -> str:
+        return ""
+
+    look.__annotations__["key"] = kind
+    with pytest.raises(ContractError, match="default of 'key' in 'look' does not fit"):
+        dse.tool(look, effect="read")
+
+
 def lambda_with(kind: type) -> Any:
     def found(key: int) -> str:
         return ""
@@ -359,11 +369,16 @@ class TestSignatures:
         ("class S(dse.Signature):\n  'd'\n  a: str = dse.InputField()\n  b: int", "neither input nor output"),
         ("class S(dse.Signature):\n  'd'\n  code: str = dse.InputField()\n  b: int = dse.OutputField()", "reserved"),
         ("class S(dse.Signature):\n  'd'\n  a: str = dse.InputField()\n  b: int = dse.OutputField()\n  tools = [print]", "declared tool"),
+        ("class S(dse.Signature):\n  'd'\n  a: str = dse.InputField()\n  b: int = dse.OutputField()\n  tools = None", "not a list"),
+        ("class S(dse.Signature):\n  'd'\n  a: str = dse.InputField()\n  b: int = dse.OutputField()\n  tools = get_lines", "not a list"),
+        ("class S(dse.Signature):\n  'd'\n  a: int = dse.InputField(default='zz')\n  b: int = dse.OutputField()", "default of S.a does not"),
+        ("class S(dse.Signature):\n  'd'\n  a: str = dse.InputField(default=object())\n  b: int = dse.OutputField()", "default of S.a does not"),
+        ("class S(dse.Signature):\n  'd'\n  a: float = dse.InputField(default=float('nan'))\n  b: int = dse.OutputField()", "finite"),
         ("class S(dse.Signature):\n  'd'\n  a: object() = dse.InputField()\n  b: int = dse.OutputField()", "type"),
     ])  # fmt: skip
     def test_bad_signatures(self, body: str, word: str) -> None:
         with pytest.raises((SignatureError, TypeError), match=word):
-            exec(body, {"dse": dse})
+            exec(body, {"dse": dse, "get_lines": get_lines})
 
     def test_dspy_there_and_back(self) -> None:
         import dspy

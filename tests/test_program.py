@@ -574,6 +574,13 @@ def test_narrowed_takes_away_and_never_adds() -> None:
             narrow.narrowed(limits=limits)
 
 
+def test_narrowed_takes_names_and_limits_by_name() -> None:
+    assert program().narrowed(allow=["double", "double"]).plan.allow == ("double",)
+    for wrong in ({"allow": 5}, {"allow": [5]}, {"allow": "double"}, {"limits": 5}):
+        with pytest.raises(PlanError):
+            program().narrowed(**wrong)
+
+
 def test_narrowed_keeps_everything_else() -> None:
     store = dse.Store(":memory:")
     whole = program(deps="deps", approve=lambda request: True, store=store, stamp={"artifact_id": "sha256:x"})

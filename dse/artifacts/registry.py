@@ -174,6 +174,7 @@ class Registry:
             Refused: ``previous``, removing the champion, and names that are none.
             ArtifactNotFound
         """
+        _check_words(reason, by)
         if not _ALIAS.fullmatch(alias) or alias == "previous" or (alias == "champion" and ref is None):
             raise Refused("This alias cannot be set", value=alias,
                           remedy="Use promote or rollback for releases; other aliases are lower-case names.")  # fmt: skip
@@ -209,6 +210,7 @@ class Registry:
         Raises:
             Refused: a reason is needed. ArtifactNotFound: the artifact is not stored in this registry.
         """
+        _check_words(reason, by)
         artifact = self._stored(ref)
         self._release(artifact, reason, by, only_first)
         return artifact
@@ -237,6 +239,7 @@ class Registry:
         Raises:
             Refused: there is no reason. ArtifactNotFound: there is no release to go back to, or its file is gone.
         """
+        _check_words(reason, by)
         if not reason.strip():
             raise Refused("A rollback needs a reason", value=signature, remedy="Give one with reason=...; it is recorded.")
         folder = self._folder(signature)
@@ -328,6 +331,11 @@ class Registry:
         held = tuple(sorted(name for name, target in names.items() if target == artifact.artifact_id))
         return Listed(signature, path, artifact.artifact_id, held, artifact.plan.mode, artifact.model_name, artifact.verdict,
                       artifact.envelope.created, broken)  # fmt: skip
+
+
+def _check_words(reason: Any, by: Any) -> None:
+    if not isinstance(reason, str) or not isinstance(by, str | None):
+        raise Refused("A reason, and who gives it, are texts", value=[reason, by], remedy='Write reason="...".')
 
 
 # ---- names ------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import base64
 import datetime as dt
 import functools
 import math
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal, Union
 from uuid import UUID
@@ -21,10 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 
 from dse.canonical import canonical_json
-from dse.errors import Unserialisable
+from dse.errors import ContractError, Unserialisable
 
-__all__ = ["adapter_for", "canonical_sets", "dump_wire", "guest_from_wire", "make_model", "model_values", "resolve", "schema_of",
-           "wire_from_guest"]  # fmt: skip
+__all__ = ["adapter_for", "canonical_sets", "dump_wire", "guest_from_wire", "make_model", "misfit", "model_values", "resolve",
+           "schema_of", "wire_from_guest"]  # fmt: skip
 
 Schema = dict[str, Any]
 _SUBSCHEMAS = ("items", "additionalProperties", "not", "contains", "propertyNames")
@@ -222,13 +223,37 @@ def make_model(name: str, fields: dict[str, tuple[Any, Any, str]]) -> type[BaseM
     """A model of `fields` (name -> annotation, default or ``...``, description) that refuses unknown names.
 
     Attributes are called ``f0, f1, ...`` so that a field may have any name (``json``, ``copy`` ...).
+
+    Raises:
+        ContractError: a default is no value of its field's type, or has no JSON form.
     """
     made: dict[str, Any] = {}
     for index, (field, (annotation, default, text)) in enumerate(fields.items()):
         info = Field(alias=field, description=text or None) if default is ... else Field(
             default, alias=field, description=text or None)  # fmt: skip
         made[f"f{index}"] = (annotation, info)
-    return create_model(name, __config__=ConfigDict(extra="forbid"), **made)
+    model = create_model(name, __config__=ConfigDict(extra="forbid"), **made)
+    for key, info in model.model_fields.items():
+        if not info.is_required():
+            problem = misfit(functools.partial(model.model_construct().model_dump, include={key}))
+            if problem:
+                raise ContractError(f"The default of {info.alias!r} in {name!r} does not fit its type: {problem}",
+                                    value=repr(info.default), remedy=DEFAULT_REMEDY)  # fmt: skip
+    return model
+
+
+DEFAULT_REMEDY = "Give a value of that type, or annotate the type that it has."
+
+
+def misfit(dump: Callable[..., Any]) -> str:
+    """Why no call could use a default, which is dumped like a given value; empty if it fits. `dump` is pydantic's."""
+    try:
+        canonical_json(dump(mode="json", warnings="error"))
+    except Unserialisable as exc:
+        return exc.what
+    except (ValueError, TypeError, RecursionError):
+        return "it is of another type"
+    return ""
 
 
 def model_values(made: BaseModel) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
 from dse.canonical import digest
-from dse.contracts.schema import dump_wire, make_model, model_values, schema_of
+from dse.contracts.schema import DEFAULT_REMEDY, dump_wire, make_model, misfit, model_values, schema_of
 from dse.contracts.tool import Tool
 from dse.contracts.toolbox import Toolbox
 from dse.errors import InputError, SignatureError
@@ -302,6 +302,9 @@ def _field(owner: str, name: str, declared: _Declared, hints: Mapping[str, Any])
         raise SignatureError(f"{where} has a type that has no JSON form", value=str(hints[name]),
                              remedy="Use models, dataclasses, TypedDict (of typing_extensions before Python 3.12), Literal, Enum, list, dict and plain types.") from exc  # fmt: skip
     required = declared.default is _MISSING
+    if not required and (problem := misfit(functools.partial(adapter.dump_python, declared.default))):
+        raise SignatureError(f"The default of {where} does not fit its type: {problem}", value=repr(declared.default),
+                             remedy=DEFAULT_REMEDY)  # fmt: skip
     return FieldSpec(name, hints[name], adapter, schema, declared.desc, declared.sensitive, required,
                      None if required else declared.default)  # fmt: skip
 
@@ -309,8 +312,10 @@ def _field(owner: str, name: str, declared: _Declared, hints: Mapping[str, Any])
 def _tools(owner: str, declared: Iterable[Any] | Callable[..., Any], inputs: set[str]) -> tuple[Tool, ...]:
     if isinstance(declared, Toolbox):
         declared = list(declared)
+    if not isinstance(declared, Iterable):
+        raise SignatureError(f"{owner}.tools is not a list", value=repr(declared), remedy="Write tools = [one, other].")
     tools: list[Tool] = []
-    for one in declared:  # type: ignore[union-attr]
+    for one in declared:
         if not isinstance(one, Tool):
             raise SignatureError(f"{owner}.tools holds something that is not a declared tool", value=repr(one),
                                  remedy="Decorate it: @dse.tool(effect='read').")  # fmt: skip
