@@ -63,7 +63,10 @@ def canonical_json(value: Any) -> bytes:
         Unserialisable: for anything that JSON cannot hold without loss.
     """
     _check(value, "$", 0)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as exc:  # more digits than the interpreter converts
+        raise Unserialisable("A number is too long for JSON", value=str(exc), remedy="Use a string.") from None
 
 
 def sha256_hex(data: bytes) -> str:

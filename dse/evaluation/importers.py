@@ -40,18 +40,21 @@ def malformed(
     return MalformedRow(f"{file}, line {line}: {what}", value=value, remedy=remedy, file=file, line=line, field=field)
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, depth: int = 0) -> Any:
     """A copy of `value` as plain JSON data: models, dataclasses, dates and the like as pydantic's ``mode="json"``.
 
-    Sets, bytes, arrays and anything else are returned as they are, for `canonical_json` to refuse.
+    Sets, bytes, arrays and anything else are returned as they are, for `canonical_json` to refuse; so is what is
+    nested too deeply for it.
     """
+    if depth > MAX_DEPTH:
+        return value
     kind = type(value)
     if value is None or kind in (str, int, float, bool):
         return value
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [plain(item, depth + 1) for item in value]
     if kind.__module__ == "numpy" and getattr(value, "shape", None) == () and hasattr(value, "item"):
         return value.item()
     if isinstance(value, _TYPED) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
@@ -143,7 +146,10 @@ def read_csv(
     except UnicodeDecodeError as exc:
         line = data[: exc.start].count(b"\n") + 1
         raise malformed("the line is not UTF-8", file, line, value=str(exc), remedy="Save the file as UTF-8.") from None
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    except (TypeError, ValueError) as exc:
+        raise DatasetError("A delimiter is one character", value=delimiter, remedy=f"The reader says: {exc}.") from None
     try:
         header = next(reader, [])
         repeated = [name for place, name in enumerate(header) if not name or name in header[:place]]
@@ -265,8 +271,8 @@ def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
 def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
-    except OSError as exc:
-        raise DatasetError(f"{path} cannot be read: {exc.strerror}", value=str(path), file=str(path),
+    except (OSError, ValueError) as exc:  # a path may hold a NUL
+        raise DatasetError(f"{path} cannot be read: {getattr(exc, 'strerror', exc)}", value=str(path), file=str(path),
                            remedy="Check the path and its permissions.") from None  # fmt: skip
 
 
