@@ -585,7 +585,7 @@ def test_a_line_nested_too_deeply_is_named(folder: Path):
     row = json.loads(data.read_bytes().splitlines()[0])
     row["answer"] = json.loads("[" * 900 + "]" * 900)
     data.write_text(json.dumps(row) + "\n")
-    with pytest.raises(MalformedRow, match="line 1: .*nested deeper"):
+    with pytest.raises(MalformedRow, match=r"line 1: .*nested deeper"):
         Dataset.load(folder)
 
 

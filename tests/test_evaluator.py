@@ -569,6 +569,12 @@ def test_dse_evaluate_opens_no_holdout(tmp_path: Path) -> None:
     assert again.requests == []
 
 
+@pytest.mark.parametrize("rows", [-1, 0, 2.5, "3", True])
+def test_a_number_of_rows_is_one(rows: Any) -> None:
+    with pytest.raises(UserError, match="from 1 up"):
+        dse.evaluate(WORLD.task(), DIRECT, lm=WORLD.model(), max_rows=rows)
+
+
 def test_a_task_says_what_is_wrong_with_it() -> None:
     with pytest.raises(dse.DseError, match="requires tools"):
         WORLD.task(required=["nothing"])
