@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,9 +59,20 @@ def load_object(spec: str) -> Any:
         found = importlib.import_module(module)
     except ModuleNotFoundError as exc:
         raise UserError("The module cannot be imported", value=str(exc), remedy="Run this where it is importable.") from exc
+    except DseError:
+        raise
+    except Exception as exc:
+        raise _raised("The module cannot be imported", exc) from exc
     if not hasattr(found, name):
         raise UserError(f"{module} has no {name!r}", value=spec, remedy="Name the task object in it.")
     return getattr(found, name)
+
+
+def _raised(what: str, exc: Exception) -> UserError:
+    """The error for a mistake in the user's code, with the place where it showed."""
+    *_, (frame, line) = traceback.walk_tb(exc.__traceback__)
+    where = "" if isinstance(exc, SyntaxError) else f" ({frame.f_code.co_filename}, line {line})"  # its text has it
+    return UserError(what, value=f"{type(exc).__name__}: {exc}{where}", remedy="Correct the code there.")
 
 
 def load_task(spec: str) -> Any:
@@ -200,7 +212,12 @@ def run_command(
     if deps:
         dependencies = load_object(deps)
         if callable(dependencies):
-            dependencies = dependencies()
+            try:
+                dependencies = dependencies()
+            except DseError:
+                raise
+            except Exception as exc:
+                raise _raised(f"The dependencies cannot be made by {deps}", exc) from exc
     program = load(
         ref, signature=signature, lm=lm, toolbox=getattr(found, "toolbox", None), deps=dependencies,
         allow=[name.strip() for name in allow.split(",") if name.strip()] if allow is not None else None,
