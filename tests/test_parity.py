@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from decimal import Decimal
 from typing import Any
 
@@ -148,3 +149,31 @@ def test_what_every_script_has_is_no_name_for_anything_else(name: str) -> None:
             question: str = dse.InputField()
             answer: str = dse.OutputField()
             tools = [work]
+
+
+@pytest.mark.parametrize(("kind", "value"), [
+    (dt.datetime | str, "20240102"), (dt.datetime | str, "2024-01-02"), (dt.datetime | str, "2024-01-02T03:04:05"),
+    (str | dt.time, "0304"), (dt.date | str, "20240102"), (dt.timedelta | str, "P1W"), (float | int, 3), (int | float, 2.0),
+    (float | int | None, 7), (dt.datetime | str, "soon"), (bool | float | int, True),
+    (dt.datetime | None, dt.datetime(2024, 1, 2, tzinfo=dt.UTC)), (float, 3.0),
+])  # fmt: skip
+def test_a_value_goes_through_a_script_unchanged(kind: Any, value: Any) -> None:
+    async def give() -> Any:
+        """Give it."""
+        return value
+
+    async def take(it: Any) -> str:
+        """Take it back."""
+        return f"{type(it).__name__} {it}"
+
+    give.__annotations__["return"] = take.__annotations__["it"] = kind
+
+    class Round(dse.Signature):
+        """Round trip."""
+
+        question: str = dse.InputField()
+        answer: str = dse.OutputField()
+        tools = [dse.tool(give, effect="pure"), dse.tool(take, effect="pure")]
+
+    prediction = scripted(Round, "submit(answer=await take(await give()))")(question="?")
+    assert prediction.answer == f"{type(value).__name__} {value}"

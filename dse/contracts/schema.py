@@ -333,6 +333,26 @@ _GUEST: dict[str, Any] = {
 }
 
 
+def _as_written(wire: Any, union: list[Schema]) -> list[Schema]:
+    """The members of `union` that `wire` may be of, if it is what that member's values are written as.
+
+    Beside text, a text in another form than dates are written in is no date; beside integers, 3 is no float.
+    """
+    if isinstance(wire, str) and any(sub.get("type") == "string" and "format" not in sub for sub in union):
+        return [sub for sub in union if not _reformats(wire, sub)]
+    if isinstance(wire, int) and any(sub.get("type") == "integer" for sub in union):
+        return [sub for sub in union if sub.get("type") != "number"]
+    return union
+
+
+def _reformats(wire: str, schema: Schema) -> bool:
+    """Whether `wire` reads as a value of the schema's format that is written in another way."""
+    name = schema.get("format")
+    if name not in ("date-time", "date", "time", "duration") or not _fits(wire, schema):
+        return False
+    return bool(_parser(_FORMATS[name]).dump_python(_GUEST[name](wire), mode="json") != wire)
+
+
 def guest_from_wire(wire: Any, schema: Any, defs: dict[str, Schema] | None = None) -> Any:
     """A validated wire value as the guest's code sees it: what the stub's types promise."""
     if not isinstance(schema, dict):
@@ -341,8 +361,8 @@ def guest_from_wire(wire: Any, schema: Any, defs: dict[str, Schema] | None = Non
     schema = resolve(schema, defs)
     for key in ("anyOf", "oneOf"):
         if key in schema:
-            for sub in schema[key]:
-                if _fits(wire, resolve(sub, defs)):
+            for sub in _as_written(wire, [resolve(sub, defs) for sub in schema[key]]):
+                if _fits(wire, sub):
                     return guest_from_wire(wire, sub, defs)
             return wire
     if len(schema.get("allOf", ())) == 1:

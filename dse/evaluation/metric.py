@@ -237,12 +237,17 @@ def _sides(example: Any, prediction: Any, name: str) -> tuple[Any, Any]:
 
 # ---- shipped metrics --------------------------------------------------------------------------------------
 
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
 _NORMALISERS: dict[str, Callable[[str], str]] = {
     "casefold": str.casefold,
     "whitespace": lambda text: " ".join(text.split()),
     "text": lambda text: " ".join(_nfc(_nfc(text).casefold()).split()),
 }
-_nfc = functools.partial(unicodedata.normalize, "NFC")
 
 
 def _shipped(fn: Callable[..., Any], name: str, version: str, parameters: Any) -> Metric:
