@@ -238,7 +238,6 @@ def _sides(example: Any, prediction: Any, name: str) -> tuple[Any, Any]:
 # ---- shipped metrics --------------------------------------------------------------------------------------
 
 
-
 def _nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
