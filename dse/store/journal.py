@@ -63,6 +63,7 @@ class Store(RunTables):
             target = f"postgresql+psycopg://{target.partition('://')[2]}"
         memory = target.endswith(":memory:") or target == "sqlite://"
         self.dialect = target.partition(":")[0].partition("+")[0]
+        self._mark = "?" if self.dialect == "sqlite" else "%s"
         if self.dialect not in ("sqlite", "postgresql"):
             raise StoreError("No such kind of store", value=self.url, remedy="Use a file path, sqlite:// or postgresql://.")
         if self.dialect == "sqlite" and not memory:
@@ -222,8 +223,7 @@ class Store(RunTables):
         """Write what several runs want to be written; a run that another process has gets an error of its own."""
         ids = tuple({batch.run_id for batch in batches})
         with self._directly(power=any(batch.power for batch in batches)) as execute:
-            mark = "?" if self.dialect == "sqlite" else "%s"
-            found = execute(f"SELECT run_id, epoch FROM runs WHERE run_id IN ({', '.join([mark] * len(ids))})", ids)
+            found = execute(f"SELECT run_id, epoch FROM runs WHERE run_id IN ({', '.join([self._mark] * len(ids))})", ids)
             epochs = {run_id: epoch for run_id, epoch in found}
             rows: list[dict[str, Any]] = []
             kept: dict[str, dict[str, Any]] = {}
@@ -241,7 +241,7 @@ class Store(RunTables):
             if rows:
                 execute(self._insertion("events", rows[0]), rows)
             for run_id, row in kept.items():  # only the newest is of use
-                execute(f"DELETE FROM snapshots WHERE run_id = {mark}", (run_id,))
+                execute(f"DELETE FROM snapshots WHERE run_id = {self._mark}", (run_id,))
                 execute(self._insertion("snapshots", row), row)
 
     def _insertion(self, table: str, row: Mapping[str, Any]) -> str:
