@@ -170,7 +170,9 @@ class _CodeSession:
     async def loop(self) -> dict[str, Any]:
         run = self.run
         limits = run.limits
-        await sandbox.checker().validate_stubs(self.checker_stubs)
+        recording = run.journal.recording
+        if recording is None or recording.peek() is None:  # what is recorded has passed the check
+            await sandbox.checker().validate_stubs(self.checker_stubs)
         predictor = Predictor("code", _code_signature(dspy_signature(run.spec)), run.plan.prompts["code"])
         while True:
             inputs = {**run.wire_inputs, "api": self.api, "transcript": "\n\n".join(self.transcript) or "(nothing yet)"}
@@ -216,10 +218,12 @@ class _CodeSession:
         if problems:
             return self._refused(problems)
         fed = run.journal.add("feed", code=code)
-        return await self._along(fed, code) or await self._drive(lint, code)
+        record = await self._along(fed, code)
+        return await self._drive(lint, code) if record is None else record
 
     async def _check(self, code: str) -> list[tuple[Any, ...]]:
         """What is wrong with a script."""
+        await sandbox.checker().validate_stubs(self.checker_stubs)
         # Imports that no script names are left out: they would be resolved anew in every check.
         imports = [line for name, line in _IMPORTED.items() if any(name in text for text in (code, *self.earlier))]
         found = await sandbox.checker().check(
