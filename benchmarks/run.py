@@ -20,10 +20,11 @@ from pathlib import Path
 from benchmarks.measure import Row
 from benchmarks.shipped import ROOT
 
-__all__ = ["TOPICS", "machine", "main", "report"]
+__all__ = ["DURABLE", "RESULTS", "TOPICS", "machine", "main", "report", "table"]
 
 TOPICS = ("overhead", "sandbox", "imports", "throughput")
 RESULTS = Path(__file__).with_name("RESULTS.md")
+DURABLE = "<!-- from here on: python -m benchmarks.durable -->"
 _PACKAGES = ("dspy", "pydantic-monty", "pydantic", "anyio")
 
 
@@ -64,8 +65,6 @@ def _commit() -> str:
 
 def report(rows: Sequence[Row], facts: Sequence[str], *, shared: bool, took_s: float) -> str:
     """The results as Markdown."""
-    marks = {True: "met", False: "**missed**", None: ""}
-    table = "\n".join(f"| {row.topic} | {row.what} | {row.figures} | {row.target} | {marks[row.met]} |" for row in rows)
     noise = "The machine was shared with other work while this ran, so the ranges are wide. " if shared else ""
     lines = "\n".join(f"- {fact}" for fact in facts)
     return f"""# Benchmark results
@@ -76,10 +75,14 @@ the ratio of CPU time, worker processes included. What is compared with what is 
 
 {lines}
 
-| topic | what | measured | target | |
-|---|---|---|---|---|
-{table}
+{table(rows)}
 """
+
+
+def table(rows: Sequence[Row]) -> str:
+    marks = {True: "met", False: "**missed**", None: ""}
+    lines = (f"| {row.topic} | {row.what} | {row.figures} | {row.target} | {marks[row.met]} |" for row in rows)
+    return "\n".join(["| topic | what | measured | target | |", "|---|---|---|---|---|", *lines])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,7 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 flush=True,
             )
     if not args.topics:
-        RESULTS.write_text(report(rows, facts, shared=args.shared, took_s=time.monotonic() - started), encoding="utf-8")
+        text = report(rows, facts, shared=args.shared, took_s=time.monotonic() - started)
+        _, mark, others = RESULTS.read_text(encoding="utf-8").partition(DURABLE)
+        RESULTS.write_text(text + (f"\n{mark}{others}" if mark else ""), encoding="utf-8")
         print(f"\nWrote {RESULTS.relative_to(ROOT)}")
 
 

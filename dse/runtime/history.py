@@ -25,6 +25,8 @@ CALLS = frozenset({"tool_intent", "tool_outcome", "tool_refused", "approval"})
 _INCIDENTAL = frozenset({"seq", "latency_s", "idempotency_key", "recorded", "shown", "dead", "usage_source", "cost_usd",
                          "cost_source", "by", "at"})  # fmt: skip
 
+_text = json.JSONEncoder(sort_keys=True).encode  # made once: it compares every entry that is followed
+
 
 NESTED = 1_000_000
 """Ids of the calls that call number n makes begin above n times this: they do not depend on what runs beside it."""
@@ -159,7 +161,7 @@ def diverged(recorded: Mapping[str, Any] | None, kind: str, data: Mapping[str, A
 
 
 def _essence(entry: Mapping[str, Any]) -> str:
-    return json.dumps({k: v for k, v in entry.items() if k not in _INCIDENTAL}, sort_keys=True)
+    return _text({k: v for k, v in entry.items() if k not in _INCIDENTAL})
 
 
 class Journal:

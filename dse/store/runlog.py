@@ -20,6 +20,7 @@ __all__ = ["Durability", "RunLog", "decode_event", "decode_snapshot", "snapshot_
 
 Durability = Literal["exit", "call", "power"]
 MAX_SNAPSHOT_BYTES = 64 * 2**20
+_text = json.JSONEncoder(separators=(",", ":")).encode  # made once: this is done for every entry
 
 
 class RunLog:
@@ -41,7 +42,7 @@ class RunLog:
         self._rows: list[dict[str, Any]] = []  # not known to be safe yet
         self._submitted = 0  # of these
         self._snapshot: dict[str, Any] | None = None
-        self._last: asyncio.Future[None] | None = None
+        self._last: Batch | None = None  # submitted, and its end not heard of
         self._failure: BaseException | None = None
 
     def put(self, entry: Mapping[str, Any], active_s: float) -> None:
@@ -80,30 +81,33 @@ class RunLog:
             self._failure, self._submitted, self._last = None, 0, None
         if self._failure is not None:
             raise self._failure
+        loop = asyncio.get_running_loop()
+        batch = self._last
         if self._submitted < len(self._rows) or self._snapshot is not None:
-            loop = asyncio.get_running_loop()
             rows, self._submitted = self._rows[self._submitted :], len(self._rows)
-            batch = Batch(self.run_id, self.epoch, rows, self._snapshot, self.durability == "power", loop,
-                          loop.create_future())  # fmt: skip
-            self._snapshot, self._last = None, batch.done
-            batch.done.add_done_callback(lambda done: self._written(done, len(rows)))
+            batch = Batch(self.run_id, self.epoch, rows, self._snapshot, self.durability == "power", loop, self._written)
+            self._snapshot, self._last = None, batch
             self.store.writer.submit(batch)
-        if self._last is not None:
-            await asyncio.shield(self._last)  # the writer works on it whether or not this task goes on
+        if batch is not None:
+            # Everybody waits for a future of their own: the writer works on it whether or not this task goes on.
+            waiter: asyncio.Future[None] = loop.create_future()
+            batch.waiters.append(waiter)
+            await waiter
 
-    def _written(self, done: asyncio.Future[None], count: int) -> None:
-        if done.cancelled():
-            return
-        if (failure := done.exception()) is not None:
-            self._failure = self._failure or failure
+    def _written(self, batch: Batch) -> None:
+        if batch is self._last:
+            self._last = None
+        if batch.error is not None:
+            self._failure = self._failure or batch.error
         elif self._failure is None:
-            del self._rows[:count]
-            self._submitted -= count
+            del self._rows[: len(batch.events)]
+            self._submitted -= len(batch.events)
 
 
 def encode_event(keys: Keys, run_id: str, program_id: str, before: str, entry: Mapping[str, Any], active_s: float) -> dict[str, Any]:  # fmt: skip
-    """A row of the journal. The order of keys is kept: a model has seen it. Text that JSON strictly speaking cannot hold (half a surrogate pair) is kept as it is."""
-    text = keys.seal(json.dumps(entry, separators=(",", ":")))
+    """A row of the journal. The order of keys is kept, because a model has seen it; text that JSON strictly speaking cannot
+    hold (half a surrogate pair) is kept as it is."""
+    text = keys.seal(_text(entry))
     spent = round(active_s, 6)
     mac = keys.mac("event", run_id, program_id, entry["seq"], before, repr(spent), text)
     return {"run_id": run_id, "seq": entry["seq"], "kind": entry["kind"], "entry": text, "active_s": spent,
@@ -129,7 +133,7 @@ def decode_event(keys: Keys, run_id: str, program_id: str, before: str, row: Map
 
 
 def snapshot_row(keys: Keys, run_id: str, program_id: str, frozen: Frozen) -> dict[str, Any]:
-    driver = keys.seal(json.dumps(frozen.driver, separators=(",", ":")))
+    driver = keys.seal(_text(frozen.driver))
     data = keys.seal_bytes(zlib.compress(frozen.data, 1))
     mac = keys.mac("snapshot", run_id, program_id, frozen.interpreter, frozen.seq, driver, data)
     return {"run_id": run_id, "seq": frozen.seq, "interpreter": frozen.interpreter, "driver": driver, "data": data,

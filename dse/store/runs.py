@@ -53,6 +53,9 @@ class RunTables:
     _write: Callable[..., contextlib.AbstractContextManager[Any]]
     _rows: Callable[[Any], list[Any]]
     _insert: Callable[[Any], Any]
+    _directly: Callable[..., contextlib.AbstractContextManager[Callable[[str, Any], Any]]]
+    _insertion: Callable[[str, Mapping[str, Any]], str]
+    _mark: str  # stands for a parameter in the text of a statement
     keys: Keys
     writer: Writer
     place: str  # the same for all stores of one database
@@ -73,16 +76,16 @@ class RunTables:
         Raises:
             StoreError: the store has a run of that id already.
         """
-        runs, now = self._tables["runs"], self.now().isoformat()
+        now = self.now().isoformat()
         values = {**head, "hidden": json.dumps(head["hidden"]), "outcome": "running", "created": now, "updated": now,
                   "receipt": "null", "owner": owner.me(), "epoch": 1, "durability": log.durability,
                   "run_id": log.run_id, "program_id": log.program_id}  # fmt: skip
-        with self._write(power=log.durability == "power") as c:
-            if not c.execute(self._insert(runs).values(**values).on_conflict_do_nothing()).rowcount:
+        with self._directly(power=log.durability == "power") as execute:
+            if not execute(f"{self._insertion('runs', values)} ON CONFLICT DO NOTHING", values).rowcount:
                 raise StoreError("The store has a run of this id already", value=log.run_id,
                                  remedy="Give every run an id of its own.")  # fmt: skip
             if rows := log.waiting():
-                c.execute(self._tables["events"].insert(), rows)
+                execute(self._insertion("events", rows[0]), rows)
         log.opened(1)
 
     def take_run(self, run_id: str, program_id: str | None, *, take_over: bool = False, snapshots: bool = True) -> Kept:
@@ -144,22 +147,23 @@ class RunTables:
         Raises:
             RunTaken: another process has it.
         """
-        runs, approvals, snapshots = (self._tables[name] for name in ("runs", "approvals", "snapshots"))
         now = self.now()
+        ended = {"outcome": outcome, "receipt": canonical_json(receipt).decode(), "updated": now.isoformat()}
+        expires = None if expires_s is None else (now + dt.timedelta(seconds=expires_s)).isoformat()
         try:
-            with self._write(power=log.durability == "power") as c:
-                done = c.execute(runs.update().where(runs.c.run_id == log.run_id, runs.c.epoch == log.epoch).values(
-                    outcome=outcome, receipt=canonical_json(receipt).decode(), owner=None, updated=now.isoformat()))  # fmt: skip
+            with self._directly(power=log.durability == "power") as execute:
+                mark = self._mark
+                done = execute(f"UPDATE runs SET owner = NULL, {', '.join(f'{name} = {mark}' for name in ended)} "
+                               f"WHERE run_id = {mark} AND epoch = {mark}", (*ended.values(), log.run_id, log.epoch))  # fmt: skip
                 if not done.rowcount:
                     raise RunTaken("Another process took this run over", value=log.run_id)
                 for one in pending:
-                    expires = None if expires_s is None else (now + dt.timedelta(seconds=expires_s)).isoformat()
-                    c.execute(self._insert(approvals).values(
-                        run_id=log.run_id, call_id=one["call_id"], tool=one["tool"], effect=one["effect"],
-                        arguments=canonical_json(one["arguments"]).decode(), arguments_hash=one["arguments_hash"],
-                        requested=now.isoformat(), expires=expires).on_conflict_do_nothing())  # fmt: skip
+                    row = {"run_id": log.run_id, "call_id": one["call_id"], "tool": one["tool"], "effect": one["effect"],
+                           "arguments": canonical_json(one["arguments"]).decode(), "arguments_hash": one["arguments_hash"],
+                           "requested": now.isoformat(), "expires": expires}  # fmt: skip
+                    execute(f"{self._insertion('approvals', row)} ON CONFLICT DO NOTHING", row)
                 if outcome in FINAL:
-                    c.execute(snapshots.delete().where(snapshots.c.run_id == log.run_id))
+                    execute(f"DELETE FROM snapshots WHERE run_id = {mark}", (log.run_id,))
         finally:
             self.let_go(log)
 

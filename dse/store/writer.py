@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,11 @@ _TOGETHER = 256  # batches per transaction
 
 @dataclass
 class Batch:
-    """What one run wants to be written, and who waits for it."""
+    """What one run wants to be written, and who waits for it.
+
+    Attributes:
+        written: told in the event loop, before those who wait.
+    """
 
     run_id: str
     epoch: int
@@ -29,8 +33,9 @@ class Batch:
     snapshot: Mapping[str, Any] | None
     power: bool
     loop: asyncio.AbstractEventLoop
-    done: asyncio.Future[None]
-    error: BaseException | None = field(default=None)
+    written: Callable[[Batch], None]
+    waiters: list[asyncio.Future[None]] = field(default_factory=list)
+    error: BaseException | None = None
 
 
 class Writer:
@@ -116,12 +121,14 @@ class Writer:
 
 def _tell(batches: list[Batch]) -> None:
     for batch in batches:
-        if batch.done.done():
-            continue
-        if batch.error is None:
-            batch.done.set_result(None)
-        else:
-            batch.done.set_exception(_copy(batch.error))
+        batch.written(batch)
+        for waiter in batch.waiters:
+            if waiter.done():
+                continue
+            if batch.error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(_copy(batch.error))
 
 
 def _copy(error: BaseException) -> BaseException:

@@ -169,7 +169,9 @@ class _CodeSession:
     async def loop(self) -> dict[str, Any]:
         run = self.run
         limits = run.limits
-        await sandbox.checker().validate_stubs(self.checker_stubs)
+        recording = run.journal.recording
+        if recording is None or recording.peek() is None:  # what is recorded has passed the check
+            await sandbox.checker().validate_stubs(self.checker_stubs)
         predictor = Predictor("code", _code_signature(dspy_signature(run.spec)), run.plan.prompts["code"])
         while True:
             inputs = {**run.wire_inputs, "api": self.api, "transcript": "\n\n".join(self.transcript) or "(nothing yet)"}
@@ -217,6 +219,7 @@ class _CodeSession:
 
     async def _check(self, code: str) -> list[tuple[Any, ...]]:
         """What is wrong with a script."""
+        await sandbox.checker().validate_stubs(self.checker_stubs)
         # Imports that no script names are left out: they would be resolved anew in every check.
         imports = [line for name, line in _IMPORTED.items() if any(name in text for text in (code, *self.earlier))]
         found = await sandbox.checker().check(
