@@ -23,8 +23,8 @@ KEY = "5e" * 32
 def postgresql_server() -> Iterator[Server]:
     """One server per test process (one per worker of pytest-xdist), started when the first test needs it."""
     try:
+        import psycopg  # noqa: F401
         from postgresql_server import NoServer, Server
-        import psycopg  # noqa: F401, I001
     except ImportError as exc:
         pytest.skip(f"{_NO_SERVER}{exc}")
     try:

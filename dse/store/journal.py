@@ -89,9 +89,12 @@ class Store(RunTables):
         self._lock = threading.RLock()  # SQLite has one writer; waiting here is cheaper than in the database
         try:
             self._engine = sa.create_engine(target, **options)
-        except (ImportError, sa.exc.ArgumentError) as exc:
+        except ImportError as exc:
             raise StoreError("The store cannot be opened", value=named,
-                             remedy=f"pip install 'dse-compiler[postgresql]' ({postgresql.shown(str(exc))})") from exc  # fmt: skip
+                             remedy=f"pip install 'dse-compiler[postgresql]' ({exc})") from exc  # fmt: skip
+        except (sa.exc.ArgumentError, ValueError) as exc:
+            raise StoreError("The store cannot be opened", value=named,
+                             remedy="Correct its URL: postgresql://user@host:port/base.") from exc  # fmt: skip
         if self.dialect == "sqlite":
             sa.event.listen(self._engine, "connect", _pragmas)
             sa.event.listen(self._engine, "begin", _begin)
