@@ -111,6 +111,14 @@ class Settle(dse.Signature):
     tools = [look, book, pay]
 
 
+class Delegate(dse.Signature):
+    """Settle a matter with scripts."""
+
+    matter: str = dse.InputField()
+    report: str = dse.OutputField()
+    tools = [look, book, pay, dse.script_tool([look, book, pay])]
+
+
 class Answer(dse.Signature):
     """Answer."""
 
@@ -174,6 +182,12 @@ SCENARIOS: dict[str, Scenario] = {
                  "async def one(i):\n    x = await look(i)\n    return x, await book(x)\n"
                  "b = await asyncio.gather(*[one(i) for i in range(4)], pay(9))\nsubmit(report=f'{a} {b}')"),
         {}, gathered=True,
+    ),
+    "script tool": Scenario(
+        Delegate, "tool_call",
+        _rounds(call(("run_script", {"code": "a = await look(1)\nb = await asyncio.gather(pay(2), book(3), book(3))\n[a, b]"}),
+                     ("look", {"n": 4})),
+                call(("run_script", {"code": "[await pay(2), await book(5)]"})), _DONE), {}, gathered=True,
     ),
     "code retry": Scenario(
         Settle, "code",

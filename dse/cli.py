@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,9 +72,20 @@ def load_object(spec: str) -> Any:
         found = importlib.import_module(module)
     except ModuleNotFoundError as exc:
         raise UserError("The module cannot be imported", value=str(exc), remedy="Run this where it is importable.") from exc
+    except DseError:
+        raise
+    except Exception as exc:
+        raise _raised("The module cannot be imported", exc) from exc
     if not hasattr(found, name):
         raise UserError(f"{module} has no {name!r}", value=spec, remedy="Name the task object in it.")
     return getattr(found, name)
+
+
+def _raised(what: str, exc: Exception) -> UserError:
+    """The error for a mistake in the user's code, with the place where it showed."""
+    *_, (frame, line) = traceback.walk_tb(exc.__traceback__)
+    where = "" if isinstance(exc, SyntaxError) else f" ({frame.f_code.co_filename}, line {line})"  # its text has it
+    return UserError(what, value=f"{type(exc).__name__}: {exc}{where}", remedy="Correct the code there.")
 
 
 def load_task(spec: str) -> Any:
@@ -248,7 +260,14 @@ def _dependencies(found: Any, deps: str | None) -> Any:
     if not deps:
         return getattr(found, "deps", None)
     dependencies = load_object(deps)
-    return dependencies() if callable(dependencies) else dependencies
+    if not callable(dependencies):
+        return dependencies
+    try:
+        return dependencies()
+    except DseError:
+        raise
+    except Exception as exc:
+        raise _raised(f"The dependencies cannot be made by {deps}", exc) from exc
 
 
 def _names(listed: str | None) -> list[str] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -79,12 +79,17 @@ class Plan(_Data):
         if allow is not None:
             if isinstance(allow, str):
                 raise AllowListError("allow= is a list of names", value=repr(allow), remedy=f"Write [{allow!r}].")
+            allow = set(allow) if isinstance(allow, Iterable) else {None}
+            if not all(isinstance(name, str) for name in allow):
+                raise PlanError("An allow-list is a list of tool names", remedy='Write allow=["one", "other"].')
             extra = sorted(set(allow) - set(self.allow))
             if extra:
                 raise AllowListError("Not on the allow-list, which can be narrowed and never widened", value=", ".join(extra),
                                      remedy=f"Choose from: {', '.join(self.allow) or 'no tools'}.")  # fmt: skip
             plan = plan.model_copy(update={"allow": tuple(sorted(allow))})
         if limits:
+            if not isinstance(limits, Mapping):
+                raise PlanError("Limits are given by name", value=limits, remedy='Write limits={"model_calls": 3}.')
             unknown = sorted(set(limits) - set(Limits.model_fields))
             if unknown:
                 raise PlanError("There is no such limit", value=", ".join(unknown),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import os
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -29,10 +30,12 @@ _finishing: set[asyncio.Future[Any]] = set()
 def _get() -> tuple[BlockingPortal, asyncio.AbstractEventLoop]:
     global _portal, _manager, _loop
     with _lock:
+        if _portal is not None and _dead(_portal):
+            _portal = _manager = _loop = None
         if _portal is None or _loop is None:
             from anyio.from_thread import start_blocking_portal
 
-            _manager = start_blocking_portal()
+            _manager = start_blocking_portal(backend_options={"loop_factory": _new_loop})
             _portal = _manager.__enter__()
             _loop = _portal.call(asyncio.get_running_loop)
         return _portal, _loop
@@ -60,9 +63,45 @@ def _close() -> None:
         manager.__exit__(SystemExit, leaving, None)
 
 
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """An event loop that goes on when a task raises KeyboardInterrupt or SystemExit: asyncio's would end all others."""
+    loop = asyncio.new_event_loop()
+    run = loop.run_forever
+
+    def run_forever() -> None:
+        while True:
+            try:
+                return run()
+            except (KeyboardInterrupt, SystemExit):
+                pass  # the task has it as well, for whoever awaits it; signals reach the main thread only
+
+    loop.run_forever = run_forever  # type: ignore[method-assign]
+    return loop
+
+
+def _dead(portal: BlockingPortal) -> bool:
+    """Whether its loop has ended after all."""
+    return getattr(portal, "_event_loop_thread_id", None) is None
+
+
 def _here(portal: BlockingPortal) -> bool:
     """Whether this is the portal thread."""
     return threading.get_ident() == getattr(portal, "_event_loop_thread_id", None)
+
+
+class _Carried(NamedTuple):
+    """A base exception on its way to whoever waits: in the portal's task group it would end all other calls."""
+
+    error: BaseException
+
+
+async def _carrying(fn: Callable[..., Awaitable[T]], *args: Any) -> T | _Carried:
+    try:
+        return await fn(*args)
+    except (Exception, asyncio.CancelledError):
+        raise
+    except BaseException as exc:
+        return _Carried(exc)
 
 
 def start_soon(fn: Callable[..., Awaitable[T]], *args: Any) -> Future[T]:
@@ -70,17 +109,32 @@ def start_soon(fn: Callable[..., Awaitable[T]], *args: Any) -> Future[T]:
     portal, loop = _get()
     if _here(portal):
         raise RuntimeError("a sync call inside dse's own event loop would wait for itself: use the async face")
-
-    async def task() -> T:
-        return await fn(*args)
-
-    coroutine = task()
+    coroutine = _carrying(fn, *args)
     try:
         # A third of what the portal's own task group takes; what still runs at the end is cancelled with the loop.
-        return asyncio.run_coroutine_threadsafe(coroutine, loop)
+        inner = asyncio.run_coroutine_threadsafe(coroutine, loop)
     except BaseException:
         coroutine.close()
         raise
+    outer: Future[T] = concurrent.futures.Future()
+
+    def ended(_: Any) -> None:
+        if inner.cancelled():
+            outer.cancel()
+        if not outer.set_running_or_notify_cancel():
+            return
+        error = inner.exception()
+        result = None if error else inner.result()
+        if isinstance(result, _Carried):
+            error = result.error
+        if error is not None:
+            outer.set_exception(error)
+        else:
+            outer.set_result(result)  # type: ignore[arg-type]
+
+    outer.add_done_callback(lambda _: outer.cancelled() and inner.cancel())
+    inner.add_done_callback(ended)
+    return outer
 
 
 def run_sync(fn: Callable[..., Awaitable[T]], *args: Any) -> T:
@@ -113,7 +167,7 @@ def run_sync(fn: Callable[..., Awaitable[T]], *args: Any) -> T:
 
 def finish_sync(fn: Callable[[], Awaitable[Any]]) -> None:
     """`run_sync` for a finaliser, which may be called in any thread and when the interpreter is leaving."""
-    if _portal is None:
+    if _portal is None or _dead(_portal):
         return  # closed: what ran there was cancelled
     if _here(_portal):
         task = asyncio.ensure_future(fn())

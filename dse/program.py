@@ -250,8 +250,10 @@ class Program:
             RunSuspended, InfrastructureError, UserError
         """
         tools, given = self.toolbox if toolbox is None else toolbox, self.deps if deps is None else deps
-        if given is None and toolbox is None:  # a world with tools of its own may do without
-            tools.check_deps(run.plan.allow)
+        audit = run.journal.recording is not None and run.journal.recording.only
+        if given is None and toolbox is None and not audit:  # a world with tools of its own may do without
+            called = getattr(self.strategy, "calls", None)  # a mode may know that it calls fewer
+            tools.check_deps(run.plan.allow if called is None else called(run))
         run.dispatcher = Dispatcher(run, tools, deps=given, approve=approve or self.approve,
                                     middleware=self.middleware)  # fmt: skip
         run.expires_s = self.approval_expires_s

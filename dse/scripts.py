@@ -42,6 +42,10 @@ class _Given:
              outputs: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:  # fmt: skip
         return None
 
+    def calls(self, run: Run) -> list[str]:
+        """What a script does not call needs no dependencies."""
+        return [name for name in run.plan.allow if name in run.inputs["script"].externals]
+
     async def run(self, run: Run) -> dict[str, Any]:
         script = run.inputs.get("script")
         if not isinstance(script, Script):
@@ -126,7 +130,8 @@ async def arun_script(
     plan = Plan(
         mode=MODE, prompts={}, allow=tuple(tool.name for tool in tools if tool.nests is None), limits=_limits(limits)
     )
-    program = Program(runnable, plan if allow is None else plan.narrowed(allow), toolbox=toolbox, deps=deps, approve=approve,
+    plan = plan if allow is None else plan.narrowed(allow)
+    program = Program(runnable, plan, toolbox=toolbox, deps=deps, approve=approve,
                       middleware=middleware, store=store)  # fmt: skip
     return await program.acall(script=script, inputs=dict(inputs or {}))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -175,6 +176,10 @@ def test_promotion_without_a_fitting_verdict_needs_a_reason(registry: Registry) 
     for reason in ("", "  \n"):
         with pytest.raises(Refused, match="reason"):
             registry.promote(f"Audit@{weak.artifact_id}", reason=reason)
+    for move in (lambda: registry.promote(f"Audit@{weak.artifact_id}", reason=5), lambda: registry.rollback("Audit", reason=5),
+                 lambda: registry.set_alias("Audit", "candidate", weak.artifact_id, by=5)):  # type: ignore[arg-type]  # fmt: skip
+        with pytest.raises(Refused, match="are texts"):
+            move()
     assert registry.aliases("Audit") == {} and registry.history("Audit") == []
     registry.set_alias("Audit", "champion", weak.artifact_id, reason=" baseline ", by="ann")
     assert [(h.action, h.reason, h.by) for h in registry.history("Audit")] == [("promote", "baseline", "ann")]
@@ -264,6 +269,9 @@ def test_a_crash_between_history_and_aliases_leaves_a_consistent_state(registry:
     ("aliases.json", lambda text: b"{"), ("history.jsonl", lambda text: b""), ("history.jsonl", lambda text: b"{}\n"),
     ("history.jsonl", lambda text: text.split(b"\n", 1)[1]),
     ("history.jsonl", lambda text: text.replace(b'"champion":"sha256:', b'"champion":"../../x:')),
+    ("history.jsonl", lambda text: re.sub(rb'"before":"sha256:.{4}', b'"before":"sha256:0000', text)),
+    ("history.jsonl", lambda text: re.sub(rb'"after":"sha256:.{4}', b'"after":"sha256:0000', text, count=1)),
+    ("history.jsonl", lambda text: text.replace(b'"alias":"champion"', b'"alias":"previous"')),
 ])  # fmt: skip
 def test_edited_aliases_or_history_are_refused(registry: Registry, name: str, damage: Callable[[bytes], bytes]) -> None:
     releases(registry, 3)

@@ -29,6 +29,7 @@ from artifact_examples import (
     plain,
     removed,
     replaced,
+    rows,
     run,
     send_mail,
     sha,
@@ -115,7 +116,13 @@ def test_an_envelope_tells_where_it_was_made(tmp_path: Path) -> None:
         ({"demos": {"rows": [sha("row 3")]}}, "demonstrations"),
         ({"modes": [table_row("baseline", BASELINE)]}, "own row"),
         ({"modes": [table_row("w", a_plan()), table_row("x", BASELINE, quality_low=0.95)]}, "table"),
-        ({"modes": [table_row("w", a_plan(), failures=31)]}, "table"),
+        ({"modes": [table_row("w", a_plan(), failures=31), table_row("x", BASELINE)]}, "table"),
+        ({"modes": [table_row("w", a_plan())]}, "incumbent row"),
+        ({"modes": [table_row("w", a_plan()), table_row("x", BASELINE, mode="direct")]}, "incumbent row"),
+        ({"removed_tools": []}, "removed tools"),
+        ({"dataset": {"name": "expenses", "revision": sha("data"), "split": {
+            name: {"rows": 4000, "clusters": 12, "hash": digest(sorted(row.row_hash for row in rows(12)))}
+            for name in ("search", "select", "holdout")}}}, "holdout rows"),
         ({"candidates_tried": 0}, "candidates tried"),
         ({"holdout_openings": 0}, "holdout openings"),
         ({"objective": dse.Objective().to_dict()}, "gate objective"),
@@ -542,7 +549,7 @@ def test_differences_are_readable() -> None:
     assert one.diff(make(envelope=ENVELOPE.model_copy(update={"host": "x"}))) == []
     plan = a_plan("Find them with code.\nBe quick.", allow=("look_up", "send_mail"), mode="tool_call",
                   limits=dse.Limits(tool_calls=7))  # fmt: skip
-    two = make(plan, modes=[table_row("winner", plan, quality=0.85, cost_usd=None)], better=10)
+    two = make(plan, modes=[table_row("winner", plan, quality=0.85, cost_usd=None), table_row("baseline", BASELINE)], better=10)
     changes = {change.what: str(change) for change in one.diff(two)}
     assert changes["plan.mode"] == "plan.mode: code -> tool_call"
     assert changes["plan.allow"] == "plan.allow: +send_mail -add_up"

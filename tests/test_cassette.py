@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import gzip
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,32 @@ def test_the_same_question_at_the_same_time_is_asked_once(tmp_path: Path) -> Non
 
     asyncio.run(main())
     assert len(Cassette.open(tmp_path / "c.jsonl")) == 3
+
+
+def test_a_question_asked_from_several_event_loops_is_asked_once(tmp_path: Path) -> None:
+    started, waiting = threading.Event(), threading.Barrier(3)
+
+    async def slow(request: Request) -> str:
+        started.set()
+        await asyncio.to_thread(waiting.wait, 30)
+        return "once"
+
+    inner = ScriptedModel(slow)
+    model = RecordModel(inner, tmp_path / "c.jsonl")
+
+    async def late() -> Completion:
+        task = asyncio.create_task(model.complete(question("q")))
+        await asyncio.sleep(0)  # it waits for the first one now
+        waiting.wait(30)
+        return await asyncio.wait_for(task, 30)
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        first = threads.submit(asyncio.run, model.complete(question("q")))
+        assert started.wait(30)
+        others = [threads.submit(asyncio.run, late()) for _ in range(2)]  # each waits in a loop of its own
+        assert {f.result(60).text for f in (first, *others)} == {"once"}
+    asyncio.run(model.aclose())
+    assert len(inner.requests) == 1
 
 
 def test_who_waits_takes_over_when_the_one_who_asked_is_cancelled(tmp_path: Path) -> None:
@@ -578,7 +606,7 @@ def test_a_difference_deep_in_a_long_line_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [Completion("x", latency_s=float("nan")), Completion("\ud800"), Completion("x", usage=Usage(-1, 1, "exact"))]
+    "bad", [Completion("\ud800"), Completion("x", usage=Usage(1.5, 1, "exact"))]  # type: ignore[arg-type]
 )
 def test_an_answer_that_cannot_be_stored_is_an_error_and_leaves_the_file_whole(tmp_path: Path, bad: Completion) -> None:
     class Odd(ScriptedModel):

@@ -168,6 +168,18 @@ def test_a_task_that_is_none(project: Path, spec: str, word: str) -> None:
     refused(cli("run", "artifacts/AskWarehouse@champion", "--task", spec, "--input", INPUT), 2, word.removeprefix("not a "))
 
 
+@pytest.mark.parametrize("body, word", [
+    ("def", "SyntaxError"), ("import dse\nfrom dse import nothing", "ImportError"), ("x = 1\nint('a')", "broken.py, line 2"),
+    ("import dse\n@dse.tool(effect='odd')\ndef f(): ...", "DSE110"),
+])  # fmt: skip
+def test_a_module_that_raises_is_the_users_error(project: Path, body: str, word: str) -> None:
+    (project / "broken.py").write_text(body)
+    try:
+        refused(cli("compile", "broken:task", "--lm", "replay:c.jsonl"), 2, word)
+    finally:
+        sys.modules.pop("broken", None)
+
+
 def test_eval_says_by_exit_code_whether_an_artifact_is_good_enough(project: Path) -> None:
     evaluating = ("eval", "artifacts/AskWarehouse@champion", "--task", "planted:task", "--lm", "replay:c.jsonl")
     good = cli(*evaluating, "--min-score", "0.99")
@@ -193,6 +205,8 @@ def test_eval_keeps_rollouts_and_the_seal(project: Path) -> None:
     assert len(found) == 10 and found < {r.id for r in WORLD.dataset().split("search")}
     store.close()
     refused(cli(*evaluating, "--split", "holdout"), 2, "DSE190", "sealed", "Only a compile opens it")
+    for score in ("nan", "1.5", "-1", "inf"):
+        refused(cli(*evaluating, "--min-score", score), 2, "from 0 to 1")
     refused(cli("eval", "artifacts/AskWarehouse@nothing", *evaluating[2:]), 2, "DSE174")
     refused(cli(*evaluating, "--data", "nowhere"), 2, "DSE150")
     refused(cli(*evaluating[:-2], "--lm", "replay:missing.jsonl"), 2, "DSE180")
@@ -233,12 +247,14 @@ def test_run_can_show_its_receipt_and_keep_the_run(project: Path) -> None:
 def test_run_with_tools_their_dependencies_and_a_narrower_allow_list(project: Path) -> None:
     request = next(r.request for r in WORLD.dataset().split("select") if WORLD.solves("tool_call", r.request))
     (project / "shop.py").write_text(f"from dse.testing.worlds import Warehouse, _item_of\n\n\ndef shop():\n"
-                                     f"    return Warehouse(_item_of({request!r}))\n\n\nopened = shop()\n")  # fmt: skip
+                                     f"    return Warehouse(_item_of({request!r}))\n\n\nopened = shop()\n\n\n"
+                                     f"def closed():\n    raise OSError('no key')\n")  # fmt: skip
     running = ("run", "artifacts/AskWarehouse@previous", *RUN[2:], "--input", json.dumps({"request": request}))
     for deps in ("shop:shop", "shop:opened"):
         done = cli(*running, "--deps", deps)
         assert done.code == 0, done.err
         assert done.json() == {"left": Warehouse(request.split("pieces of ")[1].removesuffix(" are left?")).stock}
+    refused(cli(*running, "--deps", "shop:closed"), 2, "cannot be made by shop:closed", "OSError: no key", "shop.py, line ")
     refused(cli(*running, "--deps", "shop:shop", "--allow", "launch"), 2, "DSE131")
     refused(cli(*running, "--deps", "shop:shop", "--allow", "get_weather"), 3, "DSE402")
     sys.modules.pop("shop", None)

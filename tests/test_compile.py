@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -328,7 +328,7 @@ def test_promotion_moves_the_champion_and_the_baseline_came_first(best_direct: C
     artifact = best_direct.result.artifact
     moves = [(r.action, r.alias, r.verdict, r.reason) for r in best_direct.registry.history("AskWarehouse")]
     assert moves == [("promote", "champion", "KEEP", "baseline"), ("alias", "candidate", "PROMOTE", "verdict PROMOTE"),
-                     ("promote", "champion", "PROMOTE", "verdict PROMOTE")]  # fmt: skip
+                     ("promote", "champion", "PROMOTE", "")]  # fmt: skip
     previous = best_direct.registry.get("AskWarehouse@previous")
     assert (previous.plan.mode, previous.evidence.incumbent.kind) == ("tool_call", "baseline")
     assert best_direct.aliases == {"champion": artifact.artifact_id, "previous": previous.artifact_id}
@@ -386,6 +386,53 @@ def test_a_champion_that_cannot_run_here_is_neither_incumbent_nor_replaced(tmp_p
     assert other.aliases["champion"] == first.result.artifact.artifact_id
     assert other.aliases["candidate"] == other.result.artifact.artifact_id
     assert any("another model" in note for note in other.result.notes) and any("not the champion" in n for n in other.result.notes)
+
+
+class Contested(dse.Registry):
+    """A registry in which another compile of the signature ends just when this one has done a step."""
+
+    def __init__(self, root: Path, before: str, other: Callable[[dse.Registry], None]) -> None:
+        super().__init__(root)
+        self.before, self.other = before, other
+
+    def happen(self, step: str) -> None:
+        if step == self.before:
+            self.before = ""
+            self.other(dse.Registry(self.root))
+
+    def set_alias(self, signature: str, alias: str, *args: Any, **options: Any) -> None:
+        super().set_alias(signature, alias, *args, **options)
+        self.happen(alias)
+
+    def aliases(self, signature: str) -> dict[str, str]:
+        found = super().aliases(signature)
+        self.happen("aliases" if not found and (self.root / signature).exists() else "")
+        return found
+
+
+def test_what_another_compile_makes_the_candidate_meanwhile_is_not_promoted(tmp_path: Path) -> None:
+    kept = quick(tmp_path / "other", PlantedWorld({"tool_call": 0.9}, clusters=30, writes=0.0)).result.artifact
+
+    def other(registry: dse.Registry) -> None:
+        registry.put(kept)
+        registry.set_alias("AskWarehouse", "candidate", kept.artifact_id, reason="verdict KEEP")
+
+    mine = quick(tmp_path / "here", registry=Contested(tmp_path / "here", "candidate", other))
+    assert (kept.verdict, mine.result.verdict) == ("KEEP", "PROMOTE")
+    assert mine.aliases["champion"] == mine.result.artifact.artifact_id and mine.aliases["candidate"] == kept.artifact_id
+
+
+def test_what_another_compile_promotes_meanwhile_stays_the_champion(tmp_path: Path) -> None:
+    theirs = quick(tmp_path / "other", seed=7).result.artifact
+
+    def other(registry: dse.Registry) -> None:
+        registry.put(theirs)
+        registry.promote(f"AskWarehouse@{theirs.artifact_id}")
+
+    mine = quick(tmp_path / "here", registry=Contested(tmp_path / "here", "aliases", other))
+    assert mine.result.verdict == theirs.verdict == "PROMOTE" and mine.result.artifact.artifact_id != theirs.artifact_id
+    assert mine.aliases == {"champion": theirs.artifact_id, "candidate": mine.result.artifact.artifact_id}
+    assert any("not the champion" in note for note in mine.result.notes)
 
 
 def test_a_champion_with_a_changed_tool_is_not_run(tmp_path: Path) -> None:

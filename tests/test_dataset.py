@@ -13,6 +13,7 @@ import random
 import subprocess
 import sys
 import time
+import unicodedata
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -579,6 +580,33 @@ def test_bytes_that_are_not_utf8(folder: Path):
     assert caught.value.details["line"] == 2
 
 
+def test_a_line_nested_too_deeply_is_named(folder: Path):
+    data = folder / "data.jsonl"
+    row = json.loads(data.read_bytes().splitlines()[0])
+    row["answer"] = json.loads("[" * 900 + "]" * 900)
+    data.write_text(json.dumps(row) + "\n")
+    with pytest.raises(MalformedRow, match=r"line 1: .*nested deeper"):
+        Dataset.load(folder)
+
+
+def test_places_that_cannot_be_used(tmp_path: Path):
+    data = make(make_rows())
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "below", "/proc/none", "a\0b"):
+        with pytest.raises(DatasetError, match="cannot be written"):
+            data.save(place)
+    for read in (lambda: Dataset.load("a\0b"), lambda: Dataset.from_jsonl("a\0b", name="d", fields=FIELDS)):
+        with pytest.raises(DatasetError, match="cannot be read"):
+            read()
+
+
+def test_arguments_of_the_wrong_type():
+    with pytest.raises(DatasetError, match="no such split"):
+        make(make_rows()).split([])  # type: ignore[arg-type]
+    with pytest.raises(DatasetError, match="not a string"):
+        make(make_rows(), assignment={5: "search"})
+
+
 def test_line_ends_and_odd_but_valid_text(folder: Path):
     file = folder / "data.jsonl"
     revision = Dataset.load(folder).revision
@@ -697,6 +725,17 @@ def test_near_duplicates_across_splits_are_refused(second: str, alike: bool):
     assert all(repr(name) in str(error) for name in error.details["rows"]) and REPORT not in str(error)
 
 
+@pytest.mark.parametrize("text", [
+    "Die Übergröße für Müller, Köhler & Söhne: Lieferung der Äpfel höchst ungewöhnlich verspätet",
+    "ご注文の品がまだ届いていません。ガラスのコップとバッグです。", "주문하신 상품이 아직 도착하지 않았습니다",
+])  # fmt: skip
+@pytest.mark.parametrize("form", ["NFD", "NFKC", "NFKD"])
+def test_unicode_forms_do_not_make_inputs_different(text: str, form: Any):
+    with pytest.raises(ContaminatedSplit) as caught:
+        across(text, unicodedata.normalize(form, text))
+    assert caught.value.details["similarity"] == 1.0
+
+
 def test_numbers_do_not_make_long_inputs_different_but_short_ones():
     with pytest.raises(ContaminatedSplit):
         across(REPORT + " Team 17.", REPORT + " Team 18.")
@@ -724,7 +763,8 @@ def test_input_text():
 
 
 def brute(texts: list[str], groups: list[int], threshold: float) -> dict[tuple[int, int], float]:
-    normal = [" ".join(text.casefold().split()) for text in texts]
+    composed = [unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()) for text in texts]
+    normal = [" ".join(text.casefold().split()) for text in composed]
     grams = [({text[i : i + 5] for i in range(len(text) - 4)} or {text}) if text else set() for text in normal]
     found = {}
     for a, one in enumerate(grams):
@@ -739,7 +779,7 @@ def brute(texts: list[str], groups: list[int], threshold: float) -> dict[tuple[i
 @st.composite
 def families(draw: st.DrawFn) -> list[str]:
     """Texts, many of them small changes of one another."""
-    texts = draw(st.lists(st.text("abc Éß漢\n", max_size=60), min_size=1, max_size=6))
+    texts = draw(st.lists(st.text("abc Éße\u0301ﬁ漢\n", max_size=60), min_size=1, max_size=6))
     for _ in range(draw(st.integers(0, 12))):
         text = draw(st.sampled_from(texts))
         at, length = draw(st.integers(0, len(text))), draw(st.integers(0, 3))
@@ -840,6 +880,13 @@ def test_bad_csv(tmp_path: Path, text: str, error: type[DseError], line: int, fi
     assert caught.value.details["file"] == str(file)
 
 
+@pytest.mark.parametrize("delimiter", [";;", "", 5])
+def test_a_delimiter_is_one_character(tmp_path: Path, delimiter: Any):
+    (tmp_path / "d.csv").write_text("question;answer\n")
+    with pytest.raises(DatasetError, match="one character"):
+        Dataset.from_csv(tmp_path / "d.csv", name="d", fields={"question": "input", "answer": "label"}, delimiter=delimiter)
+
+
 def test_csv_that_is_not_utf8(tmp_path: Path):
     file = tmp_path / "rows.csv"
     file.write_bytes("id,q\nr1,x\nr2,caf\xe9\n".encode("latin-1"))
@@ -879,7 +926,11 @@ def test_typed_values_take_their_wire_form():
     assert make(rows).rows[0].answer == wire
 
 
-@pytest.mark.parametrize("value", [float("nan"), {1, 2}, b"x", object(), {1: 2}, float("inf"), "\ud83d"])
+CYCLE: list[Any] = []
+CYCLE.append({"more": CYCLE})
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, b"x", object(), {1: 2}, float("inf"), "\ud83d", CYCLE, {"n": [10**5000]}], ids=lambda value: type(value).__name__)
 def test_values_without_a_wire_form(value: Any):
     rows = make_rows()
     rows[3]["answer"] = [value]

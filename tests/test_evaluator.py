@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime as dt
 import sqlite3
@@ -416,6 +417,47 @@ def test_a_broken_environment_is_the_users_error(fail: str, error: Any, word: st
     store.close()
 
 
+@dse.environment(revision="1")
+def cleans_up_badly(example: Any) -> Any:
+    yield dse.World(deps=worlds.Warehouse("nothing"))
+    raise OSError("disk full")
+
+
+@dse.environment(revision="1")
+async def yields_twice(example: Any) -> Any:
+    yield dse.World(deps=worlds.Warehouse("nothing"))
+    yield dse.World(deps=worlds.Warehouse("nothing"))
+
+
+@dse.environment(revision="1")
+def swallows(example: Any) -> Any:
+    with contextlib.suppress(BaseException):
+        yield dse.World(deps=worlds.Warehouse("nothing"))
+
+
+@dse.environment(revision="1")
+async def swallows_async(example: Any) -> Any:
+    with contextlib.suppress(BaseException):
+        yield dse.World(deps=worlds.Warehouse("nothing"))
+
+
+@pytest.mark.parametrize("environment", [cleans_up_badly, yields_twice])
+def test_a_world_that_cannot_be_cleaned_up_is_the_users_error(environment: Any) -> None:
+    with pytest.raises(UserError, match="could not clean up its world for row"):
+        run(WORLD.task(environment=environment), ScriptedModel(lambda request: say("no")), {"t": TOOL_CALL}, rows=ROWS[:1])
+
+
+@pytest.mark.parametrize("environment", [swallows, swallows_async])
+def test_no_environment_hides_a_failure(environment: Any) -> None:
+    task = WORLD.task(environment=environment)
+    for error, attempts in ((ModelUnavailable("busy"), 3), (RuntimeError("bug"), 1)):
+        model = ScriptedModel(lambda request, error=error: error)  # type: ignore[misc]
+        with pytest.raises(type(error)):
+            run(task, model, {"t": TOOL_CALL}, rows=ROWS[:1], attempts=3, sleep=Naps())
+        assert len(model.requests) == attempts
+    assert run(task, ScriptedModel(lambda request: say("no")), {"t": TOOL_CALL}, rows=ROWS[:1])[0].score == 0.0
+
+
 @pytest.mark.parametrize("kind", ["function", "generator", "async function", "async generator"])
 def test_all_kinds_of_environments(kind: str) -> None:
     ended: list[str] = []
@@ -526,6 +568,12 @@ def test_dse_evaluate_opens_no_holdout(tmp_path: Path) -> None:
     again = WORLD.model()
     assert all(r.reused for r in dse.evaluate(task, DIRECT, lm=again, split="search", max_rows=3, store=str(tmp_path / "a.db")))
     assert again.requests == []
+
+
+@pytest.mark.parametrize("rows", [-1, 0, 2.5, "3", True])
+def test_a_number_of_rows_is_one(rows: Any) -> None:
+    with pytest.raises(UserError, match="from 1 up"):
+        dse.evaluate(WORLD.task(), DIRECT, lm=WORLD.model(), max_rows=rows)
 
 
 def test_a_task_says_what_is_wrong_with_it() -> None:

@@ -184,12 +184,19 @@ def test_hidden_reasoning_goes_back_with_the_calls_it_led_to() -> None:
         asyncio.run(main(server))
 
 
-@pytest.mark.parametrize("arguments", ['{"user_id": 7', "[1, 2]", '"text"', "7", '{"a": 1, "a": 2}', '{"a": "\\ud800"}'])
+@pytest.mark.parametrize("arguments", ['{"user_id": 7', "[1, 2]", '"text"', "7", '{"a": 1, "a": 2}', '{"a": "\\ud800"}',
+                                       '{"user_id": NaN}', '{"user_id": [-Infinity, 1]}'])  # fmt: skip
 def test_malformed_tool_arguments_are_kept_as_they_came(arguments: str) -> None:
     good = ("get_expenses", {"user_id": 7, "quarter": "Q1"})
-    done = complete(ok(None, [good, ("get_expenses", arguments), good]), ASK_TOOLS)
+    done = complete(ok("Let me see", [good, ("get_expenses", arguments), good], usage=(30, 4)), ASK_TOOLS)
+    assert (done.text, done.finish_reason, done.usage) == ("Let me see", "tool_call", Usage(30, 4, "exact"))
     assert [c.arguments for c in done.tool_calls] == [good[1], None, good[1]]
     assert [c.raw for c in done.tool_calls] == [None, arguments, None]
+
+
+def test_half_a_surrogate_in_a_text_is_replaced() -> None:
+    body = '{"choices": [{"message": {"content": "a\\ud800b"}, "finish_reason": "stop"}]}'
+    assert complete(raw(body)).text == "a\ufffdb"
 
 
 def test_an_argument_that_looks_like_a_marker_is_an_argument() -> None:

@@ -253,6 +253,9 @@ def test_exact_match_after_normalising():
     assert score(exact_match("a", normalise="text"), labels, outputs).value == 1.0
     for normalise in (None, "casefold", "whitespace"):
         assert score(exact_match("a", normalise=normalise), labels, outputs).value == 0.0
+    for whole, apart in (("Café É", "cafe\u0301 e\u0301"), ("주문", "\u110c\u116e\u1106\u116e\u11ab")):
+        assert score(exact_match("a", normalise="text"), {"a": whole}, {"a": apart}).value == 1.0
+    assert score(exact_match("a", normalise="text"), {"a": "ﬁt ²"}, {"a": "fit 2"}).value == 0.0, "other characters"
     assert score(exact_match("a", normalise=lambda value: sorted(value)), {"a": [2, 1]}, {"a": [1, 2]}).value == 1.0
     for wrong in ({"normalise": "lower"}, {"field": []}):
         with pytest.raises(MetricError):

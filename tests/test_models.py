@@ -7,6 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -447,6 +448,16 @@ def test_an_empty_completion_is_no_answer(text: str | None) -> None:
         ask(resolve_model(ScriptedEngine([Completion(text)])))
     assert caught.value.details["input_tokens"] > 0
     assert ask(resolve_model(ScriptedEngine([Completion(text, finish_reason="length")]))).finish_reason == "length"
+
+
+@pytest.mark.parametrize("make", [
+    lambda: Completion("x", usage=Usage(-5, 1, "exact")), lambda: Completion("x", usage=Usage(5, -1, "exact")),
+    lambda: Completion("x", cost_usd=-3.0), lambda: Completion("x", cost_usd=float("nan")),
+    lambda: Completion("x", cost_usd=float("inf")), lambda: Completion("x", latency_s=-1.0),
+])  # fmt: skip
+def test_a_completion_counts_nothing_down(make: Callable[[], Completion]) -> None:
+    with pytest.raises(ModelError, match="is no amount"):
+        ask(ScriptedModel(lambda request: make()))
 
 
 def test_what_is_no_response_is_the_engines_fault() -> None:

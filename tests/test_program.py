@@ -251,6 +251,39 @@ def test_interrupting_a_sync_call_cancels_the_run() -> None:
     assert held.ended.wait(PATIENCE_S) and held.cancelled
 
 
+def raising(error: BaseException) -> Any:
+    def reply(request: Any) -> Any:
+        raise error
+
+    return reply
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt("k"), SystemExit(3), GeneratorExit("g"), pytest.fail.Exception("f")], ids=repr)
+def test_a_base_exception_reaches_its_caller_and_nobody_else(error: BaseException) -> None:
+    held = Held()
+    other = held.program().start(question="?")
+    assert held.started.wait(PATIENCE_S)
+    with pytest.raises(type(error)):
+        program(raising(error))(question="?")
+    with pytest.raises(type(error)):
+        program(raising(error)).start(question="?").result(PATIENCE_S)
+    events = list(program(raising(error)).stream(question="?"))  # here the run is a task of its own
+    assert type(events[-1]["error"]) is type(error)
+    held.release()
+    assert other.result(PATIENCE_S).number == 42
+    assert program()(question="?").number == 42
+
+
+def test_after_the_end_of_the_loop_the_next_call_gets_a_new_one() -> None:
+    def stop(request: Any) -> Any:
+        asyncio.get_running_loop().stop()
+        return asyncio.sleep(PATIENCE_S)
+
+    with pytest.raises((concurrent.futures.CancelledError, asyncio.CancelledError)):
+        program(stop)(question="?")
+    assert program()(question="?").number == 42
+
+
 # --- handles ------------------------------------------------------------------------------------------
 
 
@@ -543,6 +576,13 @@ def test_narrowed_takes_away_and_never_adds() -> None:
     for limits in ({"tool_calls": 2}, {"nonsense": 1}, {"outcomes": {"tokens": "retry"}}):
         with pytest.raises(PlanError):
             narrow.narrowed(limits=limits)
+
+
+def test_narrowed_takes_names_and_limits_by_name() -> None:
+    assert program().narrowed(allow=["double", "double"]).plan.allow == ("double",)
+    for wrong in ({"allow": 5}, {"allow": [5]}, {"allow": "double"}, {"limits": 5}):
+        with pytest.raises((PlanError, AllowListError)):
+            program().narrowed(**wrong)
 
 
 def test_narrowed_keeps_everything_else() -> None:

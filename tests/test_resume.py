@@ -330,6 +330,33 @@ def test_an_idempotent_write_is_tried_again_with_the_same_key(tmp_path: Path) ->
     assert prediction.receipt["usage"]["model_calls"] == 2 and len(case.model.requests) == 3
 
 
+def test_a_model_is_shown_a_recorded_result_as_it_was_shown_before(tmp_path: Path) -> None:
+    @dse.tool(effect="read")
+    async def stock(item: str) -> dict[str, int]:
+        """Stock of an item, largest place first."""
+        return {"zebra": 3, "apple": 2, "mango": 1}
+
+    class Count(dse.Signature):
+        """Count."""
+
+        item: str = dse.InputField()
+        report: str = dse.OutputField()
+        tools = [stock]
+
+    up: list[int] = []
+
+    def reply(request: Any) -> Any:
+        if not any(message["role"] == "tool" for message in request["messages"]):
+            return call(("stock", {"item": "x"}))
+        return call(("submit", {"report": request["messages"][-1]["content"]})) if up else ModelUnavailable("down")
+
+    program = dse.Program(Count, "tool_call", lm=ScriptedModel(reply), store=tmp_path / "runs.db")
+    with pytest.raises(ModelUnavailable) as caught:
+        program(item="x")
+    up.append(1)
+    assert program.resume(caught.value.details["run_id"]).report == '{"zebra": 3, "apple": 2, "mango": 1}'
+
+
 def test_a_retry_repeats_idempotent_writes_with_their_keys(tmp_path: Path) -> None:
     tries: list[int] = []
 

@@ -93,7 +93,7 @@ def replies(mode: str, *outputs: dict[str, Any]) -> ScriptedModel:
 @pytest.mark.parametrize("mode", ["direct", "tool_call", "code"])
 def test_every_mode_hands_a_bad_script_back_and_takes_a_good_one(mode: str) -> None:
     model = replies(mode, BAD[0][0], GOOD)
-    prediction = dse.Program(PlanSale, mode, lm=model)(wish="tea")
+    prediction = dse.Program(PlanSale, mode, lm=model, deps=Till())(wish="tea")
     assert prediction.plan == dse.Script(**GOOD) and prediction.outputs["plan"] == GOOD
     told = str(model.requests[1]["messages"][-1]["content"])
     assert "plan: line 1: Argument to function `price` is incorrect" in told.replace("\\", "")
@@ -102,7 +102,7 @@ def test_every_mode_hands_a_bad_script_back_and_takes_a_good_one(mode: str) -> N
 @pytest.mark.parametrize("bad, words", BAD)
 def test_what_is_wrong_is_said(bad: dict[str, Any], words: str) -> None:
     model = replies("tool_call", bad, GOOD)
-    events = list(dse.Program(PlanSale, "tool_call", lm=model).stream(wish="tea"))
+    events = list(dse.Program(PlanSale, "tool_call", lm=model, deps=Till()).stream(wish="tea"))
     assert words in next(event["problem"] for event in events if event["kind"] == "repair")
     assert events[-1]["kind"] == "result" and not any(event["kind"] == "tool_intent" for event in events)
 
@@ -110,12 +110,12 @@ def test_what_is_wrong_is_said(bad: dict[str, Any], words: str) -> None:
 def test_repairs_are_bounded() -> None:
     model = replies("tool_call", *[bad for bad, _ in BAD[:3]])
     with pytest.raises(OutputInvalid):
-        dse.Program(PlanSale, "tool_call", lm=model)(wish="tea")
+        dse.Program(PlanSale, "tool_call", lm=model, deps=Till())(wish="tea")
 
 
 def test_a_narrowed_program_takes_narrower_scripts() -> None:
     model = replies("tool_call", GOOD, {"source": "await price('tea')", "externals": ["price"]})
-    program = dse.Program(PlanSale, "tool_call", lm=model).narrowed(allow=["price"])
+    program = dse.Program(PlanSale, "tool_call", lm=model, deps=Till()).narrowed(allow=["price"])
     assert program(wish="tea").plan.externals == ["price"]
     assert "may not be called: sell; there are: price" in str(model.requests[1]["messages"][-1]["content"])
 
@@ -142,7 +142,7 @@ def test_scripts_inside_other_outputs_are_checked() -> None:
 
     bad, good = ({"steps": [{"title": "none"}, {"title": "some", "script": one}]} for one in (BAD[0][0], GOOD))
     model = ScriptedModel([call(("submit", bad)), call(("submit", good))])
-    assert dse.Program(Steps, "tool_call", lm=model)(wish="?").steps[1].script == dse.Script(**GOOD)
+    assert dse.Program(Steps, "tool_call", lm=model, deps=Till())(wish="?").steps[1].script == dse.Script(**GOOD)
     assert "steps.1.script: line 1: Argument" in str(model.requests[1]["messages"][-1]["content"])
     found = dict(scripts_in({"a": (dse.Script(**GOOD),), "b": {"c": dse.Script(**GOOD)}, "d": 1}))
     assert list(found) == ["a.0", "b.c"]
@@ -161,7 +161,7 @@ def test_the_check_does_not_hold_up_the_event_loop(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(checker, "_check", check)
     output = {"source": "await price('cup')  # never checked before", "externals": ["price"]}
-    program = dse.Program(PlanSale, "tool_call", lm=replies("tool_call", output))
+    program = dse.Program(PlanSale, "tool_call", lm=replies("tool_call", output), deps=Till())
 
     async def run() -> Any:
         loops.append(asyncio.get_running_loop())
@@ -262,7 +262,7 @@ def test_a_given_script_cannot_call_a_script_tool() -> None:
     with pytest.raises(ScriptFailed, match="may not be called: run_script"):
         dse.run_script(script, signature=Both)
     model = replies("tool_call", script, {"source": "await price('tea')", "externals": ["price"]})
-    assert dse.Program(Both, "tool_call", lm=model)(wish="?").plan.externals == ["price"]
+    assert dse.Program(Both, "tool_call", lm=model, deps=Till())(wish="?").plan.externals == ["price"]
 
 
 def test_running_a_script_loads_no_model_library() -> None:

@@ -627,7 +627,7 @@ def test_sensitive_fields_are_hidden_everywhere(reports: Reports, content: bool)
     dse.Program(Whisper, "tool_call", lm=ScriptedModel([say("it is tiger-lily"), call(("submit", {"secret": "tiger-lily"}))]))(
         question="?")  # fmt: skip
     failing = ScriptedModel(code("assert 1 == 2, 'tiger-lily'"))
-    with pytest.raises(NoSubmission):
+    with pytest.raises(LimitExceeded):
         dse.Program(Whisper, seed_plan(Whisper.spec(), "code", limits=dse.Limits(model_calls=1)), lm=failing)(question="?")
     told = reports.text()
     for secret in SECRETS:

@@ -32,7 +32,7 @@ from dse.artifacts.content import (
 from dse.artifacts.describe import Change, differences, summarise
 from dse.artifacts.files import read_file, write_atomic
 from dse.artifacts.seal import load_key, verify_seal
-from dse.canonical import canonical_json, parse_json, sha256_hex
+from dse.canonical import canonical_json, digest, parse_json, sha256_hex
 from dse.contracts.signature import validation_summary
 from dse.contracts.tool import ToolContract
 from dse.errors import ArtifactInvalid, ArtifactTampered, ArtifactVersion, DseError
@@ -377,9 +377,15 @@ class Artifact(Data):
         odd = [row.candidate for row in evidence.modes if row.failures > row.n or not _ordered(row)]
         shown = sorted(hashes & set(evidence.demos.rows))
         same = evidence.paired.objective == evidence.objective
+        whole = holdout.hash == digest(sorted(hashes))  # then all of the holdout was judged on
+        fits = not whole or (len(rows), len(clusters)) == (holdout.rows, holdout.clusters)
+        incumbent = [row for row in evidence.modes if row.program_id == evidence.incumbent.program_id]
+        removed = [tool.name for tool in evidence.removed_tools]
+        every = evidence.allow_lists.get("all")
+        missing = [str(name) for name in every if name not in program.plan.allow] if isinstance(every, list) else removed
         n = evidence.gate.get("n_rows", len(rows)), evidence.gate.get("n_clusters", len(clusters))
         return [
-            Check("holdout rows", len(hashes) == len(rows) <= holdout.rows and len(clusters) <= holdout.clusters,
+            Check("holdout rows", fits and len(hashes) == len(rows) <= holdout.rows and len(clusters) <= holdout.clusters,
                   f"{len(rows)} paired rows ({len(hashes)} distinct) in {len(clusters)} clusters; the holdout has "
                   f"{holdout.rows} in {holdout.clusters}"),
             Check("gate counts", n == (len(rows), len(clusters)), f"the gate saw {n[0]} rows in {n[1]} clusters"),
@@ -388,6 +394,10 @@ class Artifact(Data):
             Check("demonstrations", not shown, f"from the holdout: {', '.join(shown)}" if shown else ""),
             Check("own row", any(row.mode == program.plan.mode and row.allow == program.plan.allow for row in own),
                   f"{len(own)} rows of the table are this program's"),
+            Check("incumbent row", any(row.mode == evidence.incumbent.mode for row in incumbent),
+                  f"{len(incumbent)} rows of the table are the incumbent's"),
+            Check("removed tools", sorted(removed) == sorted(missing),
+                  f"written: {', '.join(removed) or 'none'}; not allowed: {', '.join(missing) or 'none'}"),
             Check("table", not odd, f"impossible figures: {', '.join(odd)}" if odd else f"{len(evidence.modes)} rows"),
             Check("candidates tried", evidence.candidates_tried >= len(others),
                   f"{evidence.candidates_tried}; the table has {len(others)}"),

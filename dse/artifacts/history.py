@@ -137,6 +137,10 @@ def _read_history(path: Path) -> list[Release]:
         if releases[-1].seq != number:
             raise ArtifactTampered(f"{path} lacks or repeats a line", value=f"line {number} has seq {releases[-1].seq}",
                                    remedy=_ONLY_APPENDED)  # fmt: skip
+        move, before = releases[-1], releases[-2].aliases if number > 1 else {}
+        if (move.before, move.after) != (before.get(move.alias), move.aliases.get(move.alias)):
+            raise ArtifactTampered(f"{where} contradicts itself or the line before", value=move.alias,
+                                   remedy=_ONLY_APPENDED)  # fmt: skip
     return releases
 
 

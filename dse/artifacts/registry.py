@@ -193,6 +193,7 @@ class Registry:
             Refused: ``previous``, removing the champion, and names that are none.
             ArtifactNotFound
         """
+        _check_words(reason, by)
         if not _ALIAS.fullmatch(alias) or alias == "previous" or (alias == "champion" and ref is None):
             raise Refused("This alias cannot be set", value=alias,
                           remedy="Use promote or rollback for releases; other aliases are lower-case names.")  # fmt: skip
@@ -216,26 +217,30 @@ class Registry:
                 verdict = artifact.verdict if artifact else None
                 journal.move("alias", alias, after, by=by, reason=reason, verdict=verdict)
 
-    def promote(self, ref: str | Path, *, reason: str = "", by: str | None = None) -> Artifact:
+    def promote(self, ref: str | Path, *, reason: str = "", by: str | None = None, only_first: bool = False) -> Artifact:
         """Make a stored artifact the ``champion``; the old one becomes ``previous``. A no-op for the champion itself.
 
         Args:
             reason: needed unless the gate's verdict is PROMOTE and was reached against the program that is
                 champion now (another one may have been promoted since).
             by: who; default the user's name.
+            only_first: a no-op if there is a champion.
 
         Raises:
             Refused: a reason is needed. ArtifactNotFound: the artifact is not stored in this registry.
         """
+        _check_words(reason, by)
         artifact = self._stored(ref)
-        self._release(artifact, reason, by)
+        self._release(artifact, reason, by, only_first)
         return artifact
 
-    def _release(self, artifact: Artifact, reason: str, by: str | None) -> None:
+    def _release(self, artifact: Artifact, reason: str, by: str | None, only_first: bool = False) -> None:
         folder = self._folder(artifact.signature_name)
         with locked(folder):
             journal = Journal(folder)
             old = journal.aliases.get("champion")
+            if old is not None and only_first and old != artifact.artifact_id:
+                return
             if old == artifact.artifact_id:
                 journal.settle()  # the promotion that was cut off may have been this one
                 return
@@ -256,6 +261,7 @@ class Registry:
         Raises:
             Refused: there is no reason. ArtifactNotFound: there is no release to go back to, or its file is gone.
         """
+        _check_words(reason, by)
         if not reason.strip():
             raise Refused("A rollback needs a reason", value=signature, remedy="Give one with reason=...; it is recorded.")
         folder = self._folder(signature)
@@ -366,6 +372,11 @@ class Registry:
         return Listed(signature, path, artifact.artifact_id, held, artifact.plan.mode, artifact.model_name, artifact.verdict,
                       artifact.envelope.created, broken,
                       artifact.evidence.incumbent.program_id == artifact.program_id)  # fmt: skip
+
+
+def _check_words(reason: Any, by: Any) -> None:
+    if not isinstance(reason, str) or not isinstance(by, str | None):
+        raise Refused("A reason, and who gives it, are texts", value=[reason, by], remedy='Write reason="...".')
 
 
 # ---- names ------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from dse.compiler.budget import Budget, BudgetedModel
 from dse.compiler.gate import GateResult, PairedRow, gate
 from dse.compiler.gate import evidence as gate_evidence
 from dse.compiler.space import Space, candidates, fitting_modes
-from dse.errors import ArtifactNotFound, ContaminatedSplit, DatasetError, MissingHoldout, ModelError, UserError
+from dse.errors import ArtifactNotFound, ContaminatedSplit, DatasetError, MissingHoldout, ModelError, Refused, UserError
 from dse.evaluation.evaluator import Evaluator, Progress, RolloutRecord, cassette_of, live_reads, summarise
 from dse.evaluation.sampling import spread
 from dse.evaluation.task import Task
@@ -442,16 +442,14 @@ class _Compile:
         assert incumbent is not None
         name, by, verdict = self.spec.name, "dse compile", artifact.verdict
         self.registry.put(artifact)
-        champion = self.registry.aliases(name).get("champion")
-        if champion is None:  # the baseline is the first champion, so that there always is a way back
+        if self.registry.aliases(name).get("champion") is None:  # the baseline is the first: there always is a way back
             self.registry.put(incumbent)
-            champion = incumbent.artifact_id
-            self.registry.set_alias(name, "champion", champion, reason="baseline", by=by)
+            self.registry.promote(f"{name}@{incumbent.artifact_id}", reason="baseline", by=by, only_first=True)
         self.registry.set_alias(name, "candidate", artifact.artifact_id, reason=f"verdict {verdict}", by=by)
-        if verdict == "PROMOTE" and artifact.artifact_id != champion:
-            if champion == incumbent.artifact_id:
-                self.registry.promote(f"{name}@candidate", reason="verdict PROMOTE", by=by)
-            else:
+        if verdict == "PROMOTE":
+            try:  # by its id, and without a reason: then the registry checks verdict and incumbent under its lock
+                self.registry.promote(f"{name}@{artifact.artifact_id}", by=by)
+            except Refused:
                 self.notes.append("better than the incumbent of this compile, but that is not the champion: "
                                   "it stays the candidate until somebody promotes it with a reason")  # fmt: skip
 

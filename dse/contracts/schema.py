@@ -13,7 +13,7 @@ import base64
 import datetime as dt
 import functools
 import math
-import re
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal, Union
 from uuid import UUID
@@ -22,10 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 
 from dse.canonical import canonical_json
-from dse.errors import Unserialisable
+from dse.errors import ContractError, Unserialisable
 
-__all__ = ["adapter_for", "canonical_sets", "dump_wire", "guest_from_wire", "make_model", "model_values", "resolve", "schema_of",
-           "wire_from_guest"]  # fmt: skip
+__all__ = ["adapter_for", "canonical_sets", "dump_wire", "guest_from_wire", "make_model", "misfit", "model_values", "resolve",
+           "schema_of", "wire_from_guest"]  # fmt: skip
 
 Schema = dict[str, Any]
 _SUBSCHEMAS = ("items", "additionalProperties", "not", "contains", "propertyNames")
@@ -223,13 +223,37 @@ def make_model(name: str, fields: dict[str, tuple[Any, Any, str]]) -> type[BaseM
     """A model of `fields` (name -> annotation, default or ``...``, description) that refuses unknown names.
 
     Attributes are called ``f0, f1, ...`` so that a field may have any name (``json``, ``copy`` ...).
+
+    Raises:
+        ContractError: a default is no value of its field's type, or has no JSON form.
     """
     made: dict[str, Any] = {}
     for index, (field, (annotation, default, text)) in enumerate(fields.items()):
         info = Field(alias=field, description=text or None) if default is ... else Field(
             default, alias=field, description=text or None)  # fmt: skip
         made[f"f{index}"] = (annotation, info)
-    return create_model(name, __config__=ConfigDict(extra="forbid"), **made)
+    model = create_model(name, __config__=ConfigDict(extra="forbid"), **made)
+    for key, info in model.model_fields.items():
+        if not info.is_required():
+            problem = misfit(functools.partial(model.model_construct().model_dump, include={key}))
+            if problem:
+                raise ContractError(f"The default of {info.alias!r} in {name!r} does not fit its type: {problem}",
+                                    value=repr(info.default), remedy=DEFAULT_REMEDY)  # fmt: skip
+    return model
+
+
+DEFAULT_REMEDY = "Give a value of that type, or annotate the type that it has."
+
+
+def misfit(dump: Callable[..., Any]) -> str:
+    """Why no call could use a default, which is dumped like a given value; empty if it fits. `dump` is pydantic's."""
+    try:
+        canonical_json(dump(mode="json", warnings="error"))
+    except Unserialisable as exc:
+        return exc.what
+    except (ValueError, TypeError, RecursionError):
+        return "it is of another type"
+    return ""
 
 
 def model_values(made: BaseModel) -> dict[str, Any]:
@@ -309,6 +333,26 @@ _GUEST: dict[str, Any] = {
 }
 
 
+def _as_written(wire: Any, union: list[Schema]) -> list[Schema]:
+    """The members of `union` that `wire` may be of, if it is what that member's values are written as.
+
+    Beside text, a text in another form than dates are written in is no date; beside integers, 3 is no float.
+    """
+    if isinstance(wire, str) and any(sub.get("type") == "string" and "format" not in sub for sub in union):
+        return [sub for sub in union if not _reformats(wire, sub)]
+    if isinstance(wire, int) and any(sub.get("type") == "integer" for sub in union):
+        return [sub for sub in union if sub.get("type") != "number"]
+    return union
+
+
+def _reformats(wire: str, schema: Schema) -> bool:
+    """Whether `wire` reads as a value of the schema's format that is written in another way."""
+    name = schema.get("format")
+    if name not in ("date-time", "date", "time", "duration") or not _fits(wire, schema):
+        return False
+    return bool(_parser(_FORMATS[name]).dump_python(_GUEST[name](wire), mode="json") != wire)
+
+
 def guest_from_wire(wire: Any, schema: Any, defs: dict[str, Schema] | None = None) -> Any:
     """A validated wire value as the guest's code sees it: what the stub's types promise."""
     if not isinstance(schema, dict):
@@ -317,8 +361,8 @@ def guest_from_wire(wire: Any, schema: Any, defs: dict[str, Schema] | None = Non
     schema = resolve(schema, defs)
     for key in ("anyOf", "oneOf"):
         if key in schema:
-            for sub in schema[key]:
-                if _fits(wire, resolve(sub, defs)):
+            for sub in _as_written(wire, [resolve(sub, defs) for sub in schema[key]]):
+                if _fits(wire, sub):
                     return guest_from_wire(wire, sub, defs)
             return wire
     if len(schema.get("allOf", ())) == 1:
@@ -343,9 +387,6 @@ def guest_from_wire(wire: Any, schema: Any, defs: dict[str, Schema] | None = Non
     return wire
 
 
-_NOT_DATA = re.compile(r"^<(function|class|built-in|bound method|module|re\.Match|coroutine|generator)\b")
-
-
 def wire_from_guest(value: Any, path: str = "value", depth: int = 0) -> Any:
     """Plain JSON data out of whatever the guest passed; lossless, or a clear error.
 
@@ -353,8 +394,6 @@ def wire_from_guest(value: Any, path: str = "value", depth: int = 0) -> Any:
         Unserialisable: for class instances, functions and other values that are not data.
     """
     if value is None or type(value) in (bool, int, str):
-        if type(value) is str and _NOT_DATA.match(value):
-            raise Unserialisable(f"{path} is a function or class, not data", value=value, remedy="Pass plain values.")
         return value
     if depth > 100:
         raise Unserialisable(f"{path} is nested deeper than 100 levels", remedy="Flatten the value.")

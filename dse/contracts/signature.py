@@ -17,7 +17,7 @@ from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
 from dse.canonical import canonical_json, digest
-from dse.contracts.schema import dump_wire, make_model, model_values, schema_of
+from dse.contracts.schema import DEFAULT_REMEDY, dump_wire, make_model, misfit, model_values, schema_of
 from dse.contracts.tool import Tool
 from dse.contracts.toolbox import Toolbox
 from dse.errors import InputError, SignatureError, Unserialisable
@@ -27,6 +27,7 @@ __all__ = ["FieldSpec", "InputField", "OutputField", "Signature", "SignatureSpec
 # Names that a strategy's own prompt fields or the guest's namespace need.
 _RESERVED = frozenset({"api", "transcript", "code", "tools", "tool_calls", "next_thought", "history", "submit", "asyncio",
                        "abstain", "outputs", "receipt", "deps"})  # fmt: skip
+_IN_SCRIPTS = frozenset({"asyncio", "datetime", "Decimal", "submit"})  # there for every script: nothing else may be called so
 _MISSING = object()
 
 
@@ -310,7 +311,8 @@ def _field(owner: str, name: str, declared: _Declared, hints: Mapping[str, Any])
     where = f"{owner}.{name}"
     if name not in hints:
         raise SignatureError(f"{where} has no type annotation", value=name, remedy="Annotate it.")
-    if name in _RESERVED or name.startswith("_") or not name.isascii():
+    taken = _RESERVED | _IN_SCRIPTS if declared.role == "input" else _RESERVED
+    if name in taken or name.startswith("_") or not name.isascii():
         raise SignatureError(f"{where} uses a reserved or private name", value=name, remedy="Rename the field.")
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(hints[name])
@@ -319,6 +321,9 @@ def _field(owner: str, name: str, declared: _Declared, hints: Mapping[str, Any])
         raise SignatureError(f"{where} has a type that has no JSON form", value=str(hints[name]),
                              remedy="Use models, dataclasses, TypedDict (of typing_extensions before Python 3.12), Literal, Enum, list, dict and plain types.") from exc  # fmt: skip
     required = declared.default is _MISSING
+    if not required and (problem := misfit(functools.partial(adapter.dump_python, declared.default))):
+        raise SignatureError(f"The default of {where} does not fit its type: {problem}", value=repr(declared.default),
+                             remedy=DEFAULT_REMEDY)  # fmt: skip
     return FieldSpec(name, hints[name], adapter, schema, declared.desc, declared.sensitive, required,
                      None if required else declared.default)  # fmt: skip
 
@@ -326,13 +331,18 @@ def _field(owner: str, name: str, declared: _Declared, hints: Mapping[str, Any])
 def _tools(owner: str, declared: Iterable[Any] | Callable[..., Any], inputs: set[str]) -> tuple[Tool, ...]:
     if isinstance(declared, Toolbox):
         declared = list(declared)
+    if not isinstance(declared, Iterable):
+        raise SignatureError(f"{owner}.tools is not a list", value=repr(declared), remedy="Write tools = [one, other].")
     tools: list[Tool] = []
-    for one in declared:  # type: ignore[union-attr]
+    for one in declared:
         if not isinstance(one, Tool):
             raise SignatureError(f"{owner}.tools holds something that is not a declared tool", value=repr(one),
                                  remedy="Decorate it: @dse.tool(effect='read').")  # fmt: skip
         if any(one.name == other.name for other in tools):
             raise SignatureError(f"{owner}.tools names one tool twice", value=one.name, remedy="Remove one.")
+        if one.name in _IN_SCRIPTS:
+            raise SignatureError(f"{owner} has a tool of a reserved name", value=one.name,
+                                 remedy="Rename it with @dse.tool(name=...).")  # fmt: skip
         if one.name in inputs:
             raise SignatureError(f"{owner} has a tool and an input of the same name", value=one.name,
                                  remedy="Rename one of them: code sees both as variables.")  # fmt: skip

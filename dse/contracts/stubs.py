@@ -33,6 +33,9 @@ _NOTES = {
     "minItems": "at least {} items", "maxItems": "at most {} items",
 }  # fmt: skip
 
+_INNER = "_In."  # a class of its own for each is what keeps their names, also in what the checker says
+_READING = "from typing import Mapping as _Mapping, ReadOnly as _ReadOnly, Sequence as _Sequence"
+
 
 # Names that the stubs' imports bind; a class must not take one.
 _IMPORTED = frozenset({"Any", "Decimal", "Literal", "NoReturn", "NotRequired", "TypedDict"})
@@ -46,6 +49,8 @@ class _Writer:
         self.names: dict[bytes, str] = {}
         self.taken = set(taken)
         self.going_in = False  # arguments take what their validation takes; results are exactly their type
+        self.reading = False  # arguments as the checker takes them: see `_Writer.read_only`
+        self.inner: dict[str, str] = {}
 
     def annotation(self, schema: Any, defs: Mapping[str, Any], hint: str) -> str:
         if not isinstance(schema, dict) or not schema:
@@ -79,13 +84,16 @@ class _Writer:
         if kind == "object":
             if "properties" in schema:
                 return self.typed_dict(schema, defs, hint)
-            return f"dict[str, {self.annotation(schema.get('additionalProperties'), defs, hint + 'Value')}]"
+            value = self.annotation(schema.get("additionalProperties"), defs, hint + "Value")
+            return f"_Mapping[str, {value}]" if _INNER in value else f"dict[str, {value}]"
         return "Any"
 
     def array(self, schema: Mapping[str, Any], defs: Mapping[str, Any], hint: str) -> str:
         if "prefixItems" in schema:
             return f"tuple[{', '.join(self.annotation(s, defs, hint) for s in schema['prefixItems'])}]"
         item = self.annotation(schema.get("items"), defs, hint + "Item")
+        if _INNER in item:
+            return f"_Sequence[{item}]"
         return f"set[{item}]" if schema.get("uniqueItems") and not item[:1].isupper() else f"list[{item}]"
 
     def typed_dict(self, schema: Mapping[str, Any], defs: Mapping[str, Any], hint: str) -> str:
@@ -93,7 +101,7 @@ class _Writer:
         exact = b'"decimal"' in canonical_json([schema, used]) and self.going_in
         key = canonical_json({"schema": schema, "defs": used, "going_in": exact})
         if key in self.names:
-            return self.names[key]
+            return self.read_only(schema, defs, self.names[key], exact or _optional([schema, used]))
         base = re.sub(r"\W+", "_", hint, flags=re.ASCII).strip("_") or "Record"
         base = base[0].upper() + base[1:] if not base[0].isdigit() else f"Record{base}"
         name, number = base, 2
@@ -122,6 +130,36 @@ class _Writer:
             del self.classes[name]
             self.classes[name] = f"{name} = TypedDict({name!r}, {{{items}}})"
         return name
+
+    def read_only(self, schema: Mapping[str, Any], defs: Mapping[str, Any], name: str, differs: bool) -> str:
+        """The class `name` as an argument that the checker compares with what a tool returned.
+
+        A result has every field that an argument may leave out, and exact types. A dict of it is no dict of the
+        argument's class, because the callee could change it; but no tool changes what it is given.
+        """
+        if not (self.reading and differs):
+            return name
+        if name not in self.inner:
+            self.inner[name] = ""  # a recursive class
+            required = schema.get("required", ())
+            fields = {}
+            for field, sub in schema["properties"].items():
+                type_ = f"_ReadOnly[{self.annotation(sub, defs, name + field[:1].upper() + field[1:])}]"
+                fields[field] = type_ if field in required else f"NotRequired[{type_}]"
+            items = ", ".join(f"{field!r}: {type_}" for field, type_ in fields.items())
+            lines = [f"class {name}(TypedDict):", *(f"    {field}: {type_}" for field, type_ in fields.items())]
+            plain = f"class {name}(" in self.classes[name]
+            self.inner[name] = "\n".join(lines) if plain else f"{name} = TypedDict({name!r}, {{{items}}})"
+        return _INNER + name
+
+
+def _optional(schema: Any) -> bool:
+    """Whether an object in `schema` may leave a field out."""
+    if isinstance(schema, dict):
+        if isinstance(fields := schema.get("properties"), dict) and set(fields) - set(schema.get("required", ())):
+            return True
+        return any(_optional(value) for value in schema.values())
+    return isinstance(schema, list) and any(_optional(value) for value in schema)
 
 
 def _used(schema: Any, defs: Mapping[str, Any], seen: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -178,13 +216,18 @@ def _default(schema: Mapping[str, Any] | bool) -> str:
 
 
 def _function(writer: _Writer, name: str, parameters: Mapping[str, Any], returns: str, doc: str, *, prefix: str,
-              keyword_only: bool = False) -> str:  # fmt: skip
+              keyword_only: bool = False, checking: bool = False) -> str:  # fmt: skip
     defs = parameters.get("$defs", {})
     required = set(parameters.get("required", ()))
     first, rest, notes = [], [], []
     writer.going_in = True
     for field, sub in parameters.get("properties", {}).items():
-        type_ = writer.annotation(sub, defs, name[:1].upper() + name[1:] + field[:1].upper() + field[1:])
+        hint = name[:1].upper() + name[1:] + field[:1].upper() + field[1:]
+        type_ = writer.annotation(sub, defs, hint)
+        if checking:
+            writer.reading = True
+            type_ = writer.annotation(sub, defs, hint)
+            writer.reading = False
         if field in required:
             first.append(f"{field}: {type_}")
         else:
@@ -199,10 +242,11 @@ def _function(writer: _Writer, name: str, parameters: Mapping[str, Any], returns
     return f"{prefix} {name}({', '.join(star + first + rest)}) -> {returns}:\n{body}"
 
 
-def stubs_for(contracts: Iterable[ToolContract], *, outputs: Mapping[str, Any] | None = None) -> str:
+def stubs_for(contracts: Iterable[ToolContract], *, outputs: Mapping[str, Any] | None = None, checking: bool = False) -> str:
     """The ``.pyi`` text of some tools, and of ``submit`` where `outputs` (an object schema) is given.
 
-    The text is deterministic: contracts in the order given.
+    The text is deterministic: contracts in the order given. With `checking` it is for the type checker only: then
+    what one tool returned may be given to another.
 
     Raises:
         ContractError: a schema that is none, or that no stub can express.
@@ -214,23 +258,25 @@ def stubs_for(contracts: Iterable[ToolContract], *, outputs: Mapping[str, Any] |
         check_parameters(contract.name, contract.parameters)
         check_schema(contract.name, contract.returns)
     with expressible(", ".join(contract.name for contract in contracts)):
-        return _stubs(contracts, outputs)
+        return _stubs(contracts, outputs, checking)
 
 
-def _stubs(contracts: list[ToolContract], outputs: Mapping[str, Any] | None) -> str:
+def _stubs(contracts: list[ToolContract], outputs: Mapping[str, Any] | None, checking: bool) -> str:
     writer = _Writer(taken={c.name for c in contracts} | _IMPORTED | {"submit"})
     functions = []
     if outputs is not None:
         functions.append(_function(writer, "submit", outputs, "NoReturn", "Give the final answer. Ends the task.",
-                                   prefix="def", keyword_only=True))  # fmt: skip
+                                   prefix="def", keyword_only=True, checking=checking))  # fmt: skip
     for contract in contracts:
         returns = writer.annotation(contract.returns, contract.returns.get("$defs", {}), _camel(contract.name) + "Result")
         doc = contract.description
         if contract.effect == "write":
             doc = f"{doc}\n\nThis call changes state."
-        functions.append(_function(writer, contract.name, contract.parameters, returns, doc.strip(), prefix="async def"))
-    body = "\n\n".join([*writer.classes.values(), *functions])
-    heads = []
+        functions.append(_function(writer, contract.name, contract.parameters, returns, doc.strip(), prefix="async def",
+                                   checking=checking))  # fmt: skip
+    inner = ["\n".join(["class _In:", *(textwrap.indent(text, "    ") for text in writer.inner.values())])] if writer.inner else []
+    body = "\n\n".join([*writer.classes.values(), *inner, *functions])
+    heads = [_READING] if inner else []
     if "datetime." in body:
         heads.append("import datetime")
     if re.search(r"\bDecimal\b", body):

@@ -268,13 +268,14 @@ class Dataset:
             raise DatasetError("The dataset has no folder yet", value=self.name, remedy="Call save(path).")
         folder = Path(path) if path is not None else self.path
         assert folder is not None
-        same_folder = self.path is not None and folder.resolve() == self.path.resolve()
-        if (folder / "dataset.json").exists():
-            self._refuse_overwrite(folder, same_folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (same_folder and self._on_disk == self.revision):
-            importers.write_atomic(folder / "data.jsonl", map(self._line, self._all()))
-        _write_header(folder, self)
+        with _writing(folder):
+            same_folder = self.path is not None and folder.resolve() == self.path.resolve()
+            if (folder / "dataset.json").exists():
+                self._refuse_overwrite(folder, same_folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (same_folder and self._on_disk == self.revision):
+                importers.write_atomic(folder / "data.jsonl", map(self._line, self._all()))
+            _write_header(folder, self)
         self.path, self._on_disk = folder, self.revision
 
     def _refuse_overwrite(self, folder: Path, same_folder: bool) -> None:
@@ -348,7 +349,7 @@ class Dataset:
         if name == "holdout":
             raise Refused("The holdout is sealed", value=self.name,
                           remedy="Only a compile opens it, for its verdict; use search or select.")  # fmt: skip
-        if name not in self._open:
+        if not isinstance(name, str) or name not in self._open:
             raise DatasetError("There is no such split", value=name, remedy=f"The splits are {', '.join(SPLITS)}.")
         return self._open[name]
 
@@ -459,7 +460,8 @@ def seal(path: str | Path) -> Dataset:
     header, assignment, _ = read_header(importers.inside(folder, "dataset.json"))
     data = importers.inside(folder, "data.jsonl")
     made = Dataset(header, place(header, importers.read_jsonl(data), str(data)), assignment, where=str(folder))
-    _write_header(folder, made)
+    with _writing(folder):
+        _write_header(folder, made)
     made.path, made._on_disk = folder, made.revision
     return made
 
@@ -474,6 +476,15 @@ def _no_cycles() -> Iterator[None]:
     finally:
         if active:
             gc.enable()
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as exc:  # a path may hold a NUL
+        raise DatasetError("The dataset cannot be written", value=f"{folder}: {exc}",
+                           remedy="Name a folder that can be written.") from exc  # fmt: skip
 
 
 def _write_header(folder: Path, dataset: Dataset) -> None:

@@ -51,19 +51,32 @@ class Environment:
     async def enter(self, example: Any) -> AsyncIterator[World]:
         """A fresh world for `example`; leaves it on exit, also when the run failed.
 
+        A failure of what runs in the world is raised even if the factory swallows it.
+
         Raises:
-            UserError: the factory raised, or gave something else than a World.
+            UserError: the factory raised, before its ``yield`` or after, or gave something else than a World.
         """
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                world = await self._make(stack, example)
-            except DseError:
+        failure: BaseException | None = None
+        done = "made no world"
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                world = self._checked(await self._make(stack, example))
+                done = "could not clean up its world"
+                try:
+                    yield world
+                except BaseException as exc:
+                    failure = exc
+                    raise
+        except DseError:
+            raise
+        except Exception as exc:
+            if exc is failure:
                 raise
-            except Exception as exc:
-                row = getattr(example, "id", None)
-                raise UserError(f"Environment {self.name!r} made no world for row {row!r}: {type(exc).__name__}",
-                                value=str(exc), remedy="Correct the environment or the row.") from exc  # fmt: skip
-            yield self._checked(world)
+            row = getattr(example, "id", None)
+            raise UserError(f"Environment {self.name!r} {done} for row {row!r}: {type(exc).__name__}",
+                            value=str(exc), remedy="Correct the environment or the row.") from exc  # fmt: skip
+        if failure is not None:
+            raise failure
 
     async def _make(self, stack: contextlib.AsyncExitStack, example: Any) -> Any:
         if inspect.isasyncgenfunction(self.factory):

@@ -489,9 +489,10 @@ def _worst(sources: set[str]) -> str:
 
 async def _evaluate(task: Task, plan: Plan | str, lm: Any, split: str, max_rows: int | None, store: Any, concurrency: int,
                     progress: Progress | None, prices: PriceTable | None) -> list[RolloutRecord]:  # fmt: skip
-    from dse.evaluation.sampling import spread
+    from dse.evaluation.sampling import check_rows, spread
     from dse.store.journal import opened
 
+    check_rows(max_rows)
     if isinstance(plan, str):
         plan = seed_plan(task.spec, plan, limits=task.limits)
     rows = spread(task.load_dataset().split(split), max_rows)

@@ -53,6 +53,8 @@ def plain(value: Any, depth: int = 0) -> Any:
     Sets, bytes, arrays, what is nested too deeply and anything else are returned as they are, for `canonical_json` to
     refuse.
     """
+    if depth > MAX_DEPTH:
+        return value
     kind = type(value)
     if value is None or kind in (str, int, float, bool) or depth > MAX_DEPTH:
         return value
@@ -167,7 +169,10 @@ def read_csv(
     except UnicodeDecodeError as exc:
         line = data[: exc.start].count(b"\n") + 1
         raise malformed("the line is not UTF-8", file, line, value=str(exc), remedy="Save the file as UTF-8.") from None
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    except (TypeError, ValueError) as exc:
+        raise DatasetError("A delimiter is one character", value=delimiter, remedy=f"The reader says: {exc}.") from None
     try:
         header = next(reader, [])
         repeated = [name for place, name in enumerate(header) if not name or name in header[:place]]

@@ -12,6 +12,7 @@ import inspect
 import json
 import math
 import numbers
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -236,10 +237,15 @@ def _sides(example: Any, prediction: Any, name: str) -> tuple[Any, Any]:
 
 # ---- shipped metrics --------------------------------------------------------------------------------------
 
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
 _NORMALISERS: dict[str, Callable[[str], str]] = {
     "casefold": str.casefold,
     "whitespace": lambda text: " ".join(text.split()),
-    "text": lambda text: " ".join(text.casefold().split()),
+    "text": lambda text: " ".join(_nfc(_nfc(text).casefold()).split()),
 }
 
 
@@ -262,8 +268,8 @@ def exact_match(
     Args:
         field: an output, or several; default all outputs, each of which then needs a label.
         normalise: applied to both sides before comparing: ``"casefold"``, ``"whitespace"`` (trimmed, runs as one space)
-            or ``"text"`` (both) for every string at any depth, or a function of the whole value. The revision covers the
-            function's source; what it calls or closes over is not seen.
+            or ``"text"`` (both, and one Unicode form: NFC) for every string at any depth, or a function of the whole
+            value. The revision covers the function's source; what it calls or closes over is not seen.
 
     Components: each field's 0 or 1. Feedback: expected and given for each wrong field.
     """
@@ -291,7 +297,7 @@ def exact_match(
         return Score(float(not wrong), ". ".join(wrong) or "All as expected.", parts)
 
     shown = "outputs" if names is None else "_".join(names)
-    return _shipped(compare, f"exact_match_{shown}", "1", [names, _identity(normalise)])
+    return _shipped(compare, f"exact_match_{shown}", "2" if normalise == "text" else "1", [names, _identity(normalise)])
 
 
 def _each_string(change: Callable[[str], str], value: Any) -> Any:

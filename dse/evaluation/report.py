@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from dse.artifacts.artifact import Artifact
 from dse.artifacts.registry import DEFAULT_ROOT, Registry
-from dse.errors import DatasetError
+from dse.errors import DatasetError, UserError
 from dse.evaluation.evaluator import Evaluator, Progress, RolloutRecord, model_for, summarise
-from dse.evaluation.sampling import spread
+from dse.evaluation.sampling import check_rows, spread
 from dse.evaluation.task import Task
 from dse.portal import run_sync
 from dse.program import load
@@ -67,6 +67,9 @@ def evaluate_artifact(
     Raises:
         ArtifactError, SignatureMismatch, DatasetError, Refused, InfrastructureError
     """
+    if min_score is not None and not 0 <= min_score <= 1:
+        raise UserError("A score to reach is a number from 0 to 1", value=min_score, remedy="Write min_score=0.9.")
+    check_rows(max_rows)
     if data is not None:
         task = dataclasses.replace(task, dataset=data)
     artifact = ref if isinstance(ref, Artifact) else Registry.resolve(ref)

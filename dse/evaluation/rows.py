@@ -240,8 +240,8 @@ def read_header(file: Path) -> tuple[Header, dict[str, str], str]:
         data = parse_json(text, source=where)
     except MalformedJSON as exc:
         raise DatasetError(exc.what, value=exc.value, remedy=exc.remedy, file=where, **exc.details) from None
-    except OSError as exc:
-        raise DatasetError(f"{where} cannot be read: {exc.strerror}", value=where, file=where,
+    except (OSError, ValueError) as exc:  # a path may hold a NUL
+        raise DatasetError(f"{where} cannot be read: {getattr(exc, 'strerror', exc)}", value=where, file=where,
                            remedy="Name a folder with dataset.json and data.jsonl.") from None  # fmt: skip
     if isinstance(data, dict) and data.get("format") != 1:
         raise DatasetError(f"{where}: this dse reads format 1", value=data.get("format"), file=where, field="format",
@@ -261,6 +261,9 @@ def check_assignment(assignment: Any, where: str) -> dict[str, str]:
         raise DatasetError(f"{where}: the assignment is not an object", value=assignment, file=where, field="assignment",
                            remedy='Write {"<cluster>": "<split>"}.')  # fmt: skip
     for cluster, split in assignment.items():
+        if not isinstance(cluster, str):
+            raise DatasetError(f"{where}: a cluster's name is not a string", value=cluster, file=where, field="assignment",
+                               remedy="Names of clusters are strings, also where a row has a number.")  # fmt: skip
         if split not in SPLITS:
             raise DatasetChanged(f"{where}: cluster {cluster!r} is assigned to a split that does not exist", value=split,
                                  file=where, field="assignment", remedy=f"The splits are {', '.join(SPLITS)}.")  # fmt: skip

@@ -6,11 +6,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dse.canonical import digest
+from dse.errors import UserError
 
 if TYPE_CHECKING:
     from dse.evaluation.dataset import Example
 
-__all__ = ["spread"]
+__all__ = ["check_rows", "spread"]
+
+
+def check_rows(n: object) -> None:
+    """Refuse a number of rows that is none.
+
+    Raises:
+        UserError
+    """
+    if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
+        raise UserError("A number of rows is a whole number from 1 up", value=n, remedy="Leave it out for all rows.")
 
 
 def spread(examples: Sequence[Example], n: int | None) -> list[Example]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -142,13 +143,19 @@ def input_text(inputs: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
+def _normal(text: str) -> str:
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())  # casefold takes forms apart
+    return " ".join(text.casefold().split())
+
+
 def near_duplicates(
     texts_a: Sequence[str], texts_b: Sequence[str], threshold: float = THRESHOLD
 ) -> list[NearDuplicate]:
     """Every pair of a text from `texts_a` and one from `texts_b` with a similarity of at least `threshold`.
 
-    Similarity is the Jaccard index of the sets of character 5-grams, after casefold and with runs of white space
-    as one space. A text of fewer than 5 characters is one gram, so short texts match only when equal; a text with
+    Similarity is the Jaccard index of the sets of character 5-grams, after Unicode normalisation (NFKC) and casefold
+    and with runs of white space as one space. A text of fewer than 5 characters is one gram, so short texts match only when equal; a text with
     nothing but white space matches nothing. Sorted by (a, b). Every pair given is verified; none is missed,
     barring a collision of 48-bit hashes. Time is near linear in the number of texts unless very many pairs
     share their rarest passages: 0.2 s for 1,000 texts of 400 characters, 3 s for 100,000 of 100, 12 s for 100,000 of 400.
@@ -175,7 +182,7 @@ def similar_pairs(
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must be in (0, 1], not {threshold!r}")
-    normal = [" ".join(text.casefold().split()) for text in texts]
+    normal = [_normal(text) for text in texts]
     found: list[NearDuplicate] = []
 
     whole: dict[str, list[int]] = {}  # texts too short for a 5-gram, and exact copies

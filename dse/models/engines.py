@@ -6,11 +6,13 @@ cassettes and journals only.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import os
 import re
 import time
+import traceback
 from collections import OrderedDict
 from contextvars import ContextVar
 from dataclasses import replace
@@ -179,11 +181,15 @@ def request_from_lm15(request: lm15.Request) -> Request:
 def _wire_arguments(response: lm15.Response) -> list[tuple[str, Any]]:
     """(name, arguments as sent) of the tool calls in the reply's body, in order; empty where the body is unknown.
 
-    lm15 turns malformed JSON into an ordinary-looking object, so the body is asked. (NaN and infinity, which are no
-    JSON either, it refuses itself: such a reply arrives here as a malformed one.)
+    lm15 turns malformed JSON into an ordinary-looking object, so the body is asked.
     """
-    body = response.provider_data if isinstance(response.provider_data, dict) else {}
-    found: list[tuple[str, Any]] = []
+    return [(str(call.get("name")), call.get("arguments")) for call in _wire_calls(response.provider_data)]
+
+
+def _wire_calls(body: Any) -> list[dict[str, Any]]:
+    """The objects of a reply's body that hold ``name`` and ``arguments`` of its tool calls, in order."""
+    body = body if isinstance(body, dict) else {}
+    found: list[dict[str, Any]] = []
     choices = body.get("choices")
     if isinstance(choices, list) and choices and isinstance(choices[0], dict):
         message = choices[0].get("message")
@@ -191,12 +197,40 @@ def _wire_arguments(response: lm15.Response) -> list[tuple[str, Any]]:
         for call in calls if isinstance(calls, list) else ():
             function = call.get("function") if isinstance(call, dict) else None
             if isinstance(function, dict) and (call.get("type") or "function") == "function":
-                found.append((str(function.get("name")), function.get("arguments")))
+                found.append(function)
     output = body.get("output")
     for item in output if isinstance(output, list) else ():
         if isinstance(item, dict) and item.get("type") == "function_call":
-            found.append((str(item.get("name")), item.get("arguments")))
+            found.append(item)
     return found
+
+
+def _with_bad_numbers(exc: Exception) -> lm15.Response | None:
+    """The response that lm15 refused, if that was for NaN or infinity in the arguments of a call; else None.
+
+    Other arguments that are no JSON it lets through. These it refuses with the whole reply, which is found where the
+    error came from; and there it is read once more, without the bad arguments.
+    """
+    cause: BaseException | None = exc
+    while cause is not None:
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            if frame.f_code.co_name != "parse_response":
+                continue
+            provider, request, reply = (frame.f_locals.get(name) for name in ("self", "request", "response"))
+            try:
+                body = reply.json()  # type: ignore[union-attr]
+                whole, bad = copy.deepcopy(body), False
+                for call in _wire_calls(body):
+                    if isinstance(call["arguments"], str) and _arguments(call["arguments"]) is None:
+                        call["arguments"], bad = "{}", True
+                if not bad:
+                    return None
+                read = provider.parse_response(request, replace(reply, body=json.dumps(body).encode()))  # type: ignore
+                return replace(read, provider_data=whole)
+            except Exception:  # then that reply is refused for something else as well
+                return None
+        cause = cause.__cause__
+    return None
 
 
 def _tool_calls(response: lm15.Response, request: lm15.Request) -> tuple[ToolCallPart, ...]:
@@ -355,13 +389,18 @@ class DspyModel:
             with settings.context(disable_history=False, send_stream=None):
                 response = await self._lm.acall(prepared)
         except Exception as exc:
-            raise map_error(exc, model=self.name, wire=True) from exc
+            read = _with_bad_numbers(exc)
+            if read is None:
+                raise map_error(exc, model=self.name, wire=True) from exc
+            response = read
         finally:
             _history_entry.reset(token)
         latency = time.perf_counter() - start
         entry = kept[-1] if kept else {}
         # dspy's figures count cached input everywhere; lm15's leave it out for some providers.
         counted = entry.get("usage") or {}
+        if not kept:  # dspy has not seen the response
+            counted = {"prompt_tokens": response.usage.input_tokens, "completion_tokens": response.usage.output_tokens}
         usage = _usage(counted.get("prompt_tokens"), counted.get("completion_tokens"))
         completion = _completion(
             self._lm15, response, prepared, name=self.name, usage=usage, latency_s=latency, cost_usd=entry.get("cost")

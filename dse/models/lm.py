@@ -66,6 +66,10 @@ class Usage:
     output_tokens: int | None = None
     source: Source = "unknown"
 
+    def __post_init__(self) -> None:
+        _amount("input_tokens", self.input_tokens)
+        _amount("output_tokens", self.output_tokens)
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -84,6 +88,16 @@ class Completion:
     latency_s: float = 0.0
     model: str = ""
     recorded: bool = False
+
+    def __post_init__(self) -> None:
+        _amount("cost_usd", self.cost_usd)
+        _amount("latency_s", self.latency_s)
+
+
+def _amount(name: str, value: float | None) -> None:
+    """Refuse what would count limits and budgets down, or never reach them."""
+    if value is not None and not 0 <= value < math.inf:
+        raise ModelError(f"A completion's {name} is no amount", value=value, remedy="Give a number from 0 up, or None.")
 
 
 @runtime_checkable

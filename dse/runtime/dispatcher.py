@@ -316,6 +316,7 @@ class Dispatcher:
             raise self.run.limit(ended["limit"], "all", "all")
         if ended is not None or recording.only:
             raise diverged(ended, "a call that was not recorded", {})
+        self.run.caught_up()
 
     def _again(self, contract: ToolContract, entry: Mapping[str, Any], receipt: dict[str, Any]) -> Any:
         """The recorded result of a call, with everything that is counted because of it; its fault is raised."""

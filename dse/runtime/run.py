@@ -119,6 +119,7 @@ class Run:
         self.journal.elapsed = self.active_s
         self._began = 0.0
         self._scope: anyio.CancelScope | None = None
+        self._behind = False
         self._waiting = 0
         self._paused_at = 0.0
         self._left = 0.0
@@ -134,13 +135,22 @@ class Run:
         """
         spent = self.spent_s[self.attempt] if self.attempt < len(self.spent_s) else 0.0
         self._began = anyio.current_time() - spent
-        with anyio.move_on_after(max(0.0, self.limits.active_s - spent)) as scope:
-            self._scope = scope
+        follows = self.journal.recording is not None and self.journal.recording.peek() is not None
+        with anyio.move_on_after(None if follows else max(0.0, self.limits.active_s - spent)) as scope:
+            self._scope, self._behind = scope, follows
             self._waiting = 0
             yield
         if scope.cancelled_caught:
             allowed = f"{self.limits.active_s:g} s"
             raise self.meter.exceeded("active_s", allowed, allowed)
+
+    def caught_up(self) -> None:
+        """The record is used up, or something new happens: from here on time counts again."""
+        scope, behind, self._behind = self._scope, self._behind, False
+        if behind and scope is not None and self._waiting == 0:
+            spent = self.spent_s[self.attempt] if self.attempt < len(self.spent_s) else 0.0
+            self._began = anyio.current_time() - spent
+            scope.deadline = self._began + self.limits.active_s
 
     def active_s(self) -> float:
         """Active seconds of this attempt so far."""
@@ -209,6 +219,7 @@ class Run:
         if entry is None:
             if recording.only:
                 raise diverged(None, " or ".join(kinds), {})
+            self.caught_up()
             return None
         if entry["kind"] in kinds:
             return entry

@@ -6,6 +6,8 @@ a finished recording small. The file itself is described in `dse.store.cassette_
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
 import copy
 import datetime
@@ -14,9 +16,8 @@ import io
 import os
 import threading
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeAlias
 
-import anyio
 from pydantic import ValidationError
 
 from dse.canonical import canonical_json, parse_json
@@ -36,6 +37,8 @@ from dse.store.cassette_format import (
     read_bounded,
     request_key,
 )
+
+_Flight: TypeAlias = "concurrent.futures.Future[Exception | None]"  # a question under way; what it failed with
 
 __all__ = ["Cassette", "Entry", "Header", "RecordModel", "ReplayModel", "compact", "request_key"]
 
@@ -167,22 +170,26 @@ class RecordModel:
     async def complete(self, request: Request, *, replicate: int = 0, occurrence: int = 0) -> Completion:
         cassette = self.cassette
         key = cassette.key(request, replicate=replicate, occurrence=occurrence)
-        while (entry := cassette.lookup(key)) is None:
-            flight = self._flights.get(key)
+        while True:
+            with self._lock:  # callers may be in several threads, each with its own event loop
+                entry, flight = cassette.lookup(key), self._flights.get(key)
+                if entry is None and flight is None:
+                    mine = self._flights[key] = concurrent.futures.Future()
+            if entry is not None:
+                return entry.completion(cassette.header)
             if flight is None:
-                return await self._ask(key, request, replicate, occurrence)
-            await flight.done.wait()
-            if flight.error is not None:
+                return await self._ask(mine, key, request, replicate, occurrence)
+            error = await asyncio.shield(asyncio.wrap_future(flight))
+            if error is not None:
                 # A copy, because one exception object must not be raised in two tasks.
-                raise copy.copy(flight.error) if isinstance(flight.error, DseError) else flight.error
+                raise copy.copy(error) if isinstance(error, DseError) else error
             # Recorded now; or the one who asked was cancelled, and somebody else has to ask.
-        return entry.completion(cassette.header)
 
-    async def _ask(self, key: str, request: Request, replicate: int, occurrence: int) -> Completion:
-        if self._file.closed:  # an answer that cannot be kept must not be paid for
-            raise CassetteError("The recording is closed", value=str(self._path), remedy="Make a new RecordModel.")
-        flight = self._flights[key] = _Flight()
+    async def _ask(self, flight: _Flight, key: str, request: Request, replicate: int, occurrence: int) -> Completion:
+        failure: Exception | None = None
         try:
+            if self._file.closed:  # an answer that cannot be kept must not be paid for
+                raise CassetteError("The recording is closed", value=str(self._path), remedy="Make a new RecordModel.")
             refusal: LimitExceeded | None = None
             completion: Completion | None = None
             try:
@@ -193,11 +200,12 @@ class RecordModel:
                 refusal = exc
             entry = self._store(key, request, replicate, occurrence, completion, refusal)
         except Exception as exc:
-            flight.error = exc
+            failure = exc
             raise
         finally:
-            del self._flights[key]
-            flight.done.set()
+            with self._lock:
+                del self._flights[key]
+            flight.set_result(failure)
         if refusal is not None:
             raise refusal
         stored = entry.completion(self.cassette.header)
@@ -254,14 +262,6 @@ class RecordModel:
         """Close the file and the inner model."""
         self._file.close()
         await self.inner.aclose()
-
-
-class _Flight:
-    """A question under way."""
-
-    def __init__(self) -> None:
-        self.done = anyio.Event()
-        self.error: Exception | None = None
 
 
 def _answer_fields(completion: Completion, header: Header) -> dict[str, Any]:

@@ -102,8 +102,8 @@ class RunLog:
 
 
 def encode_event(keys: Keys, run_id: str, program_id: str, before: str, entry: Mapping[str, Any], active_s: float) -> dict[str, Any]:  # fmt: skip
-    """A row of the journal. Text that JSON strictly speaking cannot hold (half a surrogate pair) is kept as it is."""
-    text = keys.seal(json.dumps(entry, sort_keys=True, separators=(",", ":")))
+    """A row of the journal. The order of keys is kept: a model has seen it. Text that JSON strictly speaking cannot hold (half a surrogate pair) is kept as it is."""
+    text = keys.seal(json.dumps(entry, separators=(",", ":")))
     spent = round(active_s, 6)
     mac = keys.mac("event", run_id, program_id, entry["seq"], before, repr(spent), text)
     return {"run_id": run_id, "seq": entry["seq"], "kind": entry["kind"], "entry": text, "active_s": spent,
@@ -129,7 +129,7 @@ def decode_event(keys: Keys, run_id: str, program_id: str, before: str, row: Map
 
 
 def snapshot_row(keys: Keys, run_id: str, program_id: str, frozen: Frozen) -> dict[str, Any]:
-    driver = keys.seal(json.dumps(frozen.driver, sort_keys=True, separators=(",", ":")))
+    driver = keys.seal(json.dumps(frozen.driver, separators=(",", ":")))
     data = keys.seal_bytes(zlib.compress(frozen.data, 1))
     mac = keys.mac("snapshot", run_id, program_id, frozen.interpreter, frozen.seq, driver, data)
     return {"run_id": run_id, "seq": frozen.seq, "interpreter": frozen.interpreter, "driver": driver, "data": data,

@@ -121,7 +121,7 @@ def _texts_for(spec: SignatureSpec, contracts: tuple[ToolContract, ...]) -> _Tex
         stubs = stubs_for(contracts, outputs=spec.output_schema)
         classes, declarations = input_declarations(spec.input_schema)
         # Models sometimes await `submit`; harmless, because a valid answer ends the run inside the call.
-        lenient = stubs.replace(") -> NoReturn:", ") -> Any:")
+        lenient = stubs_for(contracts, outputs=spec.output_schema, checking=True).replace(") -> NoReturn:", ") -> Any:")
         head = "from typing import Any, Literal, NotRequired, TypedDict"
         _texts[key] = _Texts(
             declarations,

@@ -20,10 +20,11 @@ _PART = 64  # bytes that a container counts
 _TOO_LARGE = f"a value of more than {MAX_BYTES} bytes"
 
 _SCALARS = (bool, int, float, str, bytes, complex)
-# Whole-string matches only: a text that merely contains such a piece is data.
+# The whole text, exactly as the interpreter writes it: everything else in angle brackets is data.
 _REPR_TEXT = re.compile(
-    r"<coroutine external_future\(\d+\)>|<coroutine object [\w.]+>|<(?:bound method|function) .{1,200}>"
-    r"|<[\w.]+ object(?: at 0x[0-9a-f]+)?>|<re\.Match object; .*>|<module '[\w.]+'>|<class '[\w.]+'>"
+    r"<coroutine external_future\(\d+\)>|<coroutine object [\w.]+>|<function (?:'[\w.<>]+'|[\w.]+) at 0x[0-9a-f]+>"
+    r"|<bound method>|<(?:\w*iterator|itertools\.\w+) object>|<[\w.]+ object at 0x[0-9a-f]+>"
+    r"|<re\.Match object; span=\(\d+, \d+\), match=.*>|<module '[\w.]+'>|<class '[\w.]+'>"
     r"|dict_(?:keys|values|items)\(\[.*\]\)",
     re.DOTALL,
 )
