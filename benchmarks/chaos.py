@@ -1,6 +1,7 @@
 """Kills runs wherever they can be killed, and looks whether anybody notices.
 
     python -m benchmarks.chaos --kills 300
+    DSE_KEY=$(openssl rand -hex 32) python -m benchmarks.chaos --store postgresql://user@host/base
 
 Each trial executes one run in a process of its own and ends that process with ``kill -9`` at a random one of its
 points: before and after every write of the journal, when the model is asked, before and after a tool takes effect.
@@ -244,11 +245,16 @@ def _decide(error: EffectUnknown, world: World, path: Any) -> dict[int, dse.Deci
     return decisions
 
 
-def _live(scenario: Scenario, place: Path, run_id: str, reaper: Reaper, seed: int) -> None:
-    """Start or resume a run, to its end."""
-    world = World(place / f"{run_id}.world")
+def _live(scenario: Scenario, place: Path, run: str, reaper: Reaper, seed: int, url: str | None) -> None:
+    """Start or resume a run, to its end.
+
+    Args:
+        url: of the store; default a file in `place`.
+    """
+    world = World(place / f"{run}.world")
     outside = Outside(world, reaper, random.Random(seed))
-    store = Store(place / "runs.db")
+    store = Store(place / "runs.db" if url is None else url)
+    run_id = f"{place.parent.name} {place.name} {run}"  # several cases may share a store
     program = _program(scenario, outside, store)
 
     async def go() -> Any:
@@ -350,13 +356,13 @@ def _read(place: Path, run_id: str, kills: int) -> Outcome:
                    len(world.facts("asked")), result["points"], kills, unknown)  # fmt: skip
 
 
-def undisturbed(name: str, place: Path, *, worker: bool) -> Outcome:
+def undisturbed(name: str, place: Path, *, worker: bool, store: str | None = None) -> Outcome:
     """One run that nobody kills."""
 
     def work() -> None:
         reaper = Reaper()
         _hooks(reaper, worker)
-        _live(SCENARIOS[name], place, "undisturbed", reaper, 0)
+        _live(SCENARIOS[name], place, "undisturbed", reaper, 0, store)
 
     place.mkdir(parents=True, exist_ok=True)
     if (status := _forked(work)) != 0:
@@ -364,7 +370,7 @@ def undisturbed(name: str, place: Path, *, worker: bool) -> Outcome:
     return _read(place, "undisturbed", 0)
 
 
-def trial(name: str, place: Path, seed: int, points: int, *, worker: bool) -> Outcome:
+def trial(name: str, place: Path, seed: int, points: int, *, worker: bool, store: str | None = None) -> Outcome:
     """One run that is killed at a random point, resumed, perhaps killed again, and brought to its end."""
     rng = random.Random(seed)
     run_id, kills = f"seed-{seed}", 0
@@ -374,7 +380,7 @@ def trial(name: str, place: Path, seed: int, points: int, *, worker: bool) -> Ou
 
         def work(reaper: Reaper = reaper, attempt: int = attempt) -> None:
             _hooks(reaper, worker)
-            _live(SCENARIOS[name], place, run_id, reaper, seed * 100 + attempt)
+            _live(SCENARIOS[name], place, run_id, reaper, seed * 100 + attempt, store)
 
         status = _forked(work)
         if status == 0:
@@ -398,18 +404,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=300, help="trials over all cases")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", action="append", choices=list(SCENARIOS), help="this scenario; may be given several times")
+    parser.add_argument("--store", help="URL of a store; default a file per case")
     options = parser.parse_args(arguments)
-    chosen = list(cases())
+    chosen = [case for case in cases() if not options.only or case[0] in options.only]
     per_case = -(-options.kills // len(chosen))
     failures = total = 0
     print(f"{'case':34} {'points':>6} {'trials':>6} {'kills':>5} {'unknown':>7} {'wrong':>5} {'s/trial':>7}")
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, worker) in enumerate(chosen):
             place = Path(folder) / str(number)
-            calm = undisturbed(name, place, worker=worker)
+            calm = undisturbed(name, place, worker=worker, store=options.store)
             started, kills, unknown, wrong = time.monotonic(), 0, 0, 0
             for seed in range(options.seed, options.seed + per_case):
-                end = trial(name, place, seed, calm.points, worker=worker)
+                end = trial(name, place, seed, calm.points, worker=worker, store=options.store)
                 kills, unknown = kills + end.kills, unknown + end.unknown
                 if problems := end.same_as(calm, path=not SCENARIOS[name].gathered):
                     wrong += 1

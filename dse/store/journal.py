@@ -21,6 +21,7 @@ import anyio.to_thread
 
 from dse.canonical import canonical_json, digest
 from dse.errors import StoreError, StoreUnavailable
+from dse.store import postgresql
 from dse.store.keys import Keys
 from dse.store.runs import RunTables
 from dse.store.tables import SCHEMA_VERSION, migrate, tables
@@ -45,9 +46,10 @@ class Store(RunTables):
 
     Args:
         url: a file path, or an SQLAlchemy URL of SQLite or PostgreSQL (``postgresql://user@host/base``, which needs
-            ``pip install 'dse-compiler[postgresql]'``); ``:memory:`` keeps it in the process.
+            ``pip install 'dse-compiler[postgresql]'`` and a key in ``DSE_KEY`` or ``DSE_KEY_FILE``); ``:memory:`` keeps it
+            in the process.
         keys: what journals are signed and encrypted with; default `Keys.find`.
-        busy_s: how long to wait for another process that writes, in seconds.
+        busy_s: how long to wait for another process that writes, and for a server to answer, in seconds.
 
     Raises:
         StoreError: it cannot be opened, or a newer version of dse made it.
@@ -64,8 +66,9 @@ class Store(RunTables):
         memory = target.endswith(":memory:") or target == "sqlite://"
         self.dialect = target.partition(":")[0].partition("+")[0]
         self._mark = "?" if self.dialect == "sqlite" else "%s"
+        named = postgresql.shown(self.url)
         if self.dialect not in ("sqlite", "postgresql"):
-            raise StoreError("No such kind of store", value=self.url, remedy="Use a file path, sqlite:// or postgresql://.")
+            raise StoreError("No such kind of store", value=named, remedy="Use a file path, sqlite:// or postgresql://.")
         if self.dialect == "sqlite" and not memory:
             folder = Path(target.removeprefix("sqlite:///")).expanduser().absolute().parent
             try:
@@ -75,9 +78,11 @@ class Store(RunTables):
         options: dict[str, Any] = {"poolclass": StaticPool} if memory else {}
         if self.dialect == "sqlite":
             options["connect_args"] = {"check_same_thread": False, "timeout": busy_s}
+        else:
+            options.update(postgresql.connections(target, busy_s))
         self._sa = sa
-        self._memory = memory
-        self.place = f"memory {id(self)}" if memory else target if self.dialect != "sqlite" else self._file(target)
+        self._memory, self._busy_s = memory, busy_s
+        self.place = f"memory {id(self)}" if memory else self._file(target) if self.dialect == "sqlite" else named
         self._given_keys = keys
         self._keys: Keys | None = keys
         self.writer = Writer(self)
@@ -85,19 +90,24 @@ class Store(RunTables):
         self._lock = threading.RLock()  # SQLite has one writer; waiting here is cheaper than in the database
         try:
             self._engine = sa.create_engine(target, **options)
-        except (ImportError, sa.exc.ArgumentError) as exc:
-            raise StoreError("The store cannot be opened", value=self.url,
+        except ImportError as exc:
+            raise StoreError("The store cannot be opened", value=named,
                              remedy=f"pip install 'dse-compiler[postgresql]' ({exc})") from exc  # fmt: skip
+        except (sa.exc.ArgumentError, ValueError) as exc:
+            raise StoreError("The store cannot be opened", value=named,
+                             remedy="Correct its URL: postgresql://user@host:port/base.") from exc  # fmt: skip
         if self.dialect == "sqlite":
             sa.event.listen(self._engine, "connect", _pragmas)
             sa.event.listen(self._engine, "begin", _begin)
+        else:
+            postgresql.watch(sa, self._engine)
         self._tables = tables().tables
         try:
             self._prepare()
-        except (sa.exc.DatabaseError, sqlite3.Error) as exc:
+        except (sa.exc.DBAPIError, sqlite3.Error) as exc:
             self._engine.dispose()
             why = f"{type(getattr(exc, 'orig', exc)).__name__}: {getattr(exc, 'orig', exc)}"
-            raise StoreError("The store cannot be opened", value=self.url,
+            raise StoreError("The store cannot be opened", value=named,
                              remedy=f"Is it a dse store and writable? ({why})") from exc  # fmt: skip
         except StoreError:
             self._engine.dispose()
@@ -107,7 +117,8 @@ class Store(RunTables):
         meta = self._tables["meta"]
         with self._lock, self._engine.connect().execution_options(dse_write=True) as c, c.begin():
             if self.dialect == "postgresql":
-                c.exec_driver_sql("SELECT pg_advisory_xact_lock(6460757)")  # one process makes or changes the tables
+                postgresql.transaction(c, power=True, busy_s=self._busy_s)
+                postgresql.lock(c, postgresql.TABLES)
             others = self._sa.inspect(c).get_table_names()
             if "meta" not in others:
                 if others:
@@ -117,7 +128,7 @@ class Store(RunTables):
                 c.execute(meta.insert().values(key="schema_version", value=str(SCHEMA_VERSION)))
             found = c.execute(self._sa.select(meta.c.value).where(meta.c.key == "schema_version")).scalar()
             if found is None or not found.isdecimal():
-                raise StoreError("This database belongs to something else", value=self.url,
+                raise StoreError("This database belongs to something else", value=postgresql.shown(self.url),
                                  remedy="Give the store a database of its own.")  # fmt: skip
             if int(found) > SCHEMA_VERSION:
                 raise StoreError("The store was made by a newer version of dse", value=f"schema {found}",
@@ -152,6 +163,10 @@ class Store(RunTables):
 
         Args:
             power: what it commits survives the loss of power, not only the end of the process.
+
+        Raises:
+            StoreUnavailable: of its end nobody may know: what was lost on the way to the commit may be there or not.
+            StoreError: the database cannot hold a value.
         """
         try:
             with self._lock, self._engine.connect().execution_options(dse_write=True) as connection:
@@ -166,10 +181,12 @@ class Store(RunTables):
                             connection.connection.driver_connection.execute("PRAGMA synchronous=NORMAL")
                 else:
                     with connection.begin():
-                        if not power:
-                            connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+                        postgresql.transaction(connection, power=power, busy_s=self._busy_s)
                         yield connection
-        except (self._sa.exc.OperationalError, self._sa.exc.TimeoutError, sqlite3.Error) as exc:
+        except self._sa.exc.DataError as exc:
+            raise StoreError("The store cannot hold this", value=str(exc.orig),
+                             remedy="Leave out what its database has no room for (PostgreSQL: NUL characters).") from exc  # fmt: skip
+        except (self._sa.exc.DBAPIError, self._sa.exc.TimeoutError, sqlite3.Error) as exc:
             raise StoreUnavailable("The store could not be written", value=str(getattr(exc, "orig", exc)),
                                    remedy="Free disk space, or end what holds the database.") from exc  # fmt: skip
 
@@ -177,9 +194,9 @@ class Store(RunTables):
         try:
             with self._lock if self._shared else contextlib.nullcontext(), self._engine.connect() as c:
                 return list(c.execute(query).mappings())
-        except (self._sa.exc.DatabaseError, self._sa.exc.TimeoutError, sqlite3.Error) as exc:
+        except (self._sa.exc.DBAPIError, self._sa.exc.TimeoutError, sqlite3.Error) as exc:
             raise StoreUnavailable("The store could not be read", value=str(getattr(exc, "orig", exc)),
-                                   remedy="Check the file and the disk.") from exc  # fmt: skip
+                                   remedy="Check the file and the disk, or the server.") from exc  # fmt: skip
 
     async def threaded(self, fn: Callable[..., T], *args: Any) -> T:
         """Run a method of this store off the event loop, in threads that serve only stores."""
@@ -222,16 +239,22 @@ class Store(RunTables):
     def write_batches(self, batches: Sequence[Batch]) -> None:
         """Write what several runs want to be written; a run that another process has gets an error of its own."""
         ids = tuple({batch.run_id for batch in batches})
+        lock = " ORDER BY r.run_id FOR UPDATE" if self.dialect == "postgresql" else ""  # nobody takes them over meanwhile
         with self._directly(power=any(batch.power for batch in batches)) as execute:
-            found = execute(f"SELECT run_id, epoch FROM runs WHERE run_id IN ({', '.join([self._mark] * len(ids))})", ids)
-            epochs = {run_id: epoch for run_id, epoch in found}
+            found = list(execute(
+                "SELECT r.run_id, r.epoch, (SELECT max(e.seq) FROM events e WHERE e.run_id = r.run_id) FROM runs r "
+                f"WHERE r.run_id IN ({', '.join([self._mark] * len(ids))}){lock}", ids))  # fmt: skip
+            epochs = {run_id: epoch for run_id, epoch, _ in found}
             rows: list[dict[str, Any]] = []
             kept: dict[str, dict[str, Any]] = {}
-            ends: dict[str, int] = {}
+            # What the store really has: a server that crashed may have lost what it had said that it has.
+            ends: dict[str, int] = {run_id: 0 if seq is None else seq + 1 for run_id, _, seq in found}
             for batch in batches:
                 if epochs.get(batch.run_id) != batch.epoch:
                     batch.error = taken(batch.run_id)
                     continue
+                # Written before, by a commit whose answer was lost: the same epoch wrote it, so it is the same.
+                batch.events = [row for row in batch.events if row["seq"] >= ends[batch.run_id]]
                 if not self.writer.follows(batch, ends):
                     batch.error = StoreUnavailable("An earlier part of the journal could not be written", value=batch.run_id)
                     continue
@@ -265,6 +288,8 @@ class Store(RunTables):
     def save_score(self, rollout_id: str, metric: str, value: float, feedback: str, components: Mapping[str, float]) -> None:
         t = self._tables["scores"]
         with self._write() as c:
+            # What a metric says of an output may quote what no text column takes.
+            feedback = feedback.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
             c.execute(self._insert(t).values(rollout_id=rollout_id, metric=metric, value=value, feedback=feedback,
                                              components=_text(dict(components))).on_conflict_do_nothing())  # fmt: skip
 
@@ -295,7 +320,9 @@ class Store(RunTables):
         o, r = self._tables["openings"], self._tables["opening_rows"]
         rows = sorted(set(entry["row_hashes"]))
         key = digest([entry["dataset"], entry["revision"], entry["compile_id"], rows])
-        with self._write() as c:
+        with self._write(power=True) as c:
+            if self.dialect == "postgresql":  # of two that open at the same time, one has to see the other
+                postgresql.lock(c, postgresql.LEDGER)
             c.execute(self._insert(o).values(id=key, dataset=entry["dataset"], revision=entry["revision"], created=_now(),
                                              compile_id=entry["compile_id"], purpose=entry.get("purpose", ""))
                       .on_conflict_do_nothing())  # fmt: skip
@@ -312,10 +339,10 @@ class Store(RunTables):
 
     def save_compile(self, compile_id: str, signature: str, artifact_id: str, report: Mapping[str, Any]) -> None:
         t = self._tables["compiles"]
+        values = {"signature": signature, "artifact_id": artifact_id, "created": _now(), "report": _text(report)}
         with self._write() as c:
-            c.execute(t.delete().where(t.c.compile_id == compile_id))
-            c.execute(t.insert().values(compile_id=compile_id, signature=signature, artifact_id=artifact_id, created=_now(),
-                                        report=_text(report)))  # fmt: skip
+            c.execute(self._insert(t).values(compile_id=compile_id, **values)
+                      .on_conflict_do_update(index_elements=["compile_id"], set_=values))  # fmt: skip
 
     def compiles(self) -> list[dict[str, Any]]:
         found = self._rows(self._sa.select(self._tables["compiles"]).order_by(self._tables["compiles"].c.created))

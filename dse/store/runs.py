@@ -101,7 +101,7 @@ class RunTables:
         """
         runs = self._tables["runs"]
         with self._write() as c:
-            row = c.execute(self._sa.select(runs).where(runs.c.run_id == run_id)).mappings().first()
+            row = c.execute(self._sa.select(runs).where(runs.c.run_id == run_id).with_for_update()).mappings().first()
             self._check_takeable(row, run_id, program_id, take_over)
             epoch = row["epoch"] + 1
             c.execute(runs.update().where(runs.c.run_id == run_id).values(
@@ -286,7 +286,7 @@ class RunTables:
         t, runs, now = self._tables["approvals"], self._tables["runs"], self.now().isoformat()
         where = (t.c.run_id == run_id, t.c.call_id == call_id)
         with self._write() as c:
-            row = c.execute(self._sa.select(t).where(*where)).mappings().first()
+            row = c.execute(self._sa.select(t).where(*where).with_for_update()).mappings().first()
             if row is None:
                 raise DecisionRefused("No such call waits for a decision", value=f"{run_id} call {call_id}",
                                       remedy="`dse runs pending` shows what does.")  # fmt: skip
@@ -339,7 +339,7 @@ class RunTables:
         with self._write() as c:
             query = self._sa.select(runs.c.run_id).where(
                 runs.c.updated < before.isoformat(), runs.c.outcome.in_(list(outcomes)), runs.c.owner.is_(None))  # fmt: skip
-            ids = list(c.execute(query).scalars())
+            ids = list(c.execute(query.order_by(runs.c.run_id).with_for_update()).scalars())
             for start in range(0, len(ids), 500):
                 some = ids[start : start + 500]
                 for name in ("events", "snapshots", "approvals", "judgements", "runs"):
