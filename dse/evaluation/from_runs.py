@@ -197,7 +197,7 @@ def _row(
     """
     if kept is None or not kept.entries:
         return "kept without what it takes", None
-    if any(entry["kind"] == "resumed" and entry["reason"] == "forked" for entry in kept.entries):
+    if any(entry["kind"] == "forked" for entry in kept.entries):
         return "forks, in which something was made up", None
     shown, more = fields.hide(kept)
     if more:

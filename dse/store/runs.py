@@ -315,7 +315,7 @@ class RunTables(ReviewTables):
     def copy_run(self, head: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], durability: Durability) -> None:
         """A new run that begins with the journal of another one, signed anew, and stands still until it is resumed."""
         log = self.new_log(head["run_id"], head["program_id"], durability)
-        for entry in entries:
+        for entry in [*entries, {"seq": len(entries), "kind": "forked"}]:  # for good: something in it was made up
             log.put(entry, 0.0)
         self.open_run(log, {name: head[name] for name in ("signature", "mode", "model", "hidden")})
         self._release(log.run_id, log.epoch, "forked")
