@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from dse import __version__
+from dse.cli_runs import runs_app
 from dse.errors import (
     ArtifactNotFound,
     ArtifactTampered,
@@ -23,8 +21,23 @@ from dse.errors import (
     DseError,
     InfrastructureError,
     MalformedJSON,
-    StoreError,
+    RunSuspended,
     UserError,
+)
+from dse.shell import (
+    BUDGET,
+    CHECK_FAILED,
+    INFRASTRUCTURE,
+    SUSPENDED,
+    USER,
+    dependencies,
+    err,
+    load_spec,
+    load_task,
+    names,
+    open_store,
+    out,
+    say,
 )
 
 __all__ = ["app", "main"]
@@ -32,81 +45,16 @@ __all__ = ["app", "main"]
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Compile declared tasks into measured programs.")  # fmt: skip
 artifacts_app = typer.Typer(no_args_is_help=True, help="List, show, compare, verify and promote artifacts.")
-runs_app = typer.Typer(no_args_is_help=True, help="Runs kept in a store.")
 dataset_app = typer.Typer(no_args_is_help=True, help="Check and seal datasets.")
 app.add_typer(artifacts_app, name="artifacts")
 app.add_typer(runs_app, name="runs")
 app.add_typer(dataset_app, name="dataset")
 
 
-def _console(**options: Any) -> Console:
-    """On a terminal as wide as it is; elsewhere wide enough for the tables, so that logs read the same everywhere."""
-    made = Console(highlight=False, emoji=False, **options)
-    if not made.is_terminal:
-        made.width = 140
-    return made
-
-
-out = _console()
-err = _console(stderr=True)
-
-# Exit codes: 0 fine, 1 a check failed (score, verification, a run without an answer), 2 the user's mistake,
-# 3 infrastructure, 4 budget.
-CHECK_FAILED, USER, INFRASTRUCTURE, BUDGET = 1, 2, 3, 4
-_NEWEST = 10_000  # runs among which the beginning of an id is looked up
-
 RegistryOption = Annotated[str, typer.Option("--registry", help="Folder of artifacts and aliases.")]
 # Where the reference may name it as well:
 WhereOption = Annotated[str | None, typer.Option(
     "--registry", help="Folder of artifacts and aliases; default the reference's (FOLDER/Name...), else artifacts.")]
-
-
-def load_object(spec: str) -> Any:
-    """``package.module:NAME``, with the current folder importable."""
-    module, _, name = spec.partition(":")
-    if not name or not all(part.isidentifier() for part in module.split(".")):
-        raise UserError("Expected MODULE:NAME", value=spec, remedy="For example signatures.expenses:task.")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as exc:
-        raise UserError("The module cannot be imported", value=str(exc), remedy="Run this where it is importable.") from exc
-    except DseError:
-        raise
-    except Exception as exc:
-        raise _raised("The module cannot be imported", exc) from exc
-    if not hasattr(found, name):
-        raise UserError(f"{module} has no {name!r}", value=spec, remedy="Name the task object in it.")
-    return getattr(found, name)
-
-
-def _raised(what: str, exc: Exception) -> UserError:
-    """The error for a mistake in the user's code, with the place where it showed."""
-    *_, (frame, line) = traceback.walk_tb(exc.__traceback__)
-    where = "" if isinstance(exc, SyntaxError) else f" ({frame.f_code.co_filename}, line {line})"  # its text has it
-    return UserError(what, value=f"{type(exc).__name__}: {exc}{where}", remedy="Correct the code there.")
-
-
-def load_task(spec: str) -> Any:
-    from dse.evaluation.task import Task
-
-    found = load_object(spec)
-    if not isinstance(found, Task):
-        raise UserError("This is not a dse.Task", value=f"{spec}: {type(found).__name__}", remedy="Name the task object.")
-    return found
-
-
-def load_spec(spec: str) -> tuple[Any, Any]:
-    """What ``MODULE:TASK`` or ``MODULE:SIGNATURE`` names, and its signature class."""
-    from dse.contracts.signature import Signature
-
-    found = load_object(spec)
-    signature = found if isinstance(found, type) else getattr(found, "signature", None)
-    if not (isinstance(signature, type) and issubclass(signature, Signature)):
-        raise UserError("This is neither a dse.Task nor a dse.Signature", value=f"{spec}: {type(found).__name__}",
-                        remedy="Name one of them.")  # fmt: skip
-    return found, signature
 
 
 def _registry(ref: str, root: str | None) -> Any:
@@ -125,11 +73,6 @@ def _registry(ref: str, root: str | None) -> Any:
 def _signature_of(ref: str) -> str:
     """``Name`` of ``Name``, ``folder/Name`` and either with an alias or id after an ``@``."""
     return ref.rpartition("/")[2].partition("@")[0]
-
-
-def _say(text: str) -> None:
-    """A line of text as it is, however long."""
-    out.print(text, markup=False, soft_wrap=True)
 
 
 def _prices(path: str | None) -> Any:
@@ -248,30 +191,11 @@ def run_command(
     values = _inputs(input)
     found, signature = load_spec(task)
     program = load(
-        ref, signature=signature, lm=lm, toolbox=getattr(found, "toolbox", None), deps=_dependencies(found, deps),
-        allow=_names(allow), store=_store(store) if store else None, allow_unproven=allow_unproven,
+        ref, signature=signature, lm=lm, toolbox=getattr(found, "toolbox", None), deps=dependencies(found, deps),
+        allow=names(allow), store=open_store(store) if store else None, allow_unproven=allow_unproven,
     )  # fmt: skip
     prediction = program(values)
     out.print_json(data={"outputs": prediction.outputs, "receipt": prediction.receipt} if receipt else prediction.outputs)
-
-
-def _dependencies(found: Any, deps: str | None) -> Any:
-    """What ``--deps`` names (made, if it is a function), or what the task brings."""
-    if not deps:
-        return getattr(found, "deps", None)
-    dependencies = load_object(deps)
-    if not callable(dependencies):
-        return dependencies
-    try:
-        return dependencies()
-    except DseError:
-        raise
-    except Exception as exc:
-        raise _raised(f"The dependencies cannot be made by {deps}", exc) from exc
-
-
-def _names(listed: str | None) -> list[str] | None:
-    return None if listed is None else [name.strip() for name in listed.split(",") if name.strip()]
 
 
 @app.command("run-script")
@@ -289,8 +213,8 @@ def run_script_command(
 
     found, declared = load_spec(signature)
     prediction = run_script(
-        _script(file, declared), signature=declared, toolbox=getattr(found, "toolbox", None), deps=_dependencies(found, deps),
-        allow=_names(allow), inputs=_named_inputs(input or []), store=_store(store) if store else None,
+        _script(file, declared), signature=declared, toolbox=getattr(found, "toolbox", None), deps=dependencies(found, deps),
+        allow=names(allow), inputs=_named_inputs(input or []), store=open_store(store) if store else None,
     )  # fmt: skip
     out.print_json(data={"outputs": prediction.outputs, "receipt": prediction.receipt} if receipt else prediction.outputs)
 
@@ -363,7 +287,7 @@ def explain_command(ref: Annotated[str, typer.Argument(help="Artifact reference.
     from dse.analysis.report import explain
     from dse.artifacts.registry import Registry
 
-    _say(explain(Registry.resolve(ref)))
+    say(explain(Registry.resolve(ref)))
 
 
 @app.command("doctor")
@@ -381,8 +305,8 @@ def doctor_command(
         out.print_json(data={"ok": not wrong, "findings": [finding.to_dict() for finding in found]})
     else:
         for finding in found:
-            _say(str(finding))
-        _say(f"{len(wrong)} wrong, {sum(finding.state == 'ok' for finding in found)} ok")
+            say(str(finding))
+        say(f"{len(wrong)} wrong, {sum(finding.state == 'ok' for finding in found)} ok")
     if wrong:
         raise typer.Exit(CHECK_FAILED)
 
@@ -421,7 +345,7 @@ def artifacts_show(ref: str) -> None:
     """Summary of one artifact."""
     from dse.artifacts.registry import Registry
 
-    _say(Registry.resolve(ref).summary())
+    say(Registry.resolve(ref).summary())
 
 
 @artifacts_app.command("diff")
@@ -430,7 +354,7 @@ def artifacts_diff(ref: str, other: str) -> None:
     from dse.artifacts.registry import Registry
 
     for change in Registry.resolve(ref).diff(Registry.resolve(other)):
-        _say(str(change))
+        say(str(change))
 
 
 @artifacts_app.command("verify")
@@ -442,9 +366,9 @@ def artifacts_verify(ref: str) -> None:
     try:
         report = Registry.resolve(ref).verify(recompute=recompute)
     except ArtifactTampered as exc:
-        _say(str(exc))
+        say(str(exc))
         raise typer.Exit(CHECK_FAILED) from None
-    _say(str(report))
+    say(str(report))
     if not report.ok:
         raise typer.Exit(CHECK_FAILED)
 
@@ -458,7 +382,7 @@ def artifacts_promote(
 ) -> None:
     """Make an artifact the champion."""
     _registry(ref, registry).promote(ref, reason=reason, by=by or os.environ.get("USER", "unknown"))
-    _say(f"{ref} is champion now")
+    say(f"{ref} is champion now")
 
 
 @artifacts_app.command("rollback")
@@ -470,50 +394,10 @@ def artifacts_rollback(
 ) -> None:
     """Make the previous champion the champion again."""
     back = _registry(signature, registry).rollback(_signature_of(signature), reason=reason, by=by or os.environ.get("USER", "unknown"))
-    _say(f"{signature}: {back.artifact_id[7:19]} is champion again")
+    say(f"{signature}: {back.artifact_id[7:19]} is champion again")
 
 
-# --- runs and datasets
-
-
-def _store(url: str, *, existing: bool = False) -> Any:
-    from dse.store.journal import Store
-
-    if existing and "://" not in url and not Path(url).exists():  # a look must not make an empty one
-        raise StoreError("There is no store here", value=url, remedy="Name its file with --store.")
-    return Store(url)
-
-
-StoreOption = Annotated[str, typer.Option(help="Database of runs.")]
-
-
-@runs_app.command("list")
-def runs_list(store: StoreOption = "dse.db", limit: Annotated[int, typer.Option(min=1)] = 20) -> None:
-    """The newest runs."""
-    table = Table("run", "signature", "mode", "outcome", "created")
-    for run in _store(store, existing=True).runs(limit):
-        table.add_row(run["run_id"], run["signature"], run["mode"], run["outcome"], run["created"][:19])
-    out.print(table)
-
-
-@runs_app.command("show")
-def runs_show(
-    run_id: Annotated[str, typer.Argument(help="The run's id, or the beginning of a recent one.")],
-    store: StoreOption = "dse.db",
-    journal: Annotated[bool, typer.Option(help="Print the journal as well.")] = False,
-) -> None:
-    """Receipt of a run, and its journal."""
-    kept = _store(store, existing=True)
-    receipt, entries = kept.run(_run_id(kept, run_id))
-    out.print_json(data={"receipt": receipt, "journal": entries} if journal else receipt)
-
-
-def _run_id(store: Any, given: str) -> str:
-    """The run whose id begins with `given`; `given` itself where none does, or it is one."""
-    found = [run["run_id"] for run in store.runs(_NEWEST) if run["run_id"].startswith(given)]
-    if given not in found and len(found) > 1:
-        raise StoreError("Several runs begin like this", value=given, remedy=f"Give more of it: {', '.join(found[:5])}.")
-    return found[0] if len(found) == 1 else given
+# --- datasets
 
 
 @dataset_app.command("check")
@@ -530,6 +414,46 @@ def dataset_check(
     out.print_json(data=data.describe())
 
 
+@dataset_app.command("from-runs")
+def dataset_from_runs(
+    path: Annotated[str, typer.Argument(help="The new dataset's folder.")],
+    task: Annotated[str, typer.Option(help="MODULE:TASK or MODULE:SIGNATURE whose runs become rows.")],
+    store: Annotated[str, typer.Option(help="Database of runs.")] = "dse.db",
+    name: Annotated[str | None, typer.Option(help="Of the dataset; default that of the folder.")] = None,
+    labels: Annotated[str | None, typer.Option(help="JSON Lines with run_id and corrected outputs: only those runs.")] = None,
+    judged: Annotated[str | None, typer.Option(help="NAME:LEAST, for example helpful:0.8: only runs judged that well.")] = None,
+    cluster_key: Annotated[str | None, typer.Option(help="Input (or field of the labels) whose rows stay together.")] = None,
+    beside: Annotated[list[str] | None, typer.Option(help="Another dataset's folder: what it has is not judged on again.")] = None,
+    used: Annotated[list[str] | None, typer.Option(help="Another store with rollouts: rows tried there go into search.")] = None,
+    drop_sensitive: Annotated[bool, typer.Option(help="Make rows without the sensitive fields.")] = False,
+) -> None:
+    """Make a sealed dataset of kept runs; what was left out, and why, is said on standard error."""
+    from dse.evaluation.dataset import Dataset
+
+    if Path(path, "dataset.json").exists():
+        raise UserError("There is a dataset here already", value=path, remedy=f"Name a new folder, and --beside {path}.")
+    least = None if judged is None else _least(judged)
+    made = Dataset.from_runs(
+        open_store(store, existing=True), load_spec(task)[1], name=name or Path(path).resolve().name, labels=labels, judged=least,
+        cluster_key=cluster_key, beside=[Dataset.load(other) for other in beside or []],
+        used=[open_store(other, existing=True) for other in used or []], drop_sensitive=drop_sensitive,
+        say=lambda text: err.print(text, markup=False, soft_wrap=True),
+    )  # fmt: skip
+    made.save(path)
+    out.print_json(data=made.describe())
+
+
+def _least(judged: str) -> tuple[str, float]:
+    name, _, least = judged.rpartition(":")
+    try:
+        value = float(least)
+    except ValueError:
+        value = -1.0
+    if not name or not 0 <= value <= 1:
+        raise UserError("--judged takes NAME:LEAST", value=judged, remedy="For example helpful:0.8.")
+    return name, value
+
+
 @dataset_app.command("seal")
 def dataset_seal(path: str) -> None:
     """Write revision and split assignment; existing assignments never change."""
@@ -544,7 +468,7 @@ def main() -> None:
         app(standalone_mode=True)
     except DseError as exc:
         err.print(str(exc), markup=False, soft_wrap=True)
-        codes = ((BudgetExhausted, BUDGET), (InfrastructureError, INFRASTRUCTURE), (UserError, USER))
+        codes = ((BudgetExhausted, BUDGET), (InfrastructureError, INFRASTRUCTURE), (UserError, USER), (RunSuspended, SUSPENDED))
         sys.exit(next((code for kind, code in codes if isinstance(exc, kind)), CHECK_FAILED))
 
 

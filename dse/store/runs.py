@@ -13,6 +13,7 @@ from dse.canonical import canonical_json
 from dse.errors import DecisionRefused, JournalTampered, RunNotResumable, RunTaken, StoreError
 from dse.redaction import Secrets
 from dse.store import owner
+from dse.store.review import ReviewTables, outcome_of
 from dse.store.runlog import Durability, RunLog, decode_event, decode_snapshot
 
 if TYPE_CHECKING:
@@ -45,14 +46,9 @@ class Kept:
     log: RunLog | None
 
 
-class RunTables:
+class RunTables(ReviewTables):
     """Mixed into `Store`."""
 
-    _sa: Any
-    _tables: Any
-    _write: Callable[..., contextlib.AbstractContextManager[Any]]
-    _rows: Callable[[Any], list[Any]]
-    _insert: Callable[[Any], Any]
     _directly: Callable[..., contextlib.AbstractContextManager[Callable[[str, Any], Any]]]
     _insertion: Callable[[str, Mapping[str, Any]], str]
     _mark: str  # stands for a parameter in the text of a statement
@@ -225,18 +221,15 @@ class RunTables:
         """The newest runs: run_id, signature, mode, model, outcome, created. A run whose process is gone is ``lost``."""
         t = self._tables["runs"]
         columns = [t.c.run_id, t.c.signature, t.c.mode, t.c.model, t.c.outcome, t.c.created, t.c.owner]
-        query = self._sa.select(*columns).order_by(t.c.created.desc()).limit(limit)
+        query = self._sa.select(*columns).order_by(t.c.created.desc())
         if outcome is not None:
             query = query.where(t.c.outcome == ("running" if outcome == "lost" else outcome))
-        shown = []
-        for row in self._rows(query):
-            entry = dict(row)
-            has = entry.pop("owner")
-            if entry["outcome"] == "running" and has and owner.is_here(has) and not owner.is_alive(has):
-                entry["outcome"] = "lost"
-            if outcome is None or entry["outcome"] == outcome:
-                shown.append(entry)
-        return shown
+        if outcome not in ("lost", "running"):  # of those only the process says which they are
+            query = query.limit(limit)
+        shown = [{**row, "outcome": outcome_of(row)} for row in self._rows(query)]
+        for entry in shown:
+            del entry["owner"]
+        return [entry for entry in shown if outcome in (None, entry["outcome"])][:limit]
 
     def run(self, run_id: str) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
         """Receipt (None while it runs) and journal of one run, without what is sensitive.
@@ -327,19 +320,22 @@ class RunTables:
     def copy_run(self, head: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], durability: Durability) -> None:
         """A new run that begins with the journal of another one, signed anew, and stands still until it is resumed."""
         log = self.new_log(head["run_id"], head["program_id"], durability)
-        for entry in entries:
+        for entry in [*entries, {"seq": len(entries), "kind": "forked"}]:  # for good: something in it was made up
             log.put(entry, 0.0)
         self.open_run(log, {name: head[name] for name in ("signature", "mode", "model", "hidden")})
         self._release(log.run_id, log.epoch, "forked")
 
     def prune(self, *, before: dt.datetime, outcomes: Sequence[str] = FINAL) -> int:
         """Forget runs that stopped before a time, with everything about them; gives how many. Runs that can still go on
-        stay, unless their outcome is named."""
+        stay, unless their outcome is named (``lost``: their process, on this machine, is gone)."""
         runs = self._tables["runs"]
+        named = ["running" if outcome == "lost" else outcome for outcome in outcomes if outcome != "running"]
         with self._write() as c:
-            query = self._sa.select(runs.c.run_id).where(
-                runs.c.updated < before.isoformat(), runs.c.outcome.in_(list(outcomes)), runs.c.owner.is_(None))  # fmt: skip
-            ids = list(c.execute(query.order_by(runs.c.run_id).with_for_update()).scalars())
+            query = self._sa.select(runs.c.run_id, runs.c.outcome, runs.c.owner).where(
+                self._sa.func.coalesce(runs.c.updated, runs.c.created) < before.astimezone(dt.UTC).isoformat(),
+                runs.c.outcome.in_(named))  # fmt: skip
+            rows = list(c.execute(query.order_by(runs.c.run_id).with_for_update()).mappings())
+            ids = [row["run_id"] for row in rows if row["owner"] is None or outcome_of(row) == "lost"]
             for start in range(0, len(ids), 500):
                 some = ids[start : start + 500]
                 for name in ("events", "snapshots", "approvals", "judgements", "runs"):

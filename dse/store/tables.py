@@ -32,8 +32,9 @@ def tables() -> Any:
     # --- runs. `outcome` is "running" until a receipt says how it stopped; `epoch` counts who has had the run.
     sa.Table(
         "runs", meta, key("run_id"), must("program_id"), must("signature"), may("mode"), may("model"),
-        must("outcome", index=True), must("created", index=True), must("receipt"), may("owner"),
+        must("outcome"), must("created", index=True), must("receipt"), may("owner"),
         sa.Column("epoch", number, nullable=False, server_default="0"), may("durability"), may("hidden"), may("updated"),
+        sa.Index("ix_runs_outcome", "outcome", "created"),
     )  # fmt: skip
     sa.Table("events", meta, key("run_id"), key("seq", number), must("kind"), must("entry"), may("active_s", real),
              may("key_id"), may("mac"))  # fmt: skip
@@ -73,7 +74,7 @@ def _runs_that_go_on(connection: Any, meta: Any) -> None:
         "ALTER TABLE events ADD COLUMN active_s FLOAT",
         "ALTER TABLE events ADD COLUMN key_id TEXT",
         "ALTER TABLE events ADD COLUMN mac TEXT",
-        "CREATE INDEX IF NOT EXISTS ix_runs_outcome ON runs (outcome)",
+        "CREATE INDEX IF NOT EXISTS ix_runs_outcome ON runs (outcome, created)",
     ):
         connection.exec_driver_sql(statement)
     meta.create_all(connection)
