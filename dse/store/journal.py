@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
+import os
 import secrets
 import sqlite3
 import threading
@@ -101,6 +102,17 @@ class Store(RunTables):
         except StoreError:
             self._engine.dispose()
             raise
+        self._inode = self._on_disk()
+
+    def _on_disk(self) -> tuple[int, int] | None:
+        """Which file the store is; None for one that is none, or is gone."""
+        if self.dialect != "sqlite" or self._memory:
+            return None
+        try:
+            about = os.stat(self.place)
+        except OSError:
+            return None
+        return about.st_dev, about.st_ino
 
     def _prepare(self) -> None:
         meta = self._tables["meta"]
@@ -141,7 +153,15 @@ class Store(RunTables):
             self._keys = Keys.find(place)
         return self._keys
 
+    def after_fork(self) -> None:
+        """A forked child has connections of its own; those of its parent stay open, unused."""
+        self._lock = threading.RLock()  # the parent may have held it
+        if not self._memory:
+            _inherited.append(self._engine.pool)
+            self._engine.dispose(close=False)
+
     def close(self) -> None:
+        """Write what runs have handed over. Runs that are still on end with a `StoreUnavailable`, and can be resumed."""
         self.writer.close()
         self._engine.dispose()
 
@@ -154,6 +174,9 @@ class Store(RunTables):
         """
         try:
             with self._lock, self._engine.connect().execution_options(dse_write=True) as connection:
+                if self._on_disk() != self._inode:  # SQLite would go on writing into a file that nobody can find
+                    raise StoreUnavailable("The store's file was deleted or replaced", value=self.place,
+                                           remedy="Restore it, and open the store again.")  # fmt: skip
                 if self.dialect == "sqlite":
                     if power:
                         connection.connection.driver_connection.execute("PRAGMA synchronous=FULL")
@@ -168,7 +191,9 @@ class Store(RunTables):
                         if not power:
                             connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
                         yield connection
-        except (self._sa.exc.OperationalError, self._sa.exc.TimeoutError, sqlite3.Error) as exc:
+        except (self._sa.exc.DatabaseError, self._sa.exc.TimeoutError, sqlite3.Error) as exc:
+            if isinstance(exc, (self._sa.exc.IntegrityError, self._sa.exc.ProgrammingError, self._sa.exc.DataError)):
+                raise
             raise StoreUnavailable("The store could not be written", value=str(getattr(exc, "orig", exc)),
                                    remedy="Free disk space, or end what holds the database.") from exc  # fmt: skip
 
@@ -198,6 +223,7 @@ class Store(RunTables):
             epochs = {run_id: epoch for run_id, epoch in c.execute(query)}
             rows: list[dict[str, Any]] = []
             kept: dict[str, dict[str, Any]] = {}
+            heads: dict[str, str | None] = {}
             ends: dict[str, int] = {}
             for batch in batches:
                 if epochs.get(batch.run_id) != batch.epoch:
@@ -207,10 +233,14 @@ class Store(RunTables):
                     batch.error = StoreUnavailable("An earlier part of the journal could not be written", value=batch.run_id)
                     continue
                 rows += batch.events
+                heads[batch.run_id] = batch.head or heads.get(batch.run_id)
                 if batch.snapshot is not None:
                     kept[batch.run_id] = {**batch.snapshot, "created": _now()}
             if rows:
                 c.execute(events.insert(), rows)
+            if newer := [{"its_id": run_id, "its_head": head} for run_id, head in heads.items() if head is not None]:
+                c.execute(runs.update().where(runs.c.run_id == self._sa.bindparam("its_id"))
+                          .values(head=self._sa.bindparam("its_head")), newer)  # fmt: skip
             for run_id, row in kept.items():  # only the newest is of use
                 c.execute(snapshots.delete().where(snapshots.c.run_id == run_id))
                 c.execute(snapshots.insert().values(**row))
@@ -311,6 +341,7 @@ def opened(store: Store | str | Path) -> Iterator[Store]:
         made.close()
 
 
+_inherited: list[Any] = []
 _JSON = {"allow", "outputs", "end_state", "receipt", "journal"}
 
 
