@@ -216,7 +216,8 @@ class _CodeSession:
         if problems:
             return self._refused(problems)
         fed = run.journal.add("feed", code=code)
-        return await self._along(fed, code) or await self._drive(lint, code)
+        told = await self._along(fed, code)
+        return await self._drive(lint, code) if told is None else told  # "" is an answer: it submitted
 
     async def _check(self, code: str) -> list[tuple[Any, ...]]:
         """What is wrong with a script."""
