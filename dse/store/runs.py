@@ -6,7 +6,7 @@ import contextlib
 import datetime as dt
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dse.canonical import canonical_json
@@ -30,6 +30,7 @@ class Kept:
     """A run as the store has it.
 
     Attributes:
+        row: what is noted of it; its outcome is that of when it stopped.
         entries: its journal, in clear.
         active_s: active seconds before each entry, counted per attempt.
         snapshot: the newest guest: dump, driver data, position and interpreter version, or None.
@@ -104,7 +105,8 @@ class RunTables:
         epoch = 0
         try:
             with self._write() as c:
-                row = c.execute(self._sa.select(runs).where(runs.c.run_id == run_id)).mappings().first()
+                columns = (runs.c.program_id, runs.c.outcome, runs.c.owner, runs.c.epoch, runs.c.durability)
+                row = c.execute(self._sa.select(*columns).where(runs.c.run_id == run_id)).mappings().first()
                 self._check_takeable(row, run_id, program_id, take_over)
                 epoch = row["epoch"] + 1
                 _open.add(mine)  # before anybody else of this process can look
@@ -116,14 +118,13 @@ class RunTables:
             raise
         try:
             kept, last = self._journal(run_id, snapshots)
-            length = len(kept.entries)
-            log = RunLog(self, run_id, row["program_id"], epoch, row["durability"], mac=last, length=length,  # type: ignore[arg-type]
-                         hidden=row["hidden"], receipt=row["receipt"])  # fmt: skip
+            length, about = len(kept.entries), {name: kept.row[name] for name in ("hidden", "receipt")}
+            log = RunLog(self, run_id, row["program_id"], epoch, row["durability"], mac=last, length=length, **about)  # type: ignore[arg-type]
             log.opened(epoch)
         except BaseException:
             self._release(run_id, epoch, row["outcome"])
             raise
-        return Kept(row, kept.entries, kept.active_s, kept.snapshot, kept.decisions, log)
+        return replace(kept, row={**kept.row, "outcome": row["outcome"]}, log=log)
 
     def _check_takeable(self, row: Any, run_id: str, program_id: str | None, take_over: bool) -> None:
         if row is None:
@@ -331,9 +332,10 @@ class RunTables:
     def _decide(self, run_id: str, call_id: int, arguments_hash: str, granted: bool, reason: str, by: str) -> None:
         t, runs, now = self._tables["approvals"], self._tables["runs"], self.now().isoformat()
         try:
-            reason, by = self.keys.seal(reason), by.encode().decode()
+            (reason + by).encode()
         except UnicodeEncodeError:
             raise DecisionRefused("A reason or name that is not text", value=repr(reason + by), remedy="Write it anew.") from None
+        reason = self.keys.seal(reason)
         where = (t.c.run_id == run_id, t.c.call_id == call_id)
         with self._write() as c:
             row = c.execute(self._sa.select(t).where(*where)).mappings().first()
@@ -368,7 +370,7 @@ class RunTables:
                 granted, reason, by, at = bool(row["granted"]), row["reason"], row["decided_by"], row["decided_at"]
                 self.keys.verify(
                     row["mac"], "decision", run_id, run["program_id"], row["call_id"], row["arguments_hash"],
-                    int(granted), reason, by, at, key=row["key_id"],
+                    row["granted"], reason, by, at, key=row["key_id"],
                     what=f"The decision about call {row['call_id']} of run {run_id}",
                 )  # fmt: skip
                 reason = self.keys.open(reason)
