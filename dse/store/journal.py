@@ -230,7 +230,8 @@ class Store(RunTables):
                     batch.error = taken(batch.run_id)
                     continue
                 if not self.writer.follows(batch, ends):
-                    batch.error = StoreUnavailable("An earlier part of the journal could not be written", value=batch.run_id)
+                    batch.error = StoreUnavailable("An earlier part of the journal could not be written", value=batch.run_id,
+                                                   remedy="Resume the run when the store can be written again.")  # fmt: skip
                     continue
                 rows += batch.events
                 heads[batch.run_id] = batch.head or heads.get(batch.run_id)

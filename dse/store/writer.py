@@ -147,7 +147,8 @@ class Writer:
                     self._commit([batch])
                 return
             for batch in batches:
-                batch.error = StoreUnavailable("The journal could not be written", value=repr(exc))
+                batch.error = StoreUnavailable("The journal could not be written", value=repr(exc),
+                                               remedy="Resume the run; if it happens again, something else writes there.")  # fmt: skip
 
 
 def _tell(batches: list[Batch]) -> None:
