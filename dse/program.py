@@ -330,6 +330,7 @@ class Program:
             try:
                 await durable.stop(run, self.store, outcome, receipt, exc, self.lm)
             except (StoreUnavailable, RunTaken) as failure:
+                failure.details["run_id"] = run.run_id
                 failure.details["receipt"] = receipt
                 failure.details["effects"] = run.effects.summary()
                 raise

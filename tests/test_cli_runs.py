@@ -251,7 +251,7 @@ def test_replay_says_whether_the_path_is_the_same(project: Project) -> None:
     with stored._write() as c:  # somebody who can write to the store, and has no key
         runs = stored._tables["runs"]
         c.execute(runs.update().values(receipt=json.dumps(receipt)))
-    refused(project.runs("replay", run_id, *TASK), 1, "DSE406", "receipt")
+    refused(project.runs("replay", run_id, *TASK), 2, "DSE183")
     with stored._write() as c:
         events = stored._tables["events"]
         c.execute(events.delete().where(events.c.seq == 3))

@@ -551,6 +551,8 @@ class Dispatcher:
         started = time.perf_counter()
         if record is None or record.intent is None:
             run.journal.add("tool_intent", call_id=call_id, tool=contract.name, arguments=wire, idempotency_key=key)
+        elif record.retried:  # the decision was about one more time
+            run.journal.add("retrying", call_id=call_id, tool=contract.name)
         if contract.effect == "write":
             await run.journal.durable()  # a read may be executed again, a write must be known before it can happen
         caller = None if tool.nests is None else Caller(self, tool, ticket, call_id)

@@ -119,7 +119,7 @@ class Recording:
             kind = entry["kind"]
             if kind in PATH:
                 self.path.append(entry)
-            elif kind in CALLS or kind == "decision":
+            elif kind in CALLS or kind in ("decision", "retrying"):
                 call = self.calls.setdefault(entry["call_id"], CallRecord())
                 if kind == "tool_intent":
                     call.intent, call.retried = entry, False
@@ -129,6 +129,8 @@ class Recording:
                     call.refused = entry
                 elif kind == "approval":
                     call.approval = entry
+                elif kind == "retrying":  # from here on, nobody knows again
+                    call.retried = False
                 elif entry["action"] == "retry":
                     call.retried = True
 

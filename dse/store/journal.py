@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
+import os
 import secrets
 import sqlite3
 import threading
@@ -112,6 +113,17 @@ class Store(RunTables):
         except StoreError:
             self._engine.dispose()
             raise
+        self._inode = self._on_disk()
+
+    def _on_disk(self) -> tuple[int, int] | None:
+        """Which file the store is; None for one that is none, or is gone."""
+        if self.dialect != "sqlite" or self._memory:
+            return None
+        try:
+            about = os.stat(self.place)
+        except OSError:
+            return None
+        return about.st_dev, about.st_ino
 
     def _prepare(self) -> None:
         meta = self._tables["meta"]
@@ -153,7 +165,15 @@ class Store(RunTables):
             self._keys = Keys.find(place)
         return self._keys
 
+    def after_fork(self) -> None:
+        """A forked child has connections of its own; those of its parent stay open, unused."""
+        self._lock = threading.RLock()  # the parent may have held it
+        if not self._memory:
+            _inherited.append(self._engine.pool)
+            self._engine.dispose(close=False)
+
     def close(self) -> None:
+        """Write what runs have handed over. Runs that are still on end with a `StoreUnavailable`, and can be resumed."""
         self.writer.close()
         self._engine.dispose()
 
@@ -171,8 +191,7 @@ class Store(RunTables):
         try:
             with self._lock, self._engine.connect().execution_options(dse_write=True) as connection:
                 if self.dialect == "sqlite":
-                    if power:
-                        connection.connection.driver_connection.execute("PRAGMA synchronous=FULL")
+                    self._ready(connection.connection.driver_connection, power)
                     try:
                         with connection.begin():
                             yield connection
@@ -187,8 +206,25 @@ class Store(RunTables):
             raise StoreError("The store cannot hold this", value=str(exc.orig),
                              remedy="Leave out what its database has no room for (PostgreSQL: NUL characters).") from exc  # fmt: skip
         except (self._sa.exc.DBAPIError, self._sa.exc.TimeoutError, sqlite3.Error) as exc:
+            if isinstance(exc, (self._sa.exc.IntegrityError, self._sa.exc.ProgrammingError)):
+                raise  # what was written is wrong, not the store
             raise StoreUnavailable("The store could not be written", value=str(getattr(exc, "orig", exc)),
                                    remedy="Free disk space, or end what holds the database.") from exc  # fmt: skip
+
+    def _ready(self, connection: Any, power: bool) -> None:
+        """Before each transaction of SQLite that writes.
+
+        Args:
+            connection: the driver's.
+
+        Raises:
+            StoreUnavailable: the file is gone; SQLite would go on writing into one that nobody can find.
+        """
+        if self._on_disk() != self._inode:
+            raise StoreUnavailable("The store's file was deleted or replaced", value=self.place,
+                                   remedy="Restore it, and open the store again.")  # fmt: skip
+        if power:
+            connection.execute("PRAGMA synchronous=FULL")
 
     def _rows(self, query: Any) -> list[Any]:
         try:
@@ -220,8 +256,7 @@ class Store(RunTables):
         try:
             with self._lock, contextlib.closing(self._engine.raw_connection()) as pooled:
                 connection: Any = pooled.driver_connection
-                if power:
-                    connection.execute("PRAGMA synchronous=FULL")
+                self._ready(connection, power)
                 try:
                     connection.execute("BEGIN IMMEDIATE")
                     yield lambda text, given: (
@@ -232,7 +267,9 @@ class Store(RunTables):
                         connection.execute("ROLLBACK")
                     if power:
                         connection.execute("PRAGMA synchronous=NORMAL")
-        except (self._sa.exc.OperationalError, self._sa.exc.TimeoutError, sqlite3.Error) as exc:
+        except (self._sa.exc.DBAPIError, self._sa.exc.TimeoutError, sqlite3.Error) as exc:
+            if isinstance(exc, (sqlite3.IntegrityError, sqlite3.ProgrammingError)):
+                raise
             raise StoreUnavailable("The store could not be written", value=str(getattr(exc, "orig", exc)),
                                    remedy="Free disk space, or end what holds the database.") from exc  # fmt: skip
 
@@ -247,22 +284,32 @@ class Store(RunTables):
             epochs = {run_id: epoch for run_id, epoch, _ in found}
             rows: list[dict[str, Any]] = []
             kept: dict[str, dict[str, Any]] = {}
+            heads: dict[str, str | None] = {}
             # What the store really has: a server that crashed may have lost what it had said that it has.
             ends: dict[str, int] = {run_id: 0 if seq is None else seq + 1 for run_id, _, seq in found}
             for batch in batches:
                 if epochs.get(batch.run_id) != batch.epoch:
                     batch.error = taken(batch.run_id)
                     continue
-                # Written before, by a commit whose answer was lost: the same epoch wrote it, so it is the same.
-                batch.events = [row for row in batch.events if row["seq"] >= ends[batch.run_id]]
+                if batch.events and batch.events[0]["seq"] < ends[batch.run_id]:  # by a commit whose answer was lost?
+                    there = dict(execute(f"SELECT seq, mac FROM events WHERE run_id = {self._mark}", (batch.run_id,)))
+                    if any(there.get(row["seq"], row["mac"]) != row["mac"] for row in batch.events):
+                        batch.error = StoreUnavailable("Something else writes to the journal of this run", value=batch.run_id,
+                                                       remedy="Look for who can write to the store.")  # fmt: skip
+                        continue
+                    batch.events = [row for row in batch.events if row["seq"] not in there]
                 if not self.writer.follows(batch, ends):
-                    batch.error = StoreUnavailable("An earlier part of the journal could not be written", value=batch.run_id)
+                    batch.error = StoreUnavailable("An earlier part of the journal could not be written", value=batch.run_id,
+                                                   remedy="Resume the run when the store can be written again.")  # fmt: skip
                     continue
                 rows += batch.events
+                heads[batch.run_id] = batch.head or heads.get(batch.run_id)
                 if batch.snapshot is not None:
                     kept[batch.run_id] = {**batch.snapshot, "created": _now()}
             if rows:
                 execute(self._insertion("events", rows[0]), rows)
+            if newer := [(head, run_id) for run_id, head in heads.items() if head is not None]:
+                execute(f"UPDATE runs SET head = {self._mark} WHERE run_id = {self._mark}", newer)
             for run_id, row in kept.items():  # only the newest is of use
                 execute(f"DELETE FROM snapshots WHERE run_id = {self._mark}", (run_id,))
                 execute(self._insertion("snapshots", row), row)
@@ -371,6 +418,7 @@ def opened(store: Store | str | Path) -> Iterator[Store]:
         made.close()
 
 
+_inherited: list[Any] = []
 _JSON = {"allow", "outputs", "end_state", "receipt", "journal"}
 
 

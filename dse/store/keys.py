@@ -41,6 +41,7 @@ class Keys:
             raise StoreError("A store needs a key of at least 16 bytes", remedy="Give one as 32 or more hex digits.")
         self._ring = {key_id(key): key for key in keys}
         self.current = key_id(keys[0])
+        self._file: Path | None = None
         self._cipher = _cipher(list(encryption))
 
     @classmethod
@@ -64,33 +65,43 @@ class Keys:
             if named:
                 raise StoreError("The key file is missing", value=named, remedy="Correct DSE_KEY_FILE.")
             _make(path)
-        return cls(_read(path), encryption)
+        keys = cls(_read(path), encryption)
+        keys._file = path
+        return keys
 
     # --- authentication
 
-    def mac(self, *parts: str | bytes | int | None, key: str | None = None) -> str:
-        """Keyed digest (HMAC-SHA-256, hex) of parts; their borders count.
+    def mac(self, *parts: str | bytes | int | None) -> str:
+        """Keyed digest (HMAC-SHA-256, hex) of parts, with the current key; borders and kinds count."""
+        return self._mac(self._ring[self.current], *parts)
 
-        Raises:
-            JournalTampered: the key that is named is not here.
-        """
-        secret = self._ring.get(self.current if key is None else key)
-        if secret is None:
-            raise JournalTampered("This was written with a key that is not here", value=key,
-                                  remedy="Add that key to DSE_KEY, or to the key file.")  # fmt: skip
+    @staticmethod
+    def _mac(secret: bytes, *parts: str | bytes | int | None) -> str:
         signed: list[bytes] = []
         for part in parts:
-            data = part if isinstance(part, bytes) else repr(part).encode() if not isinstance(part, str) else part.encode()
-            signed += (b"%d:" % len(data), data)
+            kind, data = (b"t", part.encode()) if isinstance(part, str) else (b"v", repr(part).encode())
+            if isinstance(part, bytes):
+                kind, data = b"b", part
+            signed += (b"%b%d:" % (kind, len(data)), data)
         # Not hmac.digest(), which lets other threads run at every call: coming back costs more than the digest.
         return hmac.new(secret, b"".join(signed), hashlib.sha256).hexdigest()
 
-    def verify(self, mac: str | None, *parts: str | bytes | int | None, key: str | None, what: str) -> None:
+    def verify(self, mac: Any, *parts: str | bytes | int | None, key: Any, what: str) -> None:
         """
+        Args:
+            mac, key: as they were found, whatever they are; a database may hold anything.
+
         Raises:
-            JournalTampered: these parts were not signed with that key.
+            JournalTampered: these parts were not signed with that key, or the key is not here.
         """
-        if mac is None or not hmac.compare_digest(self.mac(*parts, key=key), mac):
+        if isinstance(key, str) and key not in self._ring and self._file is not None:
+            for one in _read(self._file):  # another process may have put a new key in front
+                self._ring.setdefault(key_id(one), one)
+        if isinstance(key, str) and key not in self._ring:
+            raise JournalTampered(f"{what} was written with a key that is not here", value=key,
+                                  remedy="Add that key to DSE_KEY, or to the key file.")  # fmt: skip
+        signed = isinstance(mac, str) and mac.isascii() and isinstance(key, str)
+        if not signed or not hmac.compare_digest(self._mac(self._ring[key], *parts), mac):
             raise JournalTampered(f"{what} was changed, moved, or written with another key", value=key,
                                   remedy="Do not use it; look for who can write to the store.")  # fmt: skip
 
@@ -124,7 +135,10 @@ class Keys:
 
 
 def rotate(path: str | Path) -> str:
-    """Put a new key in front of a key file; what the old ones signed stays valid. Gives the new key's id."""
+    """Put a new key in front of a key file; what the old ones signed stays valid. Gives the new key's id.
+
+    Processes that have the store open learn to verify with it when they meet it, and sign with it from their next start.
+    """
     place = Path(path)
     old = place.read_text(encoding="ascii") if place.exists() else ""
     fresh = secrets.token_hex(32)
@@ -147,7 +161,11 @@ def _bytes(text: str, where: str) -> bytes:
 def _read(path: Path) -> list[bytes]:
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise StoreError("Others can read the key of the store", value=str(path), remedy=f"chmod 600 {path}")
-    return [_bytes(line, str(path)) for line in path.read_text(encoding="ascii").split()]
+    try:
+        lines = path.read_text(encoding="ascii").split()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise StoreError("The key file cannot be read", value=str(path), remedy=str(exc)) from None
+    return [_bytes(line, str(path)) for line in lines]
 
 
 def _make(path: Path) -> None:

@@ -44,16 +44,18 @@ def is_here(owner: str) -> bool:
 
 def is_alive(owner: str) -> bool:
     """Whether an owner on this machine still runs."""
-    _, pid, started, _ = owner.split("|")
     if owner == me():
         return True
     try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
+        _, number, started, _ = owner.split("|")
+        pid = int(number)
+        os.kill(pid, 0)
+    except (ValueError, OverflowError, ProcessLookupError):  # or this is no owner at all
         return False
     except PermissionError:
         pass
-    return _started(int(pid)) == started and _not_a_zombie(int(pid))
+    now = _started(pid)  # of a process that may not be looked at, nobody says: then it lives
+    return (not now or now == started) and _not_a_zombie(pid)
 
 
 def _not_a_zombie(pid: int) -> bool:

@@ -31,6 +31,7 @@ class ReviewTables:
     place: str
     _memory: bool
     _keys: Any
+    keys: Any
 
     def find_run(self, beginning: str) -> str:
         """The id of the one run whose id begins like this.
@@ -63,7 +64,7 @@ class ReviewTables:
         for start in range(0, len(ids), _TOGETHER):
             some = self._sa.select(*(t.c[name] for name in names)).where(t.c.run_id.in_(ids[start : start + _TOGETHER]))
             for row in self._rows(some.order_by(t.c.created, t.c.run_id)):
-                entry = {**row, "outcome": outcome_of(row), "receipt": json.loads(row["receipt"])}
+                entry = {**row, "outcome": outcome_of(row), "receipt": json.loads(self.keys.open(row["receipt"]))}
                 del entry["owner"]
                 yield entry
 

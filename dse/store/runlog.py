@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dse.store.journal import Store
     from dse.store.keys import Keys
 
-__all__ = ["Durability", "RunLog", "decode_event", "decode_snapshot", "snapshot_row"]
+__all__ = ["Durability", "RunLog", "check_head", "decode_event", "decode_snapshot", "head_of", "snapshot_row"]
 
 Durability = Literal["exit", "call", "power"]
 MAX_SNAPSHOT_BYTES = 64 * 2**20
@@ -31,14 +31,17 @@ class RunLog:
         owned: nobody else has taken the run since.
     """
 
-    def __init__(self, store: Store, run_id: str, program_id: str, epoch: int, durability: Durability, mac: str) -> None:
+    def __init__(self, store: Store, run_id: str, program_id: str, epoch: int, durability: Durability, *,
+                 mac: str = "", length: int = 0, hidden: str = "", receipt: str = "null") -> None:  # fmt: skip
         self.store = store
         self.run_id = run_id
         self.program_id = program_id
         self.epoch = epoch
         self.durability = durability
         self.eager = durability != "exit"
+        self.hidden, self.receipt = hidden, receipt  # as the store has them
         self._mac = mac  # of the last entry: every entry is bound to all before it
+        self._length = length  # entries so far
         self._rows: list[dict[str, Any]] = []  # not known to be safe yet
         self._submitted = 0  # of these
         self._snapshot: dict[str, Any] | None = None
@@ -47,8 +50,13 @@ class RunLog:
 
     def put(self, entry: Mapping[str, Any], active_s: float) -> None:
         row = encode_event(self.store.keys, self.run_id, self.program_id, self._mac, entry, active_s)
-        self._mac = row["mac"]
+        self._mac, self._length = row["mac"], self._length + 1
         self._rows.append(row)
+
+    def head(self) -> str:
+        """What binds the run to the end of its journal, to be written together with that."""
+        return head_of(self.store.keys, self.run_id, self.program_id, self._length, self._mac,
+                       (self.durability, self.hidden, self.receipt))  # fmt: skip
 
     def waiting(self) -> list[dict[str, Any]]:
         """What was put and is not written."""
@@ -56,12 +64,13 @@ class RunLog:
 
     def opened(self, epoch: int) -> None:
         """The store has the run, and everything that was put."""
+        self.store.writer.begins(self.run_id, self._length)
         self.epoch, self._rows, self._submitted = epoch, [], 0
 
     async def keep(self, frozen: Frozen) -> None:
         if len(frozen.data) > MAX_SNAPSHOT_BYTES:
             return  # executing again costs less than carrying this around
-        self._snapshot = snapshot_row(self.store.keys, self.run_id, self.program_id, frozen)
+        self._snapshot = snapshot_row(self.store.keys, self.run_id, self.program_id, self._mac, frozen)
         await self.durable()
 
     async def durable(self) -> None:
@@ -85,7 +94,8 @@ class RunLog:
         batch = self._last
         if self._submitted < len(self._rows) or self._snapshot is not None:
             rows, self._submitted = self._rows[self._submitted :], len(self._rows)
-            batch = Batch(self.run_id, self.epoch, rows, self._snapshot, self.durability == "power", loop, self._written)
+            batch = Batch(self.run_id, self.epoch, rows, self._snapshot, self.durability == "power", loop, self._written,
+                          head=self.head() if rows else None, size=len(rows))  # fmt: skip
             self._snapshot, self._last = None, batch
             self.store.writer.submit(batch)
         if batch is not None:
@@ -100,8 +110,8 @@ class RunLog:
         if batch.error is not None:
             self._failure = self._failure or batch.error
         elif self._failure is None:
-            del self._rows[: len(batch.events)]
-            self._submitted -= len(batch.events)
+            del self._rows[: batch.size]
+            self._submitted -= batch.size
 
 
 def encode_event(keys: Keys, run_id: str, program_id: str, before: str, entry: Mapping[str, Any], active_s: float) -> dict[str, Any]:  # fmt: skip
@@ -126,28 +136,73 @@ def decode_event(keys: Keys, run_id: str, program_id: str, before: str, row: Map
                               remedy="Do not use it; look for who can write to the store.")  # fmt: skip
     parts = ("event", run_id, program_id, row["seq"], before, repr(row["active_s"]), row["entry"])
     keys.verify(row["mac"], *parts, key=row["key_id"], what=what)
-    entry: dict[str, Any] = json.loads(keys.open(row["entry"]))
+    entry = _data(keys, row["entry"], what)
     if (entry.get("seq"), entry.get("kind")) != (row["seq"], row["kind"]):
-        raise JournalTampered(f"{what} has another kind than its row", value=row["kind"])
+        raise JournalTampered(f"{what} has another kind than its row", value=row["kind"],
+                              remedy="Do not use it; look for who can write to the store.")  # fmt: skip
     return entry
 
 
-def snapshot_row(keys: Keys, run_id: str, program_id: str, frozen: Frozen) -> dict[str, Any]:
+def _data(keys: Keys, text: Any, what: str) -> dict[str, Any]:
+    """The object that a stored text holds."""
+    try:
+        data = json.loads(keys.open(text))
+    except (ValueError, TypeError, AttributeError, RecursionError):  # bytes instead of text, no JSON, a number too long
+        data = None
+    if not isinstance(data, dict):
+        raise JournalTampered(f"{what} is not JSON data", value=text,
+                              remedy="Do not use it; look for who can write to the store.")  # fmt: skip
+    return data
+
+
+def head_of(keys: Keys, run_id: str, program_id: str, length: int, mac: str, about: tuple[str | None, ...]) -> str:
+    """Signed length of a journal, so that nothing can be cut off at its end.
+
+    It is written in the transaction that writes the last of these entries, so no crash comes between the two.
+
+    Args:
+        mac: of the last entry.
+        about: what else of the run's row it vouches for.
+    """
+    return f"{length}:{keys.current}:{keys.mac('head', run_id, program_id, length, mac, *about)}"
+
+
+def check_head(keys: Keys, run_id: str, program_id: str, head: Any, macs: list[str], about: tuple[str | None, ...]) -> None:
+    """The journal may be longer than its head says: a process that has the run may just be adding to it.
+
+    Raises:
+        JournalTampered: entries were cut off, or the row was changed.
+    """
+    length, key, mac = [*str(head).split(":"), "", ""][:3]
+    count = int(length) if length.isascii() and length.isdecimal() and len(length) < 12 else -1
+    if count > len(macs):
+        raise JournalTampered(f"Entries were cut off the end of the journal of run {run_id}", value=f"{len(macs)} of {count}",
+                              remedy="Do not use it; look for who can write to the store.")  # fmt: skip
+    last = macs[count - 1] if count > 0 else ""
+    keys.verify(mac, "head", run_id, program_id, count, last, *about, key=key, what=f"What is noted of run {run_id}")
+
+
+def snapshot_row(keys: Keys, run_id: str, program_id: str, before: str, frozen: Frozen) -> dict[str, Any]:
     driver = keys.seal(_text(frozen.driver))
     data = keys.seal_bytes(zlib.compress(frozen.data, 1))
-    mac = keys.mac("snapshot", run_id, program_id, frozen.interpreter, frozen.seq, driver, data)
+    mac = keys.mac("snapshot", run_id, program_id, frozen.interpreter, frozen.seq, before, driver, data)
     return {"run_id": run_id, "seq": frozen.seq, "interpreter": frozen.interpreter, "driver": driver, "data": data,
             "key_id": keys.current, "mac": mac}  # fmt: skip
 
 
-def decode_snapshot(keys: Keys, run_id: str, program_id: str, row: Mapping[str, Any]) -> tuple[bytes, dict[str, Any]]:
+def decode_snapshot(keys: Keys, run_id: str, program_id: str, macs: list[str], row: Mapping[str, Any]) -> tuple[bytes, dict[str, Any]]:  # fmt: skip
     """Dump and driver data of a snapshot.
 
+    Args:
+        macs: of the entries of the journal: a snapshot belongs behind those that it was taken after.
+
     Raises:
-        JournalTampered: it was changed, or belongs to another run, program, interpreter or position.
+        JournalTampered: it was changed, or belongs to another run, program, interpreter, position or history.
     """
-    data = bytes(row["data"])
-    keys.verify(row["mac"], "snapshot", run_id, program_id, row["interpreter"], row["seq"], row["driver"], data,
-                key=row["key_id"], what=f"The snapshot of run {run_id}")  # fmt: skip
-    driver: dict[str, Any] = json.loads(keys.open(row["driver"]))
-    return zlib.decompress(keys.open_bytes(data)), driver
+    seq, data, what = row["seq"], row["data"], f"The snapshot of run {run_id}"
+    if not isinstance(seq, int) or not 0 < seq <= len(macs) or not isinstance(data, (bytes, memoryview)):
+        raise JournalTampered(f"{what} belongs to no place of its journal", value=seq, remedy="Resume without snapshots.")
+    data = bytes(data)
+    keys.verify(row["mac"], "snapshot", run_id, program_id, row["interpreter"], seq, macs[seq - 1], row["driver"], data,
+                key=row["key_id"], what=what)  # fmt: skip
+    return zlib.decompress(keys.open_bytes(data)), _data(keys, row["driver"], what)

@@ -6,15 +6,15 @@ import contextlib
 import datetime as dt
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dse.canonical import canonical_json
-from dse.errors import DecisionRefused, JournalTampered, RunNotResumable, RunTaken, StoreError
+from dse.errors import DecisionRefused, JournalTampered, RunNotResumable, RunTaken, StoreError, StoreUnavailable
 from dse.redaction import Secrets
 from dse.store import owner
 from dse.store.review import ReviewTables, outcome_of
-from dse.store.runlog import Durability, RunLog, decode_event, decode_snapshot
+from dse.store.runlog import Durability, RunLog, check_head, decode_event, decode_snapshot
 
 if TYPE_CHECKING:
     from dse.store.keys import Keys
@@ -31,6 +31,7 @@ class Kept:
     """A run as the store has it.
 
     Attributes:
+        row: what is noted of it; its outcome is that of when it stopped.
         entries: its journal, in clear.
         active_s: active seconds before each entry, counted per attempt.
         snapshot: the newest guest: dump, driver data, position and interpreter version, or None.
@@ -61,7 +62,8 @@ class RunTables(ReviewTables):
 
     def new_log(self, run_id: str, program_id: str, durability: Durability) -> RunLog:
         """The log of a run that the store does not know yet."""
-        return self._log(run_id, program_id, 0, durability, "")
+        _open.add((self.place, run_id))
+        return RunLog(self, run_id, program_id, 0, durability)  # type: ignore[arg-type]
 
     def open_run(self, log: RunLog, head: Mapping[str, Any]) -> None:
         """A new run that this process has, with what its log holds so far, in one transaction.
@@ -72,10 +74,12 @@ class RunTables(ReviewTables):
         Raises:
             StoreError: the store has a run of that id already.
         """
+        self.writer.check()
         now = self.now().isoformat()
-        values = {**head, "hidden": json.dumps(head["hidden"]), "outcome": "running", "created": now, "updated": now,
-                  "receipt": "null", "owner": owner.me(), "epoch": 1, "durability": log.durability,
-                  "run_id": log.run_id, "program_id": log.program_id}  # fmt: skip
+        log.hidden = json.dumps(head["hidden"])
+        values = {**head, "hidden": log.hidden, "outcome": "running", "created": now, "updated": now,
+                  "receipt": log.receipt, "owner": owner.me(), "epoch": 1, "durability": log.durability,
+                  "run_id": log.run_id, "program_id": log.program_id, "head": log.head()}  # fmt: skip
         with self._directly(power=log.durability == "power") as execute:
             if not execute(f"{self._insertion('runs', values)} ON CONFLICT DO NOTHING", values).rowcount:
                 raise StoreError("The store has a run of this id already", value=log.run_id,
@@ -95,21 +99,31 @@ class RunTables(ReviewTables):
             RunTaken: a process that lives has it.
             JournalTampered: something of it was not written with the store's key.
         """
-        runs = self._tables["runs"]
-        with self._write() as c:
-            row = c.execute(self._sa.select(runs).where(runs.c.run_id == run_id).with_for_update()).mappings().first()
-            self._check_takeable(row, run_id, program_id, take_over)
-            epoch = row["epoch"] + 1
-            c.execute(runs.update().where(runs.c.run_id == run_id).values(
-                epoch=epoch, owner=owner.me(), outcome="running", updated=self.now().isoformat()))  # fmt: skip
+        self.writer.check()
+        runs, mine = self._tables["runs"], (self.place, run_id)
+        epoch = 0
         try:
-            kept = self.journal(run_id, snapshots=snapshots)
+            with self._write() as c:
+                columns = (runs.c.program_id, runs.c.outcome, runs.c.owner, runs.c.epoch, runs.c.durability)
+                row = c.execute(self._sa.select(*columns).where(runs.c.run_id == run_id).with_for_update()).mappings().first()
+                self._check_takeable(row, run_id, program_id, take_over)
+                epoch = row["epoch"] + 1
+                _open.add(mine)  # before anybody else of this process can look
+                c.execute(runs.update().where(runs.c.run_id == run_id).values(
+                    epoch=epoch, owner=owner.me(), outcome="running", updated=self.now().isoformat()))  # fmt: skip
+        except BaseException:
+            if epoch:
+                _open.discard(mine)
+            raise
+        try:
+            kept, last = self._journal(run_id, snapshots)
+            length, about = len(kept.entries), {name: kept.row[name] for name in ("hidden", "receipt")}
+            log = RunLog(self, run_id, row["program_id"], epoch, row["durability"], mac=last, length=length, **about)  # type: ignore[arg-type]
+            log.opened(epoch)
         except BaseException:
             self._release(run_id, epoch, row["outcome"])
             raise
-        last = self._last_mac(run_id)
-        log = self._log(run_id, row["program_id"], epoch, row["durability"] or "call", last)
-        return Kept(row, kept.entries, kept.active_s, kept.snapshot, kept.decisions, log)
+        return replace(kept, row={**kept.row, "outcome": row["outcome"]}, log=log)
 
     def _check_takeable(self, row: Any, run_id: str, program_id: str | None, take_over: bool) -> None:
         if row is None:
@@ -144,9 +158,10 @@ class RunTables(ReviewTables):
             RunTaken: another process has it.
         """
         now = self.now()
-        ended = {"outcome": outcome, "receipt": canonical_json(receipt).decode(), "updated": now.isoformat()}
+        log.receipt = self.keys.seal(canonical_json(receipt).decode())
         expires = None if expires_s is None else (now + dt.timedelta(seconds=expires_s)).isoformat()
         try:
+            ended = {"outcome": outcome, "receipt": log.receipt, "head": log.head(), "updated": now.isoformat()}
             with self._directly(power=log.durability == "power") as execute:
                 mark = self._mark
                 done = execute(f"UPDATE runs SET owner = NULL, {', '.join(f'{name} = {mark}' for name in ended)} "
@@ -155,8 +170,9 @@ class RunTables(ReviewTables):
                     raise RunTaken("Another process took this run over", value=log.run_id)
                 for one in pending:
                     row = {"run_id": log.run_id, "call_id": one["call_id"], "tool": one["tool"], "effect": one["effect"],
-                           "arguments": canonical_json(one["arguments"]).decode(), "arguments_hash": one["arguments_hash"],
-                           "requested": now.isoformat(), "expires": expires}  # fmt: skip
+                           "arguments": self.keys.seal(canonical_json(one["arguments"]).decode()),
+                           "arguments_hash": one["arguments_hash"], "requested": now.isoformat(), "expires": expires}  # fmt: skip
+                    row |= {"key_id": self.keys.current, "mac": self.keys.mac(*_request(log.program_id, row))}
                     execute(f"{self._insertion('approvals', row)} ON CONFLICT DO NOTHING", row)
                 if outcome in FINAL:
                     execute(f"DELETE FROM snapshots WHERE run_id = {mark}", (log.run_id,))
@@ -171,17 +187,15 @@ class RunTables(ReviewTables):
     def release(self, log: RunLog, outcome: str) -> None:
         """Give a run back as it was."""
         self._release(log.run_id, log.epoch, outcome)
-        self.let_go(log)
 
     def _release(self, run_id: str, epoch: int, outcome: str) -> None:
         runs = self._tables["runs"]
-        with self._write() as c:
-            c.execute(runs.update().where(runs.c.run_id == run_id, runs.c.epoch == epoch).values(owner=None, outcome=outcome))
-        _open.discard((self.place, run_id))
-
-    def _log(self, run_id: str, program_id: str, epoch: int, durability: Durability, mac: str) -> RunLog:
-        _open.add((self.place, run_id))
-        return RunLog(self, run_id, program_id, epoch, durability, mac)  # type: ignore[arg-type]
+        try:
+            with self._write() as c:
+                c.execute(runs.update().where(runs.c.run_id == run_id, runs.c.epoch == epoch).values(owner=None, outcome=outcome))
+        finally:  # where even that cannot be written, it still must not look as if this process were at it
+            _open.discard((self.place, run_id))
+            self.writer.forget(run_id)
 
     # --- reading
 
@@ -191,31 +205,51 @@ class RunTables(ReviewTables):
         Raises:
             RunNotResumable: no such run. JournalTampered: something was not written with the store's key.
         """
+        return self._journal(run_id, snapshots)[0]
+
+    def _journal(self, run_id: str, snapshots: bool) -> tuple[Kept, str]:
+        """A run, and the MAC that its next entry is bound to."""
         runs, events, shots = (self._tables[name] for name in ("runs", "events", "snapshots"))
-        found = self._rows(self._sa.select(runs).where(runs.c.run_id == run_id))
+        found = self._signed(self._sa.select(runs).where(runs.c.run_id == run_id), run_id)
         if not found:
             raise RunNotResumable("The store has no such run", value=run_id, remedy="`dse runs list` shows what there is.")
         row = found[0]
-        rows = self._rows(self._sa.select(events).where(events.c.run_id == run_id).order_by(events.c.seq))
-        before, entries = "", []
+        if row["durability"] is None:
+            raise RunNotResumable("The run was kept without what it takes to go on", value=run_id,
+                                  remedy="Runs of this version keep it.")  # fmt: skip
+        # Snapshot first, then entries: a process that has the run may be adding to them.
+        taken = self._signed(self._sa.select(shots).where(shots.c.run_id == run_id), run_id) if snapshots else []
+        rows = self._signed(self._sa.select(events).where(events.c.run_id == run_id).order_by(events.c.seq), run_id)
+        macs: list[str] = []
+        entries: list[dict[str, Any]] = []
         for number, event in enumerate(rows):
-            entries.append(decode_event(self.keys, run_id, row["program_id"], before, event, number))
-            before = event["mac"]
+            entries.append(decode_event(self.keys, run_id, row["program_id"], macs[-1] if macs else "", event, number))
+            macs.append(event["mac"])
+        about = (row["durability"], row["hidden"], row["receipt"])
+        check_head(self.keys, run_id, row["program_id"], row["head"], macs, about)
         snapshot = None
-        if snapshots:
-            for shot in self._rows(self._sa.select(shots).where(shots.c.run_id == run_id)):
-                if shot["seq"] > len(entries):
-                    raise JournalTampered("The snapshot is from after the end of the journal", value=shot["seq"],
-                                          remedy="Resume without snapshots.")  # fmt: skip
-                data, driver = decode_snapshot(self.keys, run_id, row["program_id"], shot)
-                snapshot = (data, driver, shot["seq"], shot["interpreter"])
-        return Kept(row, entries, [event["active_s"] for event in rows], snapshot, self._decisions(run_id, row), None)
+        for shot in taken:
+            data, driver = decode_snapshot(self.keys, run_id, row["program_id"], macs, shot)
+            snapshot = (data, driver, shot["seq"], shot["interpreter"])
+        kept = Kept(row, entries, [event["active_s"] for event in rows], snapshot, self._decisions(run_id, row), None)
+        return kept, macs[-1] if macs else ""
 
-    def _last_mac(self, run_id: str) -> str:
-        events = self._tables["events"]
-        query = self._sa.select(events.c.mac).where(events.c.run_id == run_id).order_by(events.c.seq.desc()).limit(1)
-        found = self._rows(query)
-        return found[0]["mac"] if found else ""
+    def _signed(self, query: Any, run_id: str) -> list[Any]:
+        """Rows that are about to be verified.
+
+        Raises:
+            JournalTampered: a value is not even of its column's kind.
+        """
+        try:
+            return self._rows(query)
+        except (TypeError, ValueError) as exc:
+            failure = exc
+        except StoreUnavailable as exc:
+            if "decode to UTF-8" not in str(exc.value):
+                raise
+            failure = exc.__cause__ or exc  # type: ignore[assignment]
+        raise JournalTampered(f"A value kept of run {run_id} is not what its column holds", value=str(failure),
+                              remedy="Do not use it; look for who can write to the store.") from None  # fmt: skip
 
     def runs(self, limit: int = 50, *, outcome: str | None = None) -> list[dict[str, Any]]:
         """The newest runs: run_id, signature, mode, model, outcome, created. A run whose process is gone is ``lost``."""
@@ -241,24 +275,36 @@ class RunTables(ReviewTables):
         found = self._rows(self._sa.select(t).where(t.c.run_id == run_id))
         if not found:
             raise StoreError("The store has no such run", value=run_id, remedy="`dse runs list` shows what there is.")
-        receipt = json.loads(found[0]["receipt"])
         if found[0]["durability"] is None:  # kept by an earlier version, which hid things before it wrote
             rows = self._rows(self._sa.select(e.c.entry).where(e.c.run_id == run_id).order_by(e.c.seq))
-            return receipt, [json.loads(row["entry"]) for row in rows]
-        return receipt, hidden(self.journal(run_id, snapshots=False).entries, json.loads(found[0]["hidden"]))
+            return json.loads(found[0]["receipt"]), [json.loads(row["entry"]) for row in rows]
+        kept = self.journal(run_id, snapshots=False)
+        return json.loads(self.keys.open(kept.row["receipt"])), hidden(kept.entries, json.loads(kept.row["hidden"]))
 
     # --- decisions about calls that wait
 
     def pending(self, run_id: str | None = None) -> list[dict[str, Any]]:
-        """Calls that wait for a decision: run_id, call_id, tool, effect, arguments, arguments_hash, requested, expires."""
-        t = self._tables["approvals"]
-        query = self._sa.select(t).where(t.c.granted.is_(None)).order_by(t.c.requested, t.c.call_id)
+        """Calls that wait for a decision: run_id, call_id, tool, effect, arguments, arguments_hash, requested, expires.
+
+        Raises:
+            JournalTampered: what would be shown is not what a run asked for.
+        """
+        t, runs = self._tables["approvals"], self._tables["runs"]
+        query = self._sa.select(t, runs.c.program_id).join(runs, runs.c.run_id == t.c.run_id).where(t.c.granted.is_(None))
+        query = query.order_by(t.c.requested, t.c.call_id)
         if run_id is not None:
             query = query.where(t.c.run_id == run_id)
         now = self.now().isoformat()
         names = ("run_id", "call_id", "tool", "effect", "arguments", "arguments_hash", "requested", "expires")
-        return [{**{name: row[name] for name in names}, "arguments": json.loads(row["arguments"])}
-                for row in self._rows(query) if row["expires"] is None or row["expires"] > now]  # fmt: skip
+        rows = self._signed(query, run_id or "that waits")
+        for row in rows:
+            self._check_request(row["program_id"], row)
+        return [{**{name: row[name] for name in names}, "arguments": json.loads(self.keys.open(row["arguments"]))}
+                for row in rows if row["expires"] is None or row["expires"] > now]  # fmt: skip
+
+    def _check_request(self, program_id: Any, row: Mapping[str, Any]) -> None:
+        self.keys.verify(row["mac"], *_request(program_id, row), key=row["key_id"],
+                         what=f"Call {row['call_id']} of run {row['run_id']}, which waits for a decision,")  # fmt: skip
 
     def approve(self, run_id: str, call_id: int, *, arguments_hash: str, by: str) -> None:
         """Let a call happen when its run is resumed.
@@ -268,6 +314,7 @@ class RunTables(ReviewTables):
 
         Raises:
             DecisionRefused: nothing of that kind waits, other arguments, decided already, or too late.
+            JournalTampered: what waits is not what the run asked for.
         """
         self._decide(run_id, call_id, arguments_hash, True, "", by)
 
@@ -277,6 +324,11 @@ class RunTables(ReviewTables):
 
     def _decide(self, run_id: str, call_id: int, arguments_hash: str, granted: bool, reason: str, by: str) -> None:
         t, runs, now = self._tables["approvals"], self._tables["runs"], self.now().isoformat()
+        try:
+            (reason + by).encode()
+        except UnicodeEncodeError:
+            raise DecisionRefused("A reason or name that is not text", value=repr(reason + by), remedy="Write it anew.") from None
+        reason = self.keys.seal(reason)
         where = (t.c.run_id == run_id, t.c.call_id == call_id)
         with self._write() as c:
             row = c.execute(self._sa.select(t).where(*where).with_for_update()).mappings().first()
@@ -293,6 +345,7 @@ class RunTables(ReviewTables):
                 raise DecisionRefused("It is too late for a decision", value=f"expired {row['expires']}",
                                       remedy="Resume the run: the call is denied there.")  # fmt: skip
             program_id = c.execute(self._sa.select(runs.c.program_id).where(runs.c.run_id == run_id)).scalar()
+            self._check_request(program_id, row)
             mac = self.keys.mac("decision", run_id, program_id, call_id, arguments_hash, int(granted), reason, by, now)
             c.execute(t.update().where(*where, t.c.granted.is_(None)).values(
                 granted=int(granted), reason=reason, decided_by=by, decided_at=now, key_id=self.keys.current, mac=mac))  # fmt: skip
@@ -300,8 +353,9 @@ class RunTables(ReviewTables):
     def _decisions(self, run_id: str, run: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
         t, now = self._tables["approvals"], self.now().isoformat()
         decisions: dict[int, dict[str, Any]] = {}
-        for row in self._rows(self._sa.select(t).where(t.c.run_id == run_id)):
+        for row in self._signed(self._sa.select(t).where(t.c.run_id == run_id), run_id):
             if row["granted"] is None:
+                self._check_request(run["program_id"], row)
                 if row["expires"] is None or row["expires"] > now:
                     continue
                 granted, reason, by, at = False, "nobody decided in time", "expiry", row["expires"]
@@ -309,8 +363,10 @@ class RunTables(ReviewTables):
                 granted, reason, by, at = bool(row["granted"]), row["reason"], row["decided_by"], row["decided_at"]
                 self.keys.verify(
                     row["mac"], "decision", run_id, run["program_id"], row["call_id"], row["arguments_hash"],
-                    int(granted), reason, by, at, key=row["key_id"], what=f"The decision about call {row['call_id']}",
+                    row["granted"], reason, by, at, key=row["key_id"],
+                    what=f"The decision about call {row['call_id']} of run {run_id}",
                 )  # fmt: skip
+                reason = self.keys.open(reason)
             decisions[row["call_id"]] = {"granted": granted, "reason": reason, "by": by, "at": at,
                                          "arguments_hash": row["arguments_hash"]}  # fmt: skip
         return decisions
@@ -342,6 +398,12 @@ class RunTables(ReviewTables):
                     table = self._tables[name]
                     c.execute(table.delete().where(table.c.run_id.in_(some)))
         return len(ids)
+
+
+def _request(program_id: Any, row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What is signed of a call that waits: all that is shown to whoever decides."""
+    names = ("run_id", "call_id", "tool", "effect", "arguments", "arguments_hash", "requested", "expires")
+    return ("request", program_id, *(row[name] for name in names))
 
 
 _open: set[tuple[str, str]] = set()

@@ -34,7 +34,7 @@ def tables() -> Any:
         "runs", meta, key("run_id"), must("program_id"), must("signature"), may("mode"), may("model"),
         must("outcome"), must("created", index=True), must("receipt"), may("owner"),
         sa.Column("epoch", number, nullable=False, server_default="0"), may("durability"), may("hidden"), may("updated"),
-        sa.Index("ix_runs_outcome", "outcome", "created"),
+        may("head"), sa.Index("ix_runs_outcome_created", "outcome", "created"),
     )  # fmt: skip
     sa.Table("events", meta, key("run_id"), key("seq", number), must("kind"), must("entry"), may("active_s", real),
              may("key_id"), may("mac"))  # fmt: skip
@@ -44,6 +44,8 @@ def tables() -> Any:
         "approvals", meta, key("run_id"), key("call_id", sa.BigInteger), must("tool"), must("effect"), must("arguments"),
         must("arguments_hash"), must("requested"), may("expires"), may("granted", number), may("reason"), may("decided_by"),
         may("decided_at"), may("key_id"), may("mac"),
+        sa.Index("ix_approvals_waiting", "requested", "call_id", sqlite_where=sa.text("granted IS NULL"),
+                 postgresql_where=sa.text("granted IS NULL")),
     )  # fmt: skip
     sa.Table("judgements", meta, key("run_id"), key("name"), must("value", real), may("feedback"), may("judge"),
              must("created"))  # fmt: skip
@@ -71,10 +73,11 @@ def _runs_that_go_on(connection: Any, meta: Any) -> None:
         "ALTER TABLE runs ADD COLUMN durability TEXT",
         "ALTER TABLE runs ADD COLUMN hidden TEXT",
         "ALTER TABLE runs ADD COLUMN updated TEXT",
+        "ALTER TABLE runs ADD COLUMN head TEXT",
         "ALTER TABLE events ADD COLUMN active_s FLOAT",
         "ALTER TABLE events ADD COLUMN key_id TEXT",
         "ALTER TABLE events ADD COLUMN mac TEXT",
-        "CREATE INDEX IF NOT EXISTS ix_runs_outcome ON runs (outcome, created)",
+        "CREATE INDEX IF NOT EXISTS ix_runs_outcome_created ON runs (outcome, created)",
     ):
         connection.exec_driver_sql(statement)
     meta.create_all(connection)

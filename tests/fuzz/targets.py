@@ -23,7 +23,7 @@ from dse.canonical import canonical_json, deeper_than, digest, parse_json
 from dse.compiler.gate import recompute
 from dse.contracts.stubs import function_schema, input_declarations, stubs_for
 from dse.contracts.tool import ToolContract
-from dse.errors import DseError
+from dse.errors import DseError, JournalTampered
 from dse.evaluation.dataset import Dataset
 from dse.store.cassette_format import Cassette, read_bounded
 
@@ -68,17 +68,42 @@ def history(data: bytes) -> None:
 
 
 def decode_journal(data: bytes) -> Any:
-    """THE PLACE FOR THE JOURNAL'S OWN DECODER: import it here, lazily, and give what it makes of one stored entry.
+    """What the store makes of an entry's text that its key has signed, whoever had that key."""
+    from dse.store.runlog import decode_event
 
-    An entry is strict JSON; until the store has a decoder with a name, that is all that is decoded.
-    """
-    return parse_json(data, source="journal entry")
+    keys = _keys()
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise JournalTampered("A value is not text") from None  # as the store says of what its database cannot read
+    row = {"seq": 3, "kind": "call", "entry": text, "active_s": 0.5, "key_id": keys.current,
+           "mac": keys.mac("event", "r-1", "program", 3, "", "0.5", text)}  # fmt: skip
+    return decode_event(keys, "r-1", "program", "", row, 3)
 
 
 def journal(data: bytes) -> None:
-    """A stored journal entry, as its text in the database."""
+    """A stored journal entry, as its text in the database: it is data, and of the kind and place that its row says.
+
+    Unsigned, the same text is refused before anything looks into it.
+    """
     entry = decode_journal(data)
-    assert canonical_json(decode_journal(canonical_json(entry))) == canonical_json(entry)
+    assert (entry["seq"], entry["kind"]) == (3, "call")
+    text = json.dumps(entry, sort_keys=True, separators=(",", ":"))  # as the store writes it, half characters and all
+    assert json.dumps(decode_journal(text.encode()), sort_keys=True, separators=(",", ":")) == text
+
+
+def stored(data: bytes) -> None:
+    """Every column of a journal row from anywhere: nothing but what was signed is ever taken."""
+    from dse.store.runlog import decode_event
+
+    value = parse_json(data)
+    parts = value if isinstance(value, list) else [value]
+    names = ("seq", "kind", "entry", "active_s", "key_id", "mac")
+    given = dict(zip(names, parts, strict=False))
+    row = {"seq": 3, "kind": "call", "entry": "{}", "active_s": 0.5, "key_id": _keys().current, "mac": "0" * 64, **given}
+    good = json.loads(_STORED)
+    assert decode_event(_keys(), "r-1", "program", "", row, 3) == json.loads(_ENTRY)
+    assert all(row[name] == good[place] for place, name in enumerate(names))
 
 
 def cassette(data: bytes) -> None:
@@ -163,7 +188,7 @@ def csv(data: bytes) -> None:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
-    for target in (canonical, artifact, history, journal, cassette, verified_cassette, stubs, dataset, csv)
+    for target in (canonical, artifact, history, journal, stored, cassette, verified_cassette, stubs, dataset, csv)
 }
 
 
@@ -188,6 +213,13 @@ def _is_doc(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
+@functools.cache
+def _keys() -> Any:
+    from dse.store.keys import Keys
+
+    return Keys([b"fuzz" * 8])
+
+
 _keep: list[tempfile.TemporaryDirectory[str]] = []
 
 
@@ -209,6 +241,10 @@ _ENTRY = canonical_json({
     "seq": 3, "kind": "call", "run_id": "r-1", "call_id": 1, "name": "look_up", "args": {"person": "Zoë"}, "result": [1, 2.5],
     "effects": "none", "time": "2026-03-04T12:00:00Z",
 })  # fmt: skip
+
+
+_STORED = canonical_json([3, "call", _ENTRY.decode(), 0.5, _keys().current,
+                          _keys().mac("event", "r-1", "program", 3, "", "0.5", _ENTRY.decode())])  # fmt: skip
 
 
 def _contract(parameters: dict[str, Any], returns: dict[str, Any], **more: Any) -> bytes:
@@ -260,6 +296,8 @@ def seeds(target: str) -> tuple[bytes, ...]:
         return tuple(_CONTRACTS)
     if target == "dataset":
         return tuple(_dataset())
+    if target == "stored":
+        return _STORED, b"[3]", b"[null]"
     if target == "csv":
         return (b"id,q,a\n" + b"".join(b'r%d,"question %d, %d",x\n' % (i, i * 7919, i * 104729) for i in range(12)), b"\xef\xbb\xbfid,q,a\n")
     return (*_JSON, _ENTRY)
