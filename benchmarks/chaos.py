@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -286,6 +287,20 @@ def _live(scenario: Scenario, place: Path, run: str, reaper: Reaper, seed: int, 
     store.close()
 
 
+def _warm() -> None:
+    """Import here, once, what every child would import: a trial takes a fraction of the time."""
+    import dspy  # noqa: F401
+    import pydantic_monty  # noqa: F401
+
+    import dse.strategies.code
+    import dse.strategies.render
+    import dse.strategies.tool_call  # noqa: F401
+
+    with contextlib.suppress(ImportError):
+        import psycopg  # noqa: F401
+    Store(":memory:").close()
+
+
 def _forked(work: Callable[[], None]) -> int:
     """Run `work` in a child; its exit status, negative for a signal."""
     sys.stdout.flush()
@@ -410,6 +425,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [case for case in cases() if not options.only or case[0] in options.only]
     per_case = -(-options.kills // len(chosen))
     failures = total = 0
+    _warm()
     print(f"{'case':34} {'points':>6} {'trials':>6} {'kills':>5} {'unknown':>7} {'wrong':>5} {'s/trial':>7}")
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, worker) in enumerate(chosen):
