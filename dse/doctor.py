@@ -62,7 +62,7 @@ def examine(
         requirements: ``(python, dependencies)`` as pyproject.toml writes them; default this installation's.
     """
     root, env = Path(registry), os.environ if environ is None else environ
-    stores = [Path(store)] if store is not None else [path for path in (Path("dse.db"), root / "dse.db") if path.exists()]
+    stores: list[Path | str] = [store if "://" in str(store) else Path(store)] if store is not None else [path for path in (Path("dse.db"), root / "dse.db") if path.exists()]
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("versions", lambda: _versions(requirements)), ("sandbox", _sandbox), ("checker", _checker), ("model cache", _caches),
         ("artifacts", lambda: _artifacts(root)), ("store", lambda: _stores(stores, given=store is not None)),
@@ -256,10 +256,13 @@ def _artifacts(root: Path) -> Iterator[Finding]:
     yield Finding("artifacts", "ok", f"{sound} verified in {root}")
 
 
-def _stores(paths: list[Path], *, given: bool) -> Iterator[Finding]:
+def _stores(paths: list[Path | str], *, given: bool) -> Iterator[Finding]:
     if not paths:
         yield Finding("store", "skipped", "there is none here; name one with --store")
     for path in paths:
+        if isinstance(path, str):
+            yield _store(path)
+            continue
         if not path.is_file():
             yield Finding(f"store {path}", "wrong" if given else "skipped", "no such file", "Name the file of a store.")
             continue
@@ -269,20 +272,22 @@ def _stores(paths: list[Path], *, given: bool) -> Iterator[Finding]:
             yield _private(key, f"key {key}", exactly=0o600)
 
 
-def _store(path: Path) -> Finding:
+def _store(path: Path | str) -> Finding:
     from dse.store.journal import SCHEMA_VERSION, Store
+    from dse.store.postgresql import shown
 
+    name = shown(str(path))
     try:
         made = Store(path)
     except DseError as exc:
-        return Finding(f"store {path}", "wrong", f"[{exc.code}] {exc.what} (got: {exc.value})", exc.remedy)
+        return Finding(f"store {name}", "wrong", f"[{exc.code}] {exc.what} (got: {exc.value})", exc.remedy)
     try:
         made.runs(1)
     except DseError as exc:
-        return Finding(f"store {path}", "wrong", f"[{exc.code}] {exc.what} (got: {exc.value})", exc.remedy)
+        return Finding(f"store {name}", "wrong", f"[{exc.code}] {exc.what} (got: {exc.value})", exc.remedy)
     finally:
         made.close()
-    return Finding(f"store {path}", "ok", f"schema {SCHEMA_VERSION}")
+    return Finding(f"store {name}", "ok", f"schema {SCHEMA_VERSION}")
 
 
 # ---- permissions and environment --------------------------------------------------------------------------

@@ -78,6 +78,7 @@ class CallRecord:
     outcome: Mapping[str, Any] | None = None
     refused: Mapping[str, Any] | None = None
     approval: Mapping[str, Any] | None = None
+    again: Mapping[str, Any] | None = None  # it begins once more, because of a decision
     retried: bool = False  # somebody decided that it may be executed again
 
     @property
@@ -88,12 +89,19 @@ class CallRecord:
         return self.refused if self.refused is not None and _is_told(self.refused) else None
 
     @property
+    def started(self) -> int:
+        """Position of the last entry that says that it begins."""
+        return max((int(entry["seq"]) for entry in (self.intent, self.again) if entry is not None), default=-1)
+
+    @property
     def open_since(self) -> int | None:
         """Position of the intent of a call that nobody knows the end of."""
         if self.intent is None or self.settled is not None or self.retried:
             return None
         if self.outcome is not None and self.outcome.get("effect_state") == "none":
             return None
+        if self.outcome is None and self.refused is not None and self.refused["seq"] > self.started:
+            return None  # its intent could not be recorded in time, and so it was not executed
         return int(self.intent["seq"])
 
 
@@ -130,7 +138,7 @@ class Recording:
                 elif kind == "approval":
                     call.approval = entry
                 elif kind == "retrying":  # from here on, nobody knows again
-                    call.retried = False
+                    call.again, call.retried = entry, False
                 elif entry["action"] == "retry":
                     call.retried = True
 

@@ -103,8 +103,10 @@ class Store(RunTables):
         else:
             postgresql.watch(sa, self._engine)
         self._tables = tables().tables
+        self._inode: tuple[int, int] | None = None
         try:
-            self._prepare()
+            if not self._is_current():
+                self._prepare()
         except (sa.exc.DBAPIError, sqlite3.Error) as exc:
             self._engine.dispose()
             why = f"{type(getattr(exc, 'orig', exc)).__name__}: {getattr(exc, 'orig', exc)}"
@@ -125,28 +127,44 @@ class Store(RunTables):
             return None
         return about.st_dev, about.st_ino
 
+    def _is_current(self) -> bool:
+        """Whether the tables are there as they should be: to know that, nobody has to wait for those who write."""
+        try:
+            with self._engine.connect() as c:
+                found = c.exec_driver_sql("SELECT value FROM meta WHERE key = 'schema_version'").scalar()
+            return str(found) == str(SCHEMA_VERSION)
+        except self._sa.exc.DBAPIError:
+            return False
+
     def _prepare(self) -> None:
         meta = self._tables["meta"]
-        with self._lock, self._engine.connect().execution_options(dse_write=True) as c, c.begin():
-            if self.dialect == "postgresql":
-                postgresql.transaction(c, power=True, busy_s=self._busy_s)
-                postgresql.lock(c, postgresql.TABLES)
-            others = self._sa.inspect(c).get_table_names()
-            if "meta" not in others:
-                if others:
-                    raise StoreError("This database belongs to something else", value=f"tables: {', '.join(others[:5])}",
-                                     remedy="Give the store a database of its own.")  # fmt: skip
-                meta.metadata.create_all(c)
-                c.execute(meta.insert().values(key="schema_version", value=str(SCHEMA_VERSION)))
-            found = c.execute(self._sa.select(meta.c.value).where(meta.c.key == "schema_version")).scalar()
-            if found is None or not found.isdecimal():
-                raise StoreError("This database belongs to something else", value=postgresql.shown(self.url),
+        with self._lock, self._engine.connect().execution_options(dse_write=True) as c:
+            if self.dialect == "sqlite":
+                self._ready(c.connection.driver_connection, False)
+            with c.begin():
+                self._make(c, meta)
+
+    def _make(self, c: Any, meta: Any) -> None:
+        """The tables, all or none of them, made or changed by one process."""
+        if self.dialect == "postgresql":
+            postgresql.transaction(c, power=True, busy_s=self._busy_s)
+            postgresql.lock(c, postgresql.TABLES)
+        others = self._sa.inspect(c).get_table_names()
+        if "meta" not in others:
+            if others:
+                raise StoreError("This database belongs to something else", value=f"tables: {', '.join(others[:5])}",
                                  remedy="Give the store a database of its own.")  # fmt: skip
-            if int(found) > SCHEMA_VERSION:
-                raise StoreError("The store was made by a newer version of dse", value=f"schema {found}",
-                                 remedy=f"This dse reads schemas up to {SCHEMA_VERSION}: update it.")  # fmt: skip
-            if int(found) < SCHEMA_VERSION:
-                migrate(c, meta.metadata, int(found))
+            meta.metadata.create_all(c)
+            c.execute(meta.insert().values(key="schema_version", value=str(SCHEMA_VERSION)))
+        found = c.execute(self._sa.select(meta.c.value).where(meta.c.key == "schema_version")).scalar()
+        if found is None or not found.isdecimal():
+            raise StoreError("This database belongs to something else", value=postgresql.shown(self.url),
+                             remedy="Give the store a database of its own.")  # fmt: skip
+        if int(found) > SCHEMA_VERSION:
+            raise StoreError("The store was made by a newer version of dse", value=f"schema {found}",
+                             remedy=f"This dse reads schemas up to {SCHEMA_VERSION}: update it.")  # fmt: skip
+        if int(found) < SCHEMA_VERSION:
+            migrate(c, meta.metadata, int(found))
 
     @staticmethod
     def _file(target: str) -> str:
@@ -220,7 +238,7 @@ class Store(RunTables):
         Raises:
             StoreUnavailable: the file is gone; SQLite would go on writing into one that nobody can find.
         """
-        if self._on_disk() != self._inode:
+        if self._inode is not None and self._on_disk() != self._inode:
             raise StoreUnavailable("The store's file was deleted or replaced", value=self.place,
                                    remedy="Restore it, and open the store again.")  # fmt: skip
         if power:

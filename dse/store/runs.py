@@ -330,7 +330,7 @@ class RunTables(ReviewTables):
             raise DecisionRefused("A reason or name that is not text", value=repr(reason + by), remedy="Write it anew.") from None
         reason = self.keys.seal(reason)
         where = (t.c.run_id == run_id, t.c.call_id == call_id)
-        with self._write() as c:
+        with self._write(power=True) as c:
             row = c.execute(self._sa.select(t).where(*where).with_for_update()).mappings().first()
             if row is None:
                 raise DecisionRefused("No such call waits for a decision", value=f"{run_id} call {call_id}",
