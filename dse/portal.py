@@ -113,7 +113,7 @@ def start_soon(fn: Callable[..., Awaitable[T]], *args: Any) -> Future[T]:
     try:
         # A third of what the portal's own task group takes; what still runs at the end is cancelled with the loop.
         inner = asyncio.run_coroutine_threadsafe(coroutine, loop)
-    except BaseException:
+    except RuntimeError:  # the loop is closed; whatever else comes in between may find it on its way
         coroutine.close()
         raise
     outer: Future[T] = concurrent.futures.Future()
