@@ -165,7 +165,7 @@ def test_the_result_is_json_in_wire_form() -> None:
     ran = Ran([square], "[datetime.date(2026, 1, 2), Decimal('1.10'), {3, 1}, (1, None), {'a': 0.5}]")
     assert ran.answer["value"] == ["2026-01-02", "1.10", [1, 3], [1, None], {"a": 0.5}]
     assert Ran([square], "if False:\n    1").answer["value"] is None
-    assert "is a function or class" in Ran([square], "def f(): return 1\nf").message
+    assert "is not data" in Ran([square], "def f(): return 1\nf").message
 
 
 def test_a_script_tool_with_code_mode() -> None:

@@ -34,6 +34,7 @@ from dse.errors import (
 from dse.limits import Limits
 from dse.runtime import sandbox
 from dse.runtime.run import Run
+from dse.runtime.sandbox.convert import NotPlain, to_plain
 from dse.runtime.sandbox.source import parse
 
 if TYPE_CHECKING:
@@ -227,7 +228,9 @@ async def run_guest(
 
 def _outcome(value: Any, text: str, most_bytes: int) -> Outcome:
     try:
-        wire = wire_from_guest(value, "the value of the last line")
+        wire = wire_from_guest(to_plain(value), "the value of the last line")
+    except NotPlain as exc:
+        raise GuestFailed(f"the value of the last line holds {exc}", "End with data.", text) from None
     except Unserialisable as exc:
         raise GuestFailed(exc.what, exc.remedy, text) from None
     taken, size = _size({"value": wire, "printed": ""}), _size(text)

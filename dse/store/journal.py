@@ -310,7 +310,8 @@ class Store(RunTables):
                     batch.error = taken(batch.run_id)
                     continue
                 if batch.events and batch.events[0]["seq"] < ends[batch.run_id]:  # by a commit whose answer was lost?
-                    there = dict(execute(f"SELECT seq, mac FROM events WHERE run_id = {self._mark}", (batch.run_id,)))
+                    found = execute(f"SELECT seq, mac FROM events WHERE run_id = {self._mark}", (batch.run_id,))
+                    there = {seq: mac for seq, mac in found}
                     if any(there.get(row["seq"], row["mac"]) != row["mac"] for row in batch.events):
                         batch.error = StoreUnavailable("Something else writes to the journal of this run", value=batch.run_id,
                                                        remedy="Look for who can write to the store.")  # fmt: skip

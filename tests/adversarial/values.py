@@ -46,7 +46,7 @@ VALUES: list[Attack] = [
     attack("object_ellipsis", passing("..."), "an ellipsis is no data", calls=0),
     attack("object_exception", passing("ValueError('x')"), "an exception is its text"),
     attack("object_forged_repr", passing("'<coroutine external_future(3)>'"), "text that looks like a call is no data", calls=0),
-    attack("object_forged_function", passing("'<function look external>'"), "text that looks like a function is no data", calls=0),
+    attack("object_forged_function", passing("'<function look external>'"), "text in angle brackets is text", calls=1),
     attack("object_range", passing("range(10)"), "ranges are their text", answer="str", calls=1),
     attack("object_complex", passing("1 + 2j"), "complex numbers are no data", calls=0),
     attack("object_pattern", "import re\n" + passing("re.compile('a')"), "patterns are their text", answer="str", calls=1),
