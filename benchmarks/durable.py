@@ -42,6 +42,7 @@ from dse.models.lm import Completion, ToolCallPart, Usage
 from dse.runtime import sandbox
 from dse.store.journal import Store
 from dse.store.runlog import Durability
+from dse.store.runs import request
 from dse.strategies.base import seed_plan
 from dse.testing import ScriptedModel
 
@@ -370,14 +371,19 @@ INSERT INTO {table} ({columns}) SELECT {values} FROM {table}, n WHERE run_id = :
 """
 
 
-def _copies(path: Path, run_id: str, count: int) -> None:
-    """Rows of `count` more runs like one: nobody resumes them, they only stand in the way."""
+def _copies(store: Store, path: Path, run_id: str, count: int) -> None:
+    """Rows of `count` more runs like one: nobody resumes them, they only stand in the way. Calls that wait are signed."""
     with sqlite3.connect(path) as connection:
         for table in ("runs", "events", "snapshots", "approvals"):
             names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
             new = {"run_id": "run_id || '-' || i", "created": "substr(created, 1, 11) || printf('%012d', i)"}
             text = _COPY.format(table=table, columns=", ".join(names), values=", ".join(new.get(n, n) for n in names))
             connection.execute(text, {"count": count, "run_id": run_id})
+        connection.row_factory = sqlite3.Row
+        (program_id,) = connection.execute("SELECT program_id FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        rows = connection.execute("SELECT rowid, * FROM approvals WHERE run_id LIKE ?", (f"{run_id}-%",)).fetchall()
+        signed = [(store.keys.mac(*request(program_id, dict(row))), row["rowid"]) for row in rows]
+        connection.executemany("UPDATE approvals SET mac = ? WHERE rowid = ?", signed)
 
 
 def many(folder: Path, *, reps: int = 9, runs: int = 10_000) -> list[Row]:
@@ -395,8 +401,8 @@ def many(folder: Path, *, reps: int = 9, runs: int = 10_000) -> list[Row]:
         loop.run_until_complete(program.aresume("run-0"))
         loop.run_until_complete(_suspended(program, "waits"))
         if size == runs:  # nine of ten have ended
-            _copies(path, "run-0", (runs - reps - 3) * 9 // 10)
-            _copies(path, "waits", (runs - reps - 3) // 10)
+            _copies(stores[size], path, "run-0", (runs - reps - 3) * 9 // 10)
+            _copies(stores[size], path, "waits", (runs - reps - 3) // 10)
     left = {size: iter(range(1, reps + 2)) for size in stores}
 
     def resumed(size: int) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dse.store.keys import Keys
     from dse.store.writer import Writer
 
-__all__ = ["Kept", "RunTables"]
+__all__ = ["Kept", "RunTables", "request"]
 
 FINAL = ("ok", "failed")
 """Outcomes after which a run is over; every other one can go on."""
@@ -172,7 +172,7 @@ class RunTables(ReviewTables):
                     row = {"run_id": log.run_id, "call_id": one["call_id"], "tool": one["tool"], "effect": one["effect"],
                            "arguments": self.keys.seal(canonical_json(one["arguments"]).decode()),
                            "arguments_hash": one["arguments_hash"], "requested": now.isoformat(), "expires": expires}  # fmt: skip
-                    row |= {"key_id": self.keys.current, "mac": self.keys.mac(*_request(log.program_id, row))}
+                    row |= {"key_id": self.keys.current, "mac": self.keys.mac(*request(log.program_id, row))}
                     execute(f"{self._insertion('approvals', row)} ON CONFLICT DO NOTHING", row)
                 if outcome in FINAL:
                     execute(f"DELETE FROM snapshots WHERE run_id = {mark}", (log.run_id,))
@@ -303,7 +303,7 @@ class RunTables(ReviewTables):
                 for row in rows if row["expires"] is None or row["expires"] > now]  # fmt: skip
 
     def _check_request(self, program_id: Any, row: Mapping[str, Any]) -> None:
-        self.keys.verify(row["mac"], *_request(program_id, row), key=row["key_id"],
+        self.keys.verify(row["mac"], *request(program_id, row), key=row["key_id"],
                          what=f"Call {row['call_id']} of run {row['run_id']}, which waits for a decision,")  # fmt: skip
 
     def approve(self, run_id: str, call_id: int, *, arguments_hash: str, by: str) -> None:
@@ -400,7 +400,7 @@ class RunTables(ReviewTables):
         return len(ids)
 
 
-def _request(program_id: Any, row: Mapping[str, Any]) -> tuple[Any, ...]:
+def request(program_id: Any, row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What is signed of a call that waits: all that is shown to whoever decides."""
     names = ("run_id", "call_id", "tool", "effect", "arguments", "arguments_hash", "requested", "expires")
     return ("request", program_id, *(row[name] for name in names))
