@@ -14,7 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -251,6 +251,24 @@ class Store(RunTables):
         except (self._sa.exc.DBAPIError, self._sa.exc.TimeoutError, sqlite3.Error) as exc:
             raise StoreUnavailable("The store could not be read", value=str(getattr(exc, "orig", exc)),
                                    remedy="Check the file and the disk, or the server.") from exc  # fmt: skip
+
+    def _read(self, table: str, run_id: str) -> list[dict[str, Any]]:
+        """All rows of a table about a run, entries in their order: `_rows` without compiling a query."""
+        names = [column.name for column in self._tables[table].c]
+        order = " ORDER BY seq" if table == "events" else ""
+        text = f"SELECT {', '.join(names)} FROM {table} WHERE run_id = {self._mark}{order}"
+        try:
+            with self._lock if self._shared else contextlib.nullcontext():
+                if self.dialect == "sqlite":
+                    with contextlib.closing(self._engine.raw_connection()) as pooled:
+                        found: Any = cast("Any", pooled.driver_connection).execute(text, (run_id,)).fetchall()
+                else:
+                    with self._engine.connect() as c:
+                        found = c.exec_driver_sql(text, (run_id,)).fetchall()
+        except (self._sa.exc.DBAPIError, self._sa.exc.TimeoutError, sqlite3.Error) as exc:
+            raise StoreUnavailable("The store could not be read", value=str(getattr(exc, "orig", exc)),
+                                   remedy="Check the file and the disk, or the server.") from exc  # fmt: skip
+        return [dict(zip(names, row, strict=True)) for row in found]
 
     async def threaded(self, fn: Callable[..., T], *args: Any) -> T:
         """Run a method of this store off the event loop, in threads that serve only stores."""

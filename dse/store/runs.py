@@ -52,6 +52,7 @@ class RunTables(ReviewTables):
 
     _directly: Callable[..., contextlib.AbstractContextManager[Callable[[str, Any], Any]]]
     _insertion: Callable[[str, Mapping[str, Any]], str]
+    _read: Callable[[str, str], list[dict[str, Any]]]
     _mark: str  # stands for a parameter in the text of a statement
     keys: Keys
     writer: Writer
@@ -100,17 +101,18 @@ class RunTables(ReviewTables):
             JournalTampered: something of it was not written with the store's key.
         """
         self.writer.check()
-        runs, mine = self._tables["runs"], (self.place, run_id)
+        mine, mark, names = (self.place, run_id), self._mark, ("program_id", "outcome", "owner", "epoch", "durability")
+        lock = " FOR UPDATE" if self.dialect == "postgresql" else ""
         epoch = 0
         try:
-            with self._write() as c:
-                columns = (runs.c.program_id, runs.c.outcome, runs.c.owner, runs.c.epoch, runs.c.durability)
-                row = c.execute(self._sa.select(*columns).where(runs.c.run_id == run_id).with_for_update()).mappings().first()
+            with self._directly(power=False) as execute:
+                found = execute(f"SELECT {', '.join(names)} FROM runs WHERE run_id = {mark}{lock}", (run_id,)).fetchone()
+                row: Any = None if found is None else dict(zip(names, found, strict=True))
                 self._check_takeable(row, run_id, program_id, take_over)
                 epoch = row["epoch"] + 1
                 _open.add(mine)  # before anybody else of this process can look
-                c.execute(runs.update().where(runs.c.run_id == run_id).values(
-                    epoch=epoch, owner=owner.me(), outcome="running", updated=self.now().isoformat()))  # fmt: skip
+                execute(f"UPDATE runs SET epoch = {mark}, owner = {mark}, outcome = 'running', updated = {mark} "
+                        f"WHERE run_id = {mark}", (epoch, owner.me(), self.now().isoformat(), run_id))  # fmt: skip
         except BaseException:
             if epoch:
                 _open.discard(mine)
@@ -209,8 +211,7 @@ class RunTables(ReviewTables):
 
     def _journal(self, run_id: str, snapshots: bool) -> tuple[Kept, str]:
         """A run, and the MAC that its next entry is bound to."""
-        runs, events, shots = (self._tables[name] for name in ("runs", "events", "snapshots"))
-        found = self._signed(self._sa.select(runs).where(runs.c.run_id == run_id), run_id)
+        found = self._signed(lambda: self._read("runs", run_id), run_id)
         if not found:
             raise RunNotResumable("The store has no such run", value=run_id, remedy="`dse runs list` shows what there is.")
         row = found[0]
@@ -218,8 +219,8 @@ class RunTables(ReviewTables):
             raise RunNotResumable("The run was kept without what it takes to go on", value=run_id,
                                   remedy="Runs of this version keep it.")  # fmt: skip
         # Snapshot first, then entries: a process that has the run may be adding to them.
-        taken = self._signed(self._sa.select(shots).where(shots.c.run_id == run_id), run_id) if snapshots else []
-        rows = self._signed(self._sa.select(events).where(events.c.run_id == run_id).order_by(events.c.seq), run_id)
+        taken = self._signed(lambda: self._read("snapshots", run_id), run_id) if snapshots else []
+        rows = self._signed(lambda: self._read("events", run_id), run_id)
         macs: list[str] = []
         entries: list[dict[str, Any]] = []
         for number, event in enumerate(rows):
@@ -234,14 +235,14 @@ class RunTables(ReviewTables):
         kept = Kept(row, entries, [event["active_s"] for event in rows], snapshot, self._decisions(run_id, row), None)
         return kept, macs[-1] if macs else ""
 
-    def _signed(self, query: Any, run_id: str) -> list[Any]:
-        """Rows that are about to be verified.
+    def _signed(self, read: Callable[[], list[Any]], run_id: str) -> list[Any]:
+        """Rows of a run that are about to be verified.
 
         Raises:
             JournalTampered: a value is not even of its column's kind.
         """
         try:
-            return self._rows(query)
+            return read()
         except (TypeError, ValueError) as exc:
             failure = exc
         except StoreUnavailable as exc:
@@ -296,7 +297,7 @@ class RunTables(ReviewTables):
             query = query.where(t.c.run_id == run_id)
         now = self.now().isoformat()
         names = ("run_id", "call_id", "tool", "effect", "arguments", "arguments_hash", "requested", "expires")
-        rows = self._signed(query, run_id or "that waits")
+        rows = self._signed(lambda: self._rows(query), run_id or "that waits")
         for row in rows:
             self._check_request(row["program_id"], row)
         return [{**{name: row[name] for name in names}, "arguments": json.loads(self.keys.open(row["arguments"]))}
@@ -351,9 +352,9 @@ class RunTables(ReviewTables):
                 granted=int(granted), reason=reason, decided_by=by, decided_at=now, key_id=self.keys.current, mac=mac))  # fmt: skip
 
     def _decisions(self, run_id: str, run: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-        t, now = self._tables["approvals"], self.now().isoformat()
+        now = self.now().isoformat()
         decisions: dict[int, dict[str, Any]] = {}
-        for row in self._signed(self._sa.select(t).where(t.c.run_id == run_id), run_id):
+        for row in self._signed(lambda: self._read("approvals", run_id), run_id):
             if row["granted"] is None:
                 self._check_request(run["program_id"], row)
                 if row["expires"] is None or row["expires"] > now:
