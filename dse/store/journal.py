@@ -102,7 +102,7 @@ class Store(RunTables):
             sa.event.listen(self._engine, "begin", _begin)
         else:
             postgresql.watch(sa, self._engine)
-        self._tables = tables().tables
+        self._tables = tables(self.dialect).tables
         self._inode: tuple[int, int] | None = None
         try:
             if not self._is_current():

@@ -10,13 +10,13 @@ __all__ = ["SCHEMA_VERSION", "migrate", "tables"]
 SCHEMA_VERSION = 2
 
 
-def tables() -> Any:
+def tables(dialect: str = "sqlite") -> Any:
     """All tables, as SQLAlchemy metadata."""
     import sqlalchemy as sa
 
     meta = sa.MetaData()
     # Times and ids are compared as text: by their characters, as SQLite does, not by a language's rules.
-    text: Any = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+    text: Any = sa.Text(collation="C") if dialect == "postgresql" else sa.Text()
     number, real, blob = sa.Integer, sa.Float, sa.LargeBinary
 
     def key(name: str, kind: Any = text) -> Any:
@@ -44,8 +44,8 @@ def tables() -> Any:
         "approvals", meta, key("run_id"), key("call_id", sa.BigInteger), must("tool"), must("effect"), must("arguments"),
         must("arguments_hash"), must("requested"), may("expires"), may("granted", number), may("reason"), may("decided_by"),
         may("decided_at"), may("key_id"), may("mac"),
-        sa.Index("ix_approvals_waiting", "requested", "call_id", sqlite_where=sa.text("granted IS NULL"),
-                 postgresql_where=sa.text("granted IS NULL")),
+        # Naming both dialects would load both.
+        sa.Index("ix_approvals_waiting", "requested", "call_id", **{f"{dialect}_where": sa.text("granted IS NULL")}),
     )  # fmt: skip
     sa.Table("judgements", meta, key("run_id"), key("name"), must("value", real), may("feedback"), may("judge"),
              must("created"))  # fmt: skip

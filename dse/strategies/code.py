@@ -50,7 +50,8 @@ itertools, functools and statistics; no files, no network, no class inheritance,
 """'''
 _GUEST_ERRORS = {ToolNotAllowed: "NameError", ToolArgumentError: "ValueError", ToolTimeout: "TimeoutError",
                  ToolDenied: "PermissionError"}  # fmt: skip
-_REPLAY_BOUND_S = 0.05  # of interpretation: executing more again costs more than keeping the guest
+# Executing more than this again costs more than keeping the guest: seconds of interpretation, or calls.
+_REPLAY_BOUND_S, _REPLAY_CALLS = 0.05, 32
 _IMPORTED = {"asyncio": "import asyncio", "datetime": "import datetime", "Decimal": "from decimal import Decimal"}
 _IMPORTS = "\n".join(_IMPORTED.values())  # there for every script, as the stubs suggest
 
@@ -144,6 +145,7 @@ class _CodeSession:
         self.ids: dict[int, int] = {}  # the dispatcher's call ids
         self.prints: list[str] = []  # of the present feed
         self.frozen_at_s = 0.0  # of interpretation
+        self.frozen_calls = 0  # made by then
         self.next_guest: Frozen | None = None  # what the next script goes on from
         self.earlier: list[str] = []
         self.transcript: list[str] = []
@@ -360,7 +362,8 @@ class _CodeSession:
             return
         if not (log.eager or session.waits_for):
             return
-        if after_s is not None and session.interpreter_s - self.frozen_at_s < after_s:
+        made = self.run.dispatcher.next_id
+        if after_s is not None and session.interpreter_s - self.frozen_at_s < after_s and made - self.frozen_calls < _REPLAY_CALLS:
             return
         try:
             calls = [
@@ -375,7 +378,7 @@ class _CodeSession:
         if (frozen := await session.freeze()) is None:
             return
         data, driver = frozen
-        self.frozen_at_s = session.interpreter_s
+        self.frozen_at_s, self.frozen_calls = session.interpreter_s, made
         state = {**driver, "tasks": calls, "next_id": self.run.dispatcher.next_id, "prints": list(self.prints)}
         self.run.frozen = Frozen(data, state, len(self.run.journal.entries), sandbox.interpreter_version())
         await log.keep(self.run.frozen)
@@ -465,7 +468,7 @@ class _CodeSession:
             run.frozen = None  # its scripts are executed again instead
             exc.details["lost"] = True
             raise
-        self.frozen_at_s = self.session.interpreter_s
+        self.frozen_at_s, self.frozen_calls = self.session.interpreter_s, run.dispatcher.next_id
 
     async def _settle(self) -> None:
         """Calls that the script started and never awaited still count: wait for them."""
