@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export LITELLM_LOCAL_MODEL_COST_MAP := true
 
-.PHONY: demo test lint record bench notebook chaos fuzz outside clean
+.PHONY: demo test lint record bench notebook chaos fuzz outside exits clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -43,6 +43,9 @@ fuzz: $(STAMP)
 
 outside: $(STAMP)
 	$(BIN)/python -m benchmarks.outside
+
+exits: $(STAMP)
+	$(BIN)/python -m benchmarks.exits --rounds 10
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
