@@ -121,7 +121,7 @@ def revive(kept: Kept, spec: SignatureSpec, plan: Plan, model: LanguageModel | N
     run = Run(
         run_id=kept.row["run_id"], program_id=kept.row["program_id"], spec=spec, plan=plan,
         inputs=spec.validate_inputs(started["inputs"]), model=model, seed=started["seed"],
-        clock=dt.datetime.fromisoformat(started["clock"]), evaluation=started.get("evaluation", False),
+        clock=dt.datetime.fromisoformat(started["clock"]),
     )  # fmt: skip
     run.journal.entries = list(kept.entries)
     attempts: list[float] = [0.0]

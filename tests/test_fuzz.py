@@ -212,7 +212,7 @@ def test_references_below_unknown_keywords_and_properties_called_like_one_are_no
 
 
 def test_texts_of_a_schema_never_become_code() -> None:
-    evil = 'x\n    ...\nimport os\nos.system("touch /tmp/owned")\n"""\nimport os\n#'
+    evil = 'x\n    ...\nimport os\nos.system("touch owned")\n"""\nimport os\n#'
     part = {"type": "object", "properties": {"field": {"type": "string", "pattern": evil, "description": evil, "minLength": evil}},
             "description": evil}  # fmt: skip
     contract = ToolContract(name="look_up", description=evil + "\0", effect="read", returns=part, parameters={

@@ -552,6 +552,6 @@ def test_strict_json_refuses_what_has_no_canonical_text() -> None:
 
 def test_an_artifact_of_hostile_but_valid_text_is_inert() -> None:
     """Prompts are data: whatever they say, loading and showing them runs nothing and keeps the terminal."""
-    made = make(notes=["\x1b[2J\x1b]0;owned\x07", "$(touch /tmp/x)", "{{7*7}}", "[red]x[/red]", "../" * 20])
+    made = make(notes=["\x1b[2J\x1b]0;owned\x07", "$(touch x)", "{{7*7}}", "[red]x[/red]", "../" * 20])
     again = Artifact.from_bytes(made.to_bytes())
     assert plain(again) == plain(made) and isinstance(dse.Artifact, type)

@@ -357,6 +357,55 @@ def test_a_model_is_shown_a_recorded_result_as_it_was_shown_before(tmp_path: Pat
     assert program.resume(caught.value.details["run_id"]).report == '{"zebra": 3, "apple": 2, "mango": 1}'
 
 
+def test_keys_do_not_depend_on_where_a_run_was_interrupted(tmp_path: Path) -> None:
+    """A call of a script, then the same call by itself: with and without going on in between."""
+
+    class Both(dse.Signature):
+        """Book."""
+
+        matter: str = dse.InputField()
+        report: str = dse.OutputField()
+        tools = [book, dse.script_tool([book])]
+
+    first, second = call(("run_script", {"code": "await book(1)"})), call(("book", {"n": 1}))
+    keys = []
+    for interrupted in (False, True):
+        downs = [ModelUnavailable("down")] if interrupted else []
+
+        def reply(request: Any, downs: list[Any] = downs) -> Any:
+            said = sum(message["role"] == "assistant" for message in request["messages"])
+            return downs.pop() if said == 1 and downs else (first, second, call(("submit", {"report": "done"})))[said]
+
+        ledger = Ledger()
+        program = dse.Program(Both, "tool_call", lm=ScriptedModel(reply), deps=ledger, store=tmp_path / f"{interrupted}.db")
+        run = program.new_run({"matter": "x"}, run_id="the same")
+        if interrupted:
+            with pytest.raises(ModelUnavailable):
+                asyncio.run(program.execute(run))
+            program.resume("the same")
+        else:
+            asyncio.run(program.execute(run))
+        keys.append(ledger.keys)
+    assert keys[0] == keys[1] and len(set(keys[0])) == 2
+
+
+def test_a_denied_call_counts_also_after_going_on_from_a_snapshot(tmp_path: Path) -> None:
+    reply = script("try:\n    await pay(1)\nexcept PermissionError:\n    print('no')", "b = await look(2)\nprint(b)",
+                   "c = await pay(5)\nsubmit(report=c)")  # fmt: skip
+    case = Case(tmp_path / "runs.db", "code", reply)
+    run_id = suspended(case)
+    for decide in (case.store.deny, case.store.approve):
+        (one,) = case.store.pending(run_id)
+        decide(run_id, one["call_id"], arguments_hash=one["arguments_hash"], by="ann")
+        case = case.again()
+        try:
+            prediction = case.program.resume(run_id)
+        except RunSuspended:
+            continue
+    assert prediction.report == "paid 5"
+    assert prediction.receipt["usage"]["calls_per_tool"] == {"look": 1, "pay": 2} and prediction.receipt["usage"]["tool_calls"] == 3
+
+
 def test_a_retry_repeats_idempotent_writes_with_their_keys(tmp_path: Path) -> None:
     tries: list[int] = []
 

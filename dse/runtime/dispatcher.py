@@ -244,7 +244,7 @@ class Dispatcher:
             receipt["arguments"] = redact(wire, contract.sensitive)
             if record is not None and record.intent is not None:
                 self.keys[call_id] = record.intent["idempotency_key"]
-            key = self._key(contract, arguments_hash, call_id, caller)
+            key = self._key(contract, arguments_hash, call_id)
             self._budget(contract)
             charged = contract.cost_usd
             if record is not None:
@@ -351,6 +351,8 @@ class Dispatcher:
         meter = self.run.meter
         meter.tool_calls += 1
         if tool is None or record.intent is None:
+            if tool is not None and entry["fault"] in (ToolRateLimited.code, ToolDenied.code):
+                meter.charge_tool(tool.name, 0.0)  # it came as far as being counted, and cost nothing
             receipt.update(effect=tool.contract.effect if tool else None, fault=entry.get("fault"),
                            message=self.run.secrets.text(entry.get("message") or ""))  # fmt: skip
             return
@@ -360,7 +362,7 @@ class Dispatcher:
         arguments_hash = f"sha256:{sha256_hex(canonical_json(wire))}"
         receipt.update(effect=contract.effect, arguments=redact(wire, contract.sensitive), arguments_hash=arguments_hash)
         self.keys[call_id] = record.intent["idempotency_key"]
-        self._key(contract, arguments_hash, call_id, None)
+        self._key(contract, arguments_hash, call_id)
         meter.charge_tool(contract.name, contract.cost_usd)
         try:
             self._again(contract, entry, receipt)
@@ -380,9 +382,9 @@ class Dispatcher:
         if contract.sensitive:
             run.secrets.remember(value, None if "return" in contract.sensitive else contract.sensitive)
 
-    def _key(self, contract: ToolContract, arguments_hash: str, call_id: int, caller: Caller | None) -> str:
+    def _key(self, contract: ToolContract, arguments_hash: str, call_id: int) -> str:
         """The same for the same call of the same run, also when it is made again by a later attempt."""
-        within = "" if caller is None else self.keys[caller.call_id]
+        within = "" if call_id < NESTED else self.keys[call_id // NESTED]
         same = (self.run.attempt, within, contract.name, arguments_hash)
         self._same[same] += 1
         if call_id not in self.keys:

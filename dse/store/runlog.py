@@ -28,7 +28,6 @@ class RunLog:
 
     Attributes:
         eager: False for ``durability="exit"``, where everything is written when the run stops.
-        owned: nobody else has taken the run since.
     """
 
     def __init__(self, store: Store, run_id: str, program_id: str, epoch: int, durability: Durability, *,
