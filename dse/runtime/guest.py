@@ -40,7 +40,8 @@ from dse.runtime.sandbox.source import parse
 if TYPE_CHECKING:
     from dse.runtime.dispatcher import CallResult
 
-__all__ = ["BOUNDS", "Checked", "GuestFailed", "Outcome", "check", "names_used", "run_guest", "script_problem"]
+__all__ = ["BOUNDS", "Checked", "GuestFailed", "Outcome", "check", "ends_the_run", "names_used", "result_of", "run_guest",
+           "script_problem", "settle"]
 
 _IMPORTS = "import asyncio, datetime\nfrom decimal import Decimal"  # there for every script, as the stubs suggest
 _HEAD = "from typing import Any, Literal, NotRequired, TypedDict"
@@ -206,11 +207,11 @@ async def run_guest(
             done_when = asyncio.ALL_COMPLETED if settled else asyncio.FIRST_COMPLETED
             await asyncio.wait([tasks[i] for i in turn.pending], return_when=done_when)
             done = [i for i in turn.pending if tasks[i].done()]
-            if any(_ends_the_run(tasks[i]) for i in done):
-                await _settle(tasks)
-            turn = await session.resume({i: _result(tasks.pop(i), contracts) for i in done})
+            if any(ends_the_run(tasks[i]) for i in done):
+                await settle(tasks)
+            turn = await session.resume({i: result_of(tasks.pop(i), contracts) for i in done})
         printed.append(turn.prints)
-        await _settle(tasks)  # calls that the script started and never awaited still count
+        await settle(tasks)  # calls that the script started and never awaited still count
     finally:
         for task in tasks.values():
             task.cancel()
@@ -256,11 +257,12 @@ def _cut(text: str, room: int) -> str:
     return text[:low] + note if room > 0 else ""
 
 
-def _ends_the_run(task: asyncio.Task[Any]) -> bool:
-    return task.cancelled() or (task.exception() is not None and not isinstance(task.exception(), ToolFault))
+def ends_the_run(task: asyncio.Task[Any]) -> bool:
+    """Whether a call ended in something that its script is not told."""
+    return task.done() and (task.cancelled() or not isinstance(task.exception(), (ToolFault, type(None))))
 
 
-async def _settle(tasks: dict[int, asyncio.Task[Any]]) -> None:
+async def settle(tasks: dict[int, asyncio.Task[Any]]) -> None:
     """Wait for all calls; raise what ends the run."""
     done = await asyncio.gather(*tasks.values(), return_exceptions=True)
     tasks.clear()
@@ -269,7 +271,8 @@ async def _settle(tasks: dict[int, asyncio.Task[Any]]) -> None:
             raise one
 
 
-def _result(task: asyncio.Task[CallResult], contracts: Mapping[str, ToolContract]) -> sandbox.Result:
+def result_of(task: asyncio.Task[CallResult], contracts: Mapping[str, ToolContract]) -> sandbox.Result:
+    """What the script gets for a call that has ended; raises what ends the run."""
     try:
         result = task.result()
     except ToolFault as fault:
@@ -280,7 +283,7 @@ def _result(task: asyncio.Task[CallResult], contracts: Mapping[str, ToolContract
 
 def _failed(error: sandbox.GuestError, printed: str, limits: Limits, bounds: Mapping[str, Any]) -> Exception:
     if error.kind == "crash":
-        return SandboxUnavailable("The interpreter worker died", value=error.message,
+        return SandboxUnavailable("The interpreter worker died", value=error.message, lost=True,
                                   remedy="Run it again; the run's receipt lists the effects so far.")  # fmt: skip
     if error.kind == "limit":
         name = error.limit or "interpreter_s"

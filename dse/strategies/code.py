@@ -24,15 +24,12 @@ from dse.errors import (
     LimitExceeded,
     RunSuspended,
     SandboxUnavailable,
-    ToolArgumentError,
-    ToolDenied,
     ToolFault,
-    ToolNotAllowed,
-    ToolTimeout,
     Unserialisable,
 )
 from dse.plan import Prompt
 from dse.runtime import sandbox
+from dse.runtime.guest import ends_the_run, result_of, settle
 from dse.runtime.history import Frozen
 from dse.runtime.run import Run
 from dse.strategies.base import register
@@ -48,8 +45,6 @@ not submit, you are shown what the script printed and the value of its last line
 script. This is a small Python: standard modules such as asyncio, json, re, math, datetime, decimal, collections,
 itertools, functools and statistics; no files, no network, no class inheritance, no generators with yield, no eval.
 """'''
-_GUEST_ERRORS = {ToolNotAllowed: "NameError", ToolArgumentError: "ValueError", ToolTimeout: "TimeoutError",
-                 ToolDenied: "PermissionError"}  # fmt: skip
 # Executing more than this again costs more than keeping the guest: seconds of interpretation, or calls.
 _REPLAY_BOUND_S, _REPLAY_CALLS = 0.05, 32
 _IMPORTED = {"asyncio": "import asyncio", "datetime": "import datetime", "Decimal": "from decimal import Decimal"}
@@ -294,7 +289,7 @@ class _CodeSession:
                 if call.name == "submit":
                     results[call.call_id] = await self._submit(call)
                     if self.outputs is not None:
-                        await self._settle()
+                        await settle(self.tasks)
                         return ""
                 else:
                     self._start(call, run.dispatcher.reserve())
@@ -303,7 +298,7 @@ class _CodeSession:
                 results = await self._wait(waiting)
             turn = await session.resume(results)
         self._collect(turn)
-        await self._settle()
+        await settle(self.tasks)
         self.earlier.append(code)  # also code that failed: what it defined before is still there
         if isinstance(turn, sandbox.Failed):
             return await self._guest_failed(turn.error)
@@ -338,11 +333,11 @@ class _CodeSession:
             all_of_them = run.evaluation or ends is not None
             await asyncio.wait([self.tasks[i] for i in waiting],
                                return_when=asyncio.ALL_COMPLETED if all_of_them else asyncio.FIRST_COMPLETED)  # fmt: skip
-            if any(_ends(task) for task in self.tasks.values()):
+            if any(ends_the_run(task) for task in self.tasks.values()):
                 await self._stop()
             ready = [i for i in waiting if self.tasks[i].done()]
         run.journal.add("delivered", calls=[self.ids[i] for i in ready])
-        return {i: self._result(self.tasks.pop(i)) for i in ready}
+        return {i: result_of(self.tasks.pop(i), self.contracts) for i in ready}
 
     def _collect(self, turn: Any) -> None:
         if turn.prints:
@@ -470,23 +465,6 @@ class _CodeSession:
             raise
         self.frozen_at_s, self.frozen_calls = self.session.interpreter_s, run.dispatcher.next_id
 
-    async def _settle(self) -> None:
-        """Calls that the script started and never awaited still count: wait for them."""
-        if self.tasks:
-            done = await asyncio.gather(*self.tasks.values(), return_exceptions=True)
-            self.tasks.clear()
-            for one in done:
-                if isinstance(one, BaseException) and not isinstance(one, ToolFault):
-                    raise one
-
-    def _result(self, task: asyncio.Task[Any]) -> Any:
-        try:
-            result = task.result()
-        except ToolFault as fault:
-            kind = next((name for cls, name in _GUEST_ERRORS.items() if isinstance(fault, cls)), "RuntimeError")
-            return sandbox.Raise(kind, fault.message)
-        return sandbox.Value(guest_from_wire(result.value, self.contracts[result.receipt["tool"]].returns))
-
     async def _submit(self, call: Any) -> Any:
         names = list(self.run.spec.outputs)
         try:
@@ -524,11 +502,6 @@ class _CodeSession:
             self.earlier.clear()
             hint = f"{hint} All variables are lost: start afresh.".strip()
         return self._failed(error.class_name, error.message, error.line, hint, error.dead)
-
-
-def _ends(task: asyncio.Task[Any]) -> bool:
-    """Whether a call ended in something that its program is not told."""
-    return task.done() and not task.cancelled() and not isinstance(task.exception(), (ToolFault, type(None)))
 
 
 register(Code())
