@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import functools
 import random
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -195,7 +196,13 @@ class Evaluator:
             BudgetExhausted, UserError
         """
         jobs = [(name, plan, example) for example in examples for name, plan in candidates.items()]
-        for plan in candidates.values():
+        return await self.rollouts(jobs, replicate=replicate, what=what)
+
+    async def rollouts(
+        self, jobs: Sequence[tuple[str, Plan, Example]], *, replicate: int = 0, what: str = "rollouts"
+    ) -> list[RolloutRecord]:
+        """`evaluate` for any pairs of a named candidate and an example, in their order."""
+        for plan in {plan.plan_id: plan for _, plan, _ in jobs}.values():
             self.program(plan)
         results: list[RolloutRecord | None] = [None] * len(jobs)
         failures: list[Exception] = []
@@ -281,10 +288,17 @@ class Evaluator:
     async def _run(self, program: Program, example: Example, rollout_id: str, replicate: int) -> dict[str, Any]:
         from dse.models.lm import wait_asked_for
 
-        answers = self._answers.setdefault(rollout_id, {})
+        answers = self._answers.get(rollout_id)
+        keep = None
+        if program.lm is not None and cassette_of(program.lm) is None:  # a recording keeps them itself
+            keep = functools.partial(self._keep_answer, rollout_id)
+        if answers is None:
+            assert self.store is not None
+            answers = await self.store.threaded(self.store.answers, rollout_id) if keep else {}
+            self._answers[rollout_id] = answers
         tries, furthest = 0, -1
         while True:
-            model = None if program.lm is None else _Answered(program.lm, answers)
+            model = None if program.lm is None else _Answered(program.lm, answers, keep)
             try:
                 row = await self._attempt(program, example, rollout_id, replicate, model)
             except CassetteMiss:
@@ -302,6 +316,10 @@ class Evaluator:
             else:
                 del self._answers[rollout_id]
                 return row
+
+    async def _keep_answer(self, rollout_id: str, key: str, completion: Completion) -> None:
+        assert self.store is not None
+        await self.store.threaded(self.store.save_answer, rollout_id, key, completion)
 
     async def _paused(self, seconds: float) -> bool:
         """Wait; False where the evaluation ends meanwhile, or already does."""
@@ -396,14 +414,16 @@ def _end_state(world: World) -> Any:
 
 
 class _Answered:
-    """A model that is not asked again what it answered in an earlier attempt at the same rollout.
+    """A model that is not asked again what it answered in an earlier attempt at the same rollout, or an earlier process.
 
     ``given`` counts the answers of this attempt, ``longest_s`` is the time of the slowest. ``unanswered_s`` is the time
     that brought none: requests that were given up, and what a patient model waited besides its successful attempts.
     """
 
-    def __init__(self, inner: LanguageModel, answers: dict[str, Completion]) -> None:
+    def __init__(self, inner: LanguageModel, answers: dict[str, Completion],
+                 keep: Callable[[str, Completion], Awaitable[None]] | None = None) -> None:  # fmt: skip
         self.inner = inner
+        self._keep = keep
         self.name = inner.name
         self.params = inner.params
         self.supports_tools = inner.supports_tools
@@ -423,6 +443,8 @@ class _Answered:
                 self.longest_s = max(self.longest_s, answering_s)
                 self.unanswered_s += max(0.0, anyio.current_time() - started - answering_s)
             self._answers[key] = completion
+            if self._keep is not None:
+                await self._keep(key, completion)
         self.given += 1
         return self._answers[key]
 
