@@ -49,7 +49,7 @@ from dse.evaluation.task import Task
 from dse.objective import unknown
 from dse.plan import SEMANTICS_VERSION, Plan
 from dse.portal import run_sync
-from dse.strategies.base import baseline_plan, check_plan, seed_plan, strategy
+from dse.strategies.base import baseline_plan, check_plan, needs_model, seed_plan
 
 if TYPE_CHECKING:
     from dse.evaluation.dataset import Dataset, Example
@@ -399,7 +399,8 @@ class _Compile:
         selected, result = await self._select(found, incumbent, records)
         measured = measure(found, selected, self.task.objective, self.effects)
         expected = {s.name: s.mean for s in result.ranking}
-        among = [s.name for s in result.ranking if s.finalist and s.name in measured]
+        most = max(s.n for s in result.ranking if s.finalist)  # who left after the last row is as well known
+        among = [s.name for s in result.ranking if (s.finalist or s.n >= most) and s.name in measured]
         chosen, why = winner(measured, among, expected)
         purse.stage = "holdout"
         opened = await self._holdout(found[chosen], found[incumbent])
@@ -593,7 +594,7 @@ class _Compile:
         if champion.program.signature.signature_id != self.spec.signature_id:
             return "another signature"
         model = self.models.by_name.get(champion.model_name)
-        if strategy(champion.plan.mode).needs_model and (model is None or dict(champion.params) != dict(model.params)):
+        if needs_model(champion.plan) and (model is None or dict(champion.params) != dict(model.params)):
             return "another model"
         if any(name not in self.effects or toolbox[name].contract.interface_id != contract.interface_id
                for name, contract in champion.contracts.items()):  # fmt: skip

@@ -15,7 +15,7 @@ from dse.evaluation.evaluator import RolloutRecord
 from dse.limits import Limits
 from dse.plan import Plan
 from dse.strategies.base import modes as known_modes
-from dse.strategies.base import seed_modes, seed_plan, strategy
+from dse.strategies.base import needs_model, seed_modes, seed_plan, strategy
 
 __all__ = ["Candidate", "Space", "candidates", "fitting_modes", "with_proposals"]
 
@@ -112,7 +112,7 @@ class _Candidates:
         self._seen: set[tuple[str, str]] = set()
 
     def add(self, mode: str, allow: str, prompt: str, plan: Plan, rows: Sequence[str], source: str = "space") -> None:
-        models = self.models if strategy(plan.mode).needs_model or getattr(plan, "stages", ()) else self.models[:1]
+        models = self.models if needs_model(plan) else self.models[:1]
         for model in models:
             if (plan.plan_id, model) in self._seen:
                 continue
