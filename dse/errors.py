@@ -55,7 +55,8 @@ The tree separates *whose* failure it is, because each has a different consequen
         ├── SandboxUnavailable   an interpreter worker died or could not be had
         ├── StoreUnavailable     the store could not be written or read
         ├── RunTaken             another process has this run
-        └── ReplayDiverged       the program takes another path than its journal
+        ├── ReplayDiverged       the program takes another path than its journal
+        └── WorkerLost           a process that ran rollouts died or could not be reached
 
 Each error says what failed, the offending value and a remedy, has a stable ``code``, and pickles.
 """
@@ -74,7 +75,7 @@ __all__ = [
     "SandboxUnavailable", "ScriptFailed", "SignatureError", "SignatureMismatch", "StoreError", "StoreUnavailable",
     "ToolArgumentError", "ToolDenied", "ToolFailed", "ToolFault", "ToolLimitReached", "ToolNotAllowed",
     "ToolOutputTooLarge", "ToolRateLimited", "ToolReturnError", "ToolScriptFailed", "ToolTimeout", "ToolboxError", "UnprovenModel",
-    "Unserialisable", "UserError",
+    "Unserialisable", "UserError", "WorkerLost",
 ]  # fmt: skip
 
 _SHOWN = 200
@@ -504,3 +505,9 @@ class ReplayDiverged(InfrastructureError):
     """The program takes another path than the one its journal holds. Nothing new was executed."""
 
     code = "DSE406"
+
+
+class WorkerLost(InfrastructureError):
+    """A worker process that ran rollouts died, or its machine went away. What it had under way is started again."""
+
+    code = "DSE407"

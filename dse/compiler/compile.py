@@ -44,6 +44,7 @@ from dse.errors import (
     UserError,
 )
 from dse.evaluation.evaluator import Evaluator, Progress, RolloutRecord, cassette_of, live_reads, summarise
+from dse.evaluation.executor import Executor, check_executor, executor_for
 from dse.evaluation.sampling import spread
 from dse.evaluation.task import Task
 from dse.objective import unknown
@@ -144,6 +145,8 @@ def compile(
         allocation: how the select split is spent: ``race``, or a baseline: ``grid`` (every candidate on every row),
             ``uniform`` (all on the same part of the rows that half a grid pays for), ``sign_test``.
         replicates: runs of each row on the holdout, whose mean counts; more where the model is stochastic.
+        executor: where rollouts run: ``local``, ``ray`` (a Ray cluster) or an `Executor`; models, budget, recording and
+            store stay with this process.
         record: a cassette file (one per model); hits are replayed, only misses are asked for.
         success: score from which a search run counts as solved.
         seed: of the race's order of rows, of proposers, and of the gate's Monte Carlo test, where one is needed.
@@ -155,8 +158,8 @@ def compile(
     """
     return run_sync(lambda: acompile(
         task, lm=lm, registry=registry, store=store, budget=budget, prices=prices, rows=rows, space=space, search=search,
-        reflection_lm=reflection_lm, allocation=allocation, replicates=replicates, record=record, concurrency=concurrency,
-        seed=seed, success=success, progress=progress, say=say, model_label=model_label))  # fmt: skip
+        reflection_lm=reflection_lm, allocation=allocation, replicates=replicates, executor=executor, record=record,
+        concurrency=concurrency, seed=seed, success=success, progress=progress, say=say, model_label=model_label))  # fmt: skip
 
 
 async def acompile(task: Task, **options: Any) -> CompileResult:
@@ -185,7 +188,7 @@ class _Compile:
         self, task: Task, *, lm: Any, registry: Registry | str | Path = "artifacts", store: Any = None,
         budget: Budget | None = None, prices: PriceTable | None = None, rows: Rows | None = None, space: Space | None = None,
         search: Sequence[Proposer] = (), reflection_lm: Any = None, allocation: str = "race", replicates: int = 1,
-        record: Any = None, concurrency: int = 8, seed: int = 0, success: float = 1.0, progress: Progress | None = None,
+        executor: Executor | str = "local", record: Any = None, concurrency: int = 8, seed: int = 0, success: float = 1.0, progress: Progress | None = None,
         say: Callable[[str], None] | None = None, model_label: str | None = None,
     ) -> None:  # fmt: skip
         self.task, self.spec = task, task.spec
@@ -202,7 +205,8 @@ class _Compile:
             raise UserError("No such allocation", value=allocation, remedy=f"Choose {', '.join(ALLOCATIONS)}.")
         if type(replicates) is not int or replicates < 1:
             raise UserError("Replicates are counted from 1", value=repr(replicates), remedy="Use 1.")
-        self.allocation, self.replicates = allocation, replicates
+        check_executor(executor)
+        self.allocation, self.replicates, self.executor = allocation, replicates, executor
         self.concurrency, self.progress = concurrency, progress
         self.seed, self.success = seed, success
         self.say = say or (lambda _: None)
@@ -233,14 +237,19 @@ class _Compile:
             try:
                 self._check_objective()
                 self.label = self.label or _label(self.models.default)
-                self.evaluators = {name: self._evaluator(name) for name in self.models.names}
-                return await work()
+                runner = executor_for(self.executor)
+                try:
+                    self.evaluators = {name: self._evaluator(name, runner) for name in self.models.names}
+                    return await work()
+                finally:
+                    if runner is not self.executor:
+                        await runner.aclose()
             finally:
                 await self.models.aclose()
 
-    def _evaluator(self, name: str) -> Evaluator:
+    def _evaluator(self, name: str, runner: Executor) -> Evaluator:
         return Evaluator(self.task, self.models.by_name[name], self.store, concurrency=self.concurrency, prices=self.prices,
-                         progress=self.progress, before_pause=self.models.budgeted[name].before_wait)  # fmt: skip
+                         executor=runner, progress=self.progress, before_pause=self.models.budgeted[name].before_wait)  # fmt: skip
 
     def _check_data(self) -> None:
         """What can be known before anything runs."""

@@ -480,7 +480,7 @@ class Dispatcher:
         if contract.rate is None:
             return None
         now = self._clock()
-        wait = self.toolbox.reserve_slot(contract.name, contract.rate, now, contract.timeout_s)
+        wait = await self.toolbox.slot(contract.name, contract.rate, now, contract.timeout_s)
         if wait is None:
             raise ToolRateLimited(f"{contract.name} is limited to {contract.rate.calls} calls in {contract.rate.per_s:g} s",
                                   remedy="Call it less often.")  # fmt: skip
