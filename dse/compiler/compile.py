@@ -122,7 +122,7 @@ def compile(
     task: Task, *, lm: Any, registry: Registry | str | Path = "artifacts", store: Store | str | Path | None = None,
     budget: Budget | None = None, prices: PriceTable | None = None, rows: Rows | None = None, space: Space | None = None,
     search: Sequence[Proposer] = (), reflection_lm: Any = None, allocation: str = "race", replicates: int = 1,
-    record: str | Path | Sequence[str | Path] | None = None, concurrency: int = 8, seed: int = 0, success: float = 1.0,
+    executor: Executor | str = "local", record: str | Path | Sequence[str | Path] | None = None, concurrency: int = 8, seed: int = 0, success: float = 1.0,
     progress: Progress | None = None, say: Callable[[str], None] | None = None, model_label: str | None = None,
 ) -> CompileResult:  # fmt: skip
     """Compile a task against its dataset.
