@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
@@ -146,6 +147,12 @@ def lint(
     return LintResult(rewritten.run, tuple(unique.values()), rewritten.needs)
 
 
+@functools.cache
+def _naming(kind: type[ast.AST]) -> tuple[str, ...]:
+    """Fields of a node that may hold a name."""
+    return tuple(field for field in ("id", "arg", "name", "asname", "rest", "module") if field in kind._fields)
+
+
 def _is_exception(name: str) -> bool:
     kind = getattr(builtins, name, None)
     return isinstance(kind, type) and issubclass(kind, BaseException)
@@ -179,7 +186,7 @@ class _Linter:
             if name in self.tools:
                 yield self._say(node, "tool-rebound", f"`{name}` is a tool and cannot be redefined", "choose another name")
         for node in self.s.nodes:
-            used = [getattr(node, field, None) for field in ("id", "arg", "name", "asname", "rest", "module")]
+            used = [getattr(node, field, None) for field in _naming(type(node))]
             if isinstance(node, (ast.Global, ast.Nonlocal)):
                 used += node.names
             for one in used:

@@ -52,9 +52,8 @@ class Source:
             warnings.simplefilter("ignore")  # about the guest's code, such as invalid escapes
             self.tree = cast("ast.Module", parse(text))
         self._lines = [0]
-        for i, byte in enumerate(self.data):
-            if byte == 10:
-                self._lines.append(i + 1)
+        while at := self.data.find(b"\n", self._lines[-1]) + 1:
+            self._lines.append(at)
         self.nodes: list[ast.AST] = [self.tree]  # level by level, without operators and contexts; they do not change
         self.children: dict[ast.AST, list[ast.AST]] = {}
         self.parents: dict[ast.AST, ast.AST] = {}
@@ -65,7 +64,7 @@ class Source:
             self.nodes += below
             for child in below:
                 self.parents[child] = node
-            if isinstance(node, FunctionNode):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 self.functions[node.name] = node
             elif isinstance(node, (ast.Import, ast.ImportFrom)):
                 imports.append(node)
@@ -141,11 +140,15 @@ class Source:
         return None
 
 
+@functools.cache
+def _fields(kind: type[ast.AST]) -> tuple[str, ...]:
+    """Those that may hold nodes worth looking at."""
+    return tuple(name for name in kind._fields if name not in _NO_NODES)
+
+
 def _children(node: ast.AST) -> list[ast.AST]:
     found: list[ast.AST] = []
-    for name in node._fields:
-        if name in _NO_NODES:
-            continue
+    for name in _fields(type(node)):
         value = getattr(node, name, None)
         if isinstance(value, list):
             found += [item for item in value if isinstance(item, ast.AST)]
