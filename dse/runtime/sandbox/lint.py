@@ -187,12 +187,12 @@ class _Linter:
             if name in self.tools:
                 yield self._say(node, "tool-rebound", f"`{name}` is a tool and cannot be redefined", "choose another name")
         for node in self.s.nodes:
-            fields = _naming(type(node))
+            fields = _naming(type(node))  # type: ignore[arg-type]
             if not fields:
                 continue
-            used = [getattr(node, field, None) for field in fields]
+            used: list[Any] = [getattr(node, field, None) for field in fields]
             if isinstance(node, (ast.Global, ast.Nonlocal)):
-                used = node.names
+                used = [*node.names]
             for one in used:
                 if isinstance(one, str) and one.startswith("dse_") and one not in self.tools:
                     at = node if hasattr(node, "lineno") else self.s.parents[node]

@@ -65,8 +65,7 @@ class Source:
             self.nodes += below
             for child in below:
                 self.parents[child] = node
-        functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-        self.functions.update((node.name, node) for node in self.nodes if type(node) in functions)  # type: ignore[attr-defined]
+        self.functions.update((node.name, node) for node in self.nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
         imports = [node for node in self.nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
         self.bindings: list[tuple[str, ast.AST]] = list(_bound(self.nodes))
         self.imports: dict[str, str] = {}  # local name -> "module" or "module.name"
@@ -148,7 +147,7 @@ def _fields(kind: type[ast.AST]) -> tuple[str, ...]:
 
 def _children(node: ast.AST) -> list[ast.AST]:
     found: list[ast.AST] = []
-    for name in _fields(type(node)):
+    for name in _fields(type(node)):  # type: ignore[arg-type]
         value = getattr(node, name, None)
         if type(value) is list:
             found += [item for item in value if isinstance(item, ast.AST)]
