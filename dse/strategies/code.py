@@ -228,13 +228,13 @@ class _CodeSession:
         return {"stubs": self.checker_stubs, "declarations": self.declarations, "earlier": (*imports, *self.earlier), "code": code}
 
     async def _check_and_drive(self, lint: Any, code: str) -> str | None:
-        """Check a script and begin it in one go, where nobody watches the order of these; None where somebody does."""
+        """Check a script and begin it in one go; None where somebody watches the order of these, or workers are taken."""
         journal = self.run.journal
         if journal.subscribers or journal.recording is not None or telemetry.active is not None:
             return None
-        if self.session is None and not sandbox.pool().room:
-            return None  # what is wrong with it is said before others end
         checker = sandbox.checker()
+        if not checker.room or (self.session is None and not sandbox.pool().room):
+            return None  # nothing waits in a thread of the pool, and what is wrong is said before others end
         await checker.validate_stubs(self.checker_stubs)
         asked, fresh = self._as_checked(code), self.session is None
         problems: list[tuple[Any, ...]] | None = None

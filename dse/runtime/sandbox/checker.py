@@ -88,6 +88,11 @@ class Checker:
         """False once it is closed, and in the child of a fork."""
         return self._workers.state in ("new", "open")
 
+    @property
+    def room(self) -> bool:
+        """Whether :meth:`check_here` would begin at once; it may not be so any more when it is called."""
+        return self._busy < self._workers.max_workers
+
     async def check(self, *, stubs: str, code: str, declarations: str = "", earlier: Sequence[str] = ()) -> list[Diagnostic]:
         """What is wrong with ``code``, errors and warnings in order of lines. Nothing runs.
 
