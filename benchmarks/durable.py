@@ -327,6 +327,17 @@ def _approve_all(store: Store) -> int:
     return len(waiting)
 
 
+def _without_pool() -> tuple[int, int]:
+    """Processes and threads without what the pool keeps at hand; a run that had a worker would lose it.
+
+    Threads of a closed pool end by themselves, some time after: counted at once, they made any number, also below 0.
+    """
+    pool = sandbox.pool()
+    pool.close()
+    pool._workers.threads.stop(10.0)
+    return len(_children()), threading.active_count()
+
+
 def waiting(folder: Path, *, runs: int = 1_000) -> list[Row]:
     """Processes and threads before and after runs that wait, and the time until all of them have ended."""
     rows = []
@@ -335,15 +346,13 @@ def waiting(folder: Path, *, runs: int = 1_000) -> list[Row]:
         program = _payer(mode, store)
         loop = asyncio.new_event_loop()
         loop.run_until_complete(_some_at_a_time(_suspended(program, f"first-{i}") for i in range(32)))
-        sandbox.pool().close()
-        before = len(_children()), threading.active_count()
+        before = _without_pool()
         took = []
         started = time.perf_counter()
         loop.run_until_complete(_some_at_a_time(_suspended(program, f"run-{i}") for i in range(runs)))
         took.append(time.perf_counter() - started)
         pool = len(_children()) - before[0]
-        sandbox.pool().close()  # what the pool keeps at hand goes; a run that had a worker would lose it
-        after = len(_children()), threading.active_count()
+        after = _without_pool()
         started = time.perf_counter()
         approved = _approve_all(store)
         took.append(time.perf_counter() - started)

@@ -21,6 +21,8 @@ MAX_DEPTH = 200
 _TOO_LONG = 10**4300  # an integer with more digits cannot be written, or read back
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # also in the escapes of pairs, which are fine
 _HALF = re.compile("[\ud800-\udfff]")
+# Made once: making an encoder takes as long as most texts do.
+_text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 def _is_plain(value: Any, depth: int) -> bool:
@@ -94,7 +96,7 @@ def canonical_json(value: Any) -> bytes:
     """
     if not _is_plain(value, 0):
         _check(value, "$", 0)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _text(value).encode()
 
 
 def sha256_hex(data: bytes) -> str:

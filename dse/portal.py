@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import os
 import threading
 from collections.abc import Awaitable, Callable
@@ -109,22 +110,24 @@ def start_soon(fn: Callable[..., Awaitable[T]], *args: Any) -> Future[T]:
     portal, loop = _get()
     if _here(portal):
         raise RuntimeError("a sync call inside dse's own event loop would wait for itself: use the async face")
-    coroutine = _carrying(fn, *args)
-    try:
-        # A third of what the portal's own task group takes; what still runs at the end is cancelled with the loop.
-        inner = asyncio.run_coroutine_threadsafe(coroutine, loop)
-    except RuntimeError:  # the loop is closed; whatever else comes in between may find it on its way
-        coroutine.close()
-        raise
     outer: Future[T] = concurrent.futures.Future()
+    task: asyncio.Task[T | _Carried] | None = None
 
-    def ended(_: Any) -> None:
-        if inner.cancelled():
+    def begin() -> None:
+        nonlocal task
+        if outer.cancelled():
+            outer.set_running_or_notify_cancel()
+            return
+        task = loop.create_task(_carrying(fn, *args))
+        task.add_done_callback(ended)
+
+    def ended(task: asyncio.Task[T | _Carried]) -> None:
+        if task.cancelled():
             outer.cancel()
         if not outer.set_running_or_notify_cancel():
             return
-        error = inner.exception()
-        result = None if error else inner.result()
+        error = task.exception()
+        result = None if error else task.result()
         if isinstance(result, _Carried):
             error = result.error
         if error is not None:
@@ -132,8 +135,15 @@ def start_soon(fn: Callable[..., Awaitable[T]], *args: Any) -> Future[T]:
         else:
             outer.set_result(result)  # type: ignore[arg-type]
 
-    outer.add_done_callback(lambda _: outer.cancelled() and inner.cancel())
-    inner.add_done_callback(ended)
+    def stop(_: Any) -> None:
+        if outer.cancelled():
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(lambda: task is not None and task.cancel())
+
+    # A quarter of what the portal's own task group takes, half of what asyncio's chain of futures does; what still runs
+    # at the end is cancelled with the loop.
+    loop.call_soon_threadsafe(begin)  # RuntimeError: the loop is closed
+    outer.add_done_callback(stop)
     return outer
 
 

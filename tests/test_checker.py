@@ -535,6 +535,30 @@ def test_answers_are_cached_by_content() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("code", [*SOUND_SCRIPTS, *(text.strip("\n") for text in WRONG.split("\n---\n"))])
+def test_a_check_finds_the_same_with_and_without_the_prelude(code: str) -> None:
+    assert check(f"{code}\n# a name of the prelude: hasattr") == check(code)
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["hasattr({}, 'a')", "\uff48asattr({}, 'a')", "xs = list(map(str, [1]))\nxs[0].upper()",
+     "try:\n    1\nexcept FileNotFoundError:\n    2", "import statistics\nstatistics.mean([1])"],
+)  # fmt: skip
+def test_the_prelude_is_there_for_code_that_names_it_in_any_spelling(code: str) -> None:
+    assert check(code) == []
+
+
+def test_sessions_with_the_prelude_do_for_code_without_it() -> None:
+    async def main() -> None:
+        async with Checker(max_workers=1) as checker:
+            for code in ("x = 1", "hasattr({}, 'a')", "y = 1", "z = 1"):
+                assert await checker.check(stubs=STUBS, code=code) == []
+            assert [bench.feeds for bench in checker._idle] == [3]
+
+    run(main())
+
+
 def test_many_checks_at_once_with_different_stubs() -> None:
     async def main() -> None:
         async with Checker(max_workers=2) as checker:
@@ -573,8 +597,9 @@ def test_a_worker_that_died_is_replaced() -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["while True: pass", "raise KeyError('dse_gate')", "KeyError = 3", "dict = {}", "async def dse(): ...", "import asyncio"]
-)
+    "code", ["while True: pass", "1 / 0", "raise ZeroDivisionError('division by zero')", "ZeroDivisionError = 3", "dict = {}",
+             "async def dse(): ...", "import asyncio"],
+)  # fmt: skip
 def test_nothing_of_the_code_runs(code: str) -> None:
     assert run(sandbox.checker().check(stubs="", code=code)) == []
 

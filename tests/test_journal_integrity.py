@@ -27,6 +27,7 @@ import dse
 from dse.errors import DecisionRefused, JournalTampered, RunSuspended, StoreError
 from dse.store.keys import Keys, rotate
 from dse.store.runlog import decode_event, encode_event
+from dse.store.tables import COLUMNS, tables
 from dse.strategies.base import seed_plan
 from dse.testing import ScriptedModel, call, say
 
@@ -653,3 +654,9 @@ def test_expiry_is_as_it_was_asked_for(shop: Shop) -> None:
     later = (dt.datetime.now(dt.UTC) + dt.timedelta(days=900)).isoformat()
     shop.sql("UPDATE approvals SET expires = ?", later)
     shop.refuses(program, run_id)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
+def test_what_is_read_of_a_run_is_all_that_is_kept_of_it(dialect: str) -> None:
+    kept = tables(dialect).tables
+    assert {name: tuple(column.name for column in kept[name].c) for name in COLUMNS} == COLUMNS

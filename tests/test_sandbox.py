@@ -264,6 +264,61 @@ def test_results_and_inputs_that_cannot_enter() -> None:
     run(work)
 
 
+def test_a_feed_that_a_check_stands_before() -> None:
+    """Refused code does not run and takes no worker from others; later code starts in the same state."""
+    checked: list[str] = []
+
+    def says(answer: bool) -> Callable[[], bool]:
+        def check() -> bool:
+            checked.append(threading.current_thread().name)
+            return answer
+
+        return check
+
+    def raises() -> bool:
+        raise KeyError("the check itself failed")
+
+    async def work(box: Sandbox) -> None:
+        session = box.session(seed=7, clock=CLOCK, sync_names=SYNC)
+        assert await session.feed_if(says(False), "x = 1", inputs={"x": 0}) is None
+        assert box.room  # although only one worker may run
+        with pytest.raises(KeyError):
+            await session.feed_if(raises, "x = 1")
+        await session.aclose()
+        session = box.session(seed=7, clock=CLOCK, sync_names=SYNC)
+        turn = await session.feed_if(says(True), "y = x + 1\ny", inputs={"x": 1})
+        assert isinstance(turn, Finished) and turn.value == 2
+        assert not box.room
+        assert await session.feed_if(says(False), "y = 7") is None
+        turn = await session.feed("y")
+        assert isinstance(turn, Finished) and turn.value == 2
+        await session.aclose()
+        assert isinstance(await session.feed_if(says(True), "y"), Failed)  # without asking
+        assert len(checked) == 3 and threading.current_thread().name not in checked
+
+    run(work, max_workers=1)
+
+
+def test_a_cancelled_check_begins_nothing() -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def check() -> bool:
+        begun.set()
+        return go.wait(30)
+
+    async def work(box: Sandbox) -> None:
+        session = box.session(seed=7, clock=CLOCK, sync_names=SYNC)
+        task = asyncio.create_task(session.feed_if(check, "while True: pass"))
+        await asyncio.to_thread(begun.wait, 30)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go.set()
+        assert (await (await opened(box)).feed("1 + 1")).value == 2  # type: ignore[union-attr]
+
+    run(work, max_workers=1)
+
+
 def test_misuse_is_refused() -> None:
     async def work(box: Sandbox) -> None:
         session = await opened(box)

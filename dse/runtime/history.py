@@ -26,6 +26,7 @@ _INCIDENTAL = frozenset({"seq", "latency_s", "idempotency_key", "recorded", "sho
                          "cost_source", "by", "at"})  # fmt: skip
 
 _text = json.JSONEncoder(sort_keys=True).encode  # made once: it compares every entry that is followed
+_path_text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
 NESTED = 1_000_000
@@ -222,5 +223,4 @@ class Journal:
         calls = sorted((e for e in self.entries if e["kind"] in CALLS), key=lambda e: (e["call_id"] or 0, e["seq"]))
         path = [seen, [{k: v for k, v in e.items() if k not in _INCIDENTAL} for e in calls]]
         # Canonical text, made directly: entries hold JSON data already, and a guest's odd text must not fail a run.
-        text = json.dumps(path, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return "sha256:" + sha256_hex(text.encode("utf-8", "surrogatepass"))
+        return "sha256:" + sha256_hex(_path_text(path).encode("utf-8", "surrogatepass"))

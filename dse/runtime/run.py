@@ -309,13 +309,15 @@ class Run:
         """
         if self.secrets.names:
             self.secrets.remember(values, self.spec.sensitive)
+        given = _canonical(values)  # now: a validator may change what is in them
         try:
             typed = self.spec.validate_outputs(values)
             wire = self.spec.wire_outputs(typed)
             if self.secrets.names:
                 self.secrets.remember(wire, self.spec.sensitive)
-            changed = self._changed(wire)
-            size = len(canonical_json(wire))
+            text = canonical_json(wire)
+            changed = None if text == given else self._changed(wire)  # the same would be read again
+            size = len(text)
         except ValidationError:
             raise
         except Unserialisable as exc:
@@ -358,6 +360,14 @@ class Run:
 
     def limit(self, name: str, used: Any, allowed: Any) -> LimitExceeded:
         return self.meter.exceeded(name, used, allowed)
+
+
+def _canonical(values: Mapping[str, Any]) -> bytes | None:
+    """The canonical text of values; None for those that JSON cannot hold."""
+    try:
+        return canonical_json(dict(values))
+    except (Unserialisable, RecursionError):
+        return None
 
 
 _Texts = dict[int, tuple[Any, bytes]]  # canonical texts by the identity of a part, which is kept so that it stays its own

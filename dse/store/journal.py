@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import functools
 import json
 import os
 import secrets
@@ -26,7 +27,7 @@ from dse.store import postgresql
 from dse.store.keys import Keys
 from dse.store.progress import ProgressTables
 from dse.store.runs import RunTables
-from dse.store.tables import SCHEMA_VERSION, migrate, tables
+from dse.store.tables import COLUMNS, SCHEMA_VERSION, migrate, tables
 from dse.store.writer import Batch, Writer, taken
 
 __all__ = ["SCHEMA_VERSION", "Store", "opened"]
@@ -103,7 +104,6 @@ class Store(RunTables, ProgressTables):
             sa.event.listen(self._engine, "begin", _begin)
         else:
             postgresql.watch(sa, self._engine)
-        self._tables = tables(self.dialect).tables
         self._inode: tuple[int, int] | None = None
         try:
             if not self._is_current():
@@ -117,6 +117,11 @@ class Store(RunTables, ProgressTables):
             self._engine.dispose()
             raise
         self._inode = self._on_disk()
+
+    @functools.cached_property
+    def _tables(self) -> Any:
+        """SQLAlchemy's description of all tables: half of the time of opening a store, and not needed to go on with a run."""
+        return tables(self.dialect).tables
 
     def _on_disk(self) -> tuple[int, int] | None:
         """Which file the store is; None for one that is none, or is gone."""
@@ -255,7 +260,7 @@ class Store(RunTables, ProgressTables):
 
     def _read(self, table: str, run_id: str) -> list[dict[str, Any]]:
         """All rows of a table about a run, entries in their order: `_rows` without compiling a query."""
-        names = [column.name for column in self._tables[table].c]
+        names = COLUMNS[table]
         order = " ORDER BY seq" if table == "events" else ""
         text = f"SELECT {', '.join(names)} FROM {table} WHERE run_id = {self._mark}{order}"
         try:

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["SCHEMA_VERSION", "migrate", "tables"]
+__all__ = ["COLUMNS", "SCHEMA_VERSION", "migrate", "tables"]
 
 SCHEMA_VERSION = 3
+COLUMNS = {
+    "runs": ("run_id", "program_id", "signature", "mode", "model", "outcome", "created", "receipt", "owner", "epoch",
+             "durability", "hidden", "updated", "head"),
+    "events": ("run_id", "seq", "kind", "entry", "active_s", "key_id", "mac"),
+    "snapshots": ("run_id", "seq", "interpreter", "driver", "data", "key_id", "mac", "created"),
+    "approvals": ("run_id", "call_id", "tool", "effect", "arguments", "arguments_hash", "requested", "expires", "granted",
+                  "reason", "decided_by", "decided_at", "key_id", "mac"),
+}  # fmt: skip
+"""What is read of a run, without SQLAlchemy's description of it."""
 
 
 def tables(dialect: str = "sqlite") -> Any:

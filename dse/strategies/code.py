@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import anyio.to_thread
@@ -208,6 +208,9 @@ class _CodeSession:
         lint = look() if len(code) < 4_000 else await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
         problems = [(d.rule, d.line, d.message, d.hint) for d in lint.errors]
         if not problems and recorded is None:  # what is recorded has passed the check
+            record = await self._check_and_drive(lint, code)
+            if record is not None:
+                return record
             problems = await self._check(code)
         if problems:
             return self._refused(problems)
@@ -218,11 +221,41 @@ class _CodeSession:
     async def _check(self, code: str) -> list[tuple[Any, ...]]:
         """What is wrong with a script."""
         await sandbox.checker().validate_stubs(self.checker_stubs)
+        return _errors(await sandbox.checker().check(**self._as_checked(code)))
+
+    def _as_checked(self, code: str) -> dict[str, Any]:
         # Imports that no script names are left out: they would be resolved anew in every check.
         imports = [line for name, line in _IMPORTED.items() if any(name in text for text in (code, *self.earlier))]
-        found = await sandbox.checker().check(
-            stubs=self.checker_stubs, declarations=self.declarations, earlier=(*imports, *self.earlier), code=code)  # fmt: skip
-        return [(d.rule, d.line, d.message, d.hint) for d in found if d.severity == "error"]
+        return {"stubs": self.checker_stubs, "declarations": self.declarations, "earlier": (*imports, *self.earlier), "code": code}
+
+    async def _check_and_drive(self, lint: Any, code: str) -> str | None:
+        """Check a script and begin it in one go; None where somebody watches the order of these, or workers are taken."""
+        journal = self.run.journal
+        if journal.subscribers or journal.recording is not None or telemetry.active is not None:
+            return None
+        checker = sandbox.checker()
+        if not checker.room or (self.session is None and not sandbox.pool().room):
+            return None  # nothing waits in a thread of the pool, and what is wrong is said before others end
+        await checker.validate_stubs(self.checker_stubs)
+        asked, fresh = self._as_checked(code), self.session is None
+        problems: list[tuple[Any, ...]] | None = None
+
+        def check() -> bool:
+            nonlocal problems
+            problems = _errors(checker.check_here(**asked))
+            return not problems
+
+        self.prints = []
+        try:
+            turn = await self._feed(lint, check)
+        finally:
+            if problems == []:
+                journal.add("feed", code=code)
+        if problems == []:
+            return await self._answer(turn, code)
+        if fresh:
+            self.session = None
+        return self._refused(problems) if problems else None
 
     def _refused(self, problems: list[tuple[Any, ...]]) -> str:
         self.check_errors += 1
@@ -250,17 +283,25 @@ class _CodeSession:
 
     # --- the sandbox
 
-    async def _feed(self, lint: Any) -> sandbox.Turn:
-        """Begin a script, the first one in a session of its own with the inputs as variables."""
+    async def _feed(self, lint: Any, check: Callable[[], bool] | None = None) -> sandbox.Turn | None:
+        """Begin a script, the first one in a session of its own with the inputs as variables.
+
+        Args:
+            check: says first whether it may begin; None if not.
+        """
         if self.session is None and self.next_guest is not None:
             await self._thaw(self.next_guest)
         if self.session is not None:
+            if check is not None:
+                return await self.session.feed_if(check, lint.code, shims=lint.shims)
             return await self.session.feed(lint.code, shims=lint.shims)
         run = self.run
         values = {name: guest_from_wire(run.wire_inputs[name], field.schema) for name, field in run.spec.inputs.items()}
         self.session = sandbox.pool().session(
             limits=self._bounds(), seed=run.seed, clock=run.clock, imports=_IMPORTS, **self._names()
         )  # fmt: skip
+        if check is not None:
+            return await self.session.feed_if(check, lint.code, inputs=values, shims=lint.shims)
         return await self.session.feed(lint.code, inputs=values, shims=lint.shims)
 
     def _bounds(self) -> sandbox.SandboxLimits:
@@ -503,6 +544,10 @@ class _CodeSession:
             self.earlier.clear()
             hint = f"{hint} All variables are lost: start afresh.".strip()
         return self._failed(error.class_name, error.message, error.line, hint, error.dead)
+
+
+def _errors(found: Iterable[sandbox.Diagnostic]) -> list[tuple[Any, ...]]:
+    return [(d.rule, d.line, d.message, d.hint) for d in found if d.severity == "error"]
 
 
 register(Code())

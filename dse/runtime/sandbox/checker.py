@@ -11,6 +11,7 @@ import ast
 import json
 import re
 import threading
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,8 +39,10 @@ PRELUDE = Path(__file__).with_name("prelude.pyi").read_text(encoding="utf-8")
 """Stubs that stand before every other: what the type checker does not know of the interpreter."""
 
 _COMMENT = re.compile(r"#[^\n]*")
-_GATE = "{}['dse_gate']\n"  # the checker takes it for an expression like any other, and what follows for reachable
-_PASSED = "KeyError: dse_gate"
+_NAMES = set(re.findall(r"^(?:(?:def|class|from \w+ import \w+ as|import \w+ as) )?(\w+)", PRELUDE, re.MULTILINE))
+_PROVIDED = re.compile(rf"\b(?:{'|'.join(sorted(_NAMES))})\b")
+_GATE = "1 / 0\n"  # the checker takes it for an expression like any other, a cheap one, and what follows for reachable
+_PASSED = "ZeroDivisionError: division by zero"
 _CANARY = "def dse_canary(value: int) -> str: ...\n"
 _FEEDS_PER_SESSION = 500  # a worker grows with every check
 
@@ -59,8 +62,8 @@ class Checker:
         self._idle: list[_Bench] = []
         self._busy = 0
         self._size = cache_size
-        self._cache: OrderedDict[str, tuple[Diagnostic, ...]] = OrderedDict()
-        self._valid: dict[str, ContractError | None] = {}
+        self._cache: OrderedDict[tuple[str, str, str], tuple[Diagnostic, ...]] = OrderedDict()
+        self._valid: dict[str, ContractError | None] = {}  # by stubs
         self._validating = threading.Lock()
         self._lock = threading.Lock()
 
@@ -85,6 +88,11 @@ class Checker:
         """False once it is closed, and in the child of a fork."""
         return self._workers.state in ("new", "open")
 
+    @property
+    def room(self) -> bool:
+        """Whether :meth:`check_here` would begin at once; it may not be so any more when it is called."""
+        return self._busy < self._workers.max_workers
+
     async def check(self, *, stubs: str, code: str, declarations: str = "", earlier: Sequence[str] = ()) -> list[Diagnostic]:
         """What is wrong with ``code``, errors and warnings in order of lines. Nothing runs.
 
@@ -97,14 +105,30 @@ class Checker:
         Raises:
             SandboxUnavailable: no worker could be had.
         """
-        key = digest([stubs, declarations, list(earlier), code])
+        key = (stubs, declarations, digest([list(earlier), code]))
+        found = self._known(key)
+        if found is None:
+            found = await self._in_thread(self._check_and_keep, key, tuple(earlier), code)
+        return list(found)
+
+    def check_here(self, *, stubs: str, code: str, declarations: str = "", earlier: Sequence[str] = ()) -> list[Diagnostic]:
+        """Like :meth:`check`, in this thread, which waits: for a turn that begins with a check."""
+        self._workers.refuse_if_unusable()
+        key = (stubs, declarations, digest([list(earlier), code]))
+        found = self._known(key)
+        return list(self._check_and_keep(key, tuple(earlier), code) if found is None else found)
+
+    def _known(self, key: tuple[str, str, str]) -> tuple[Diagnostic, ...] | None:
         with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return list(self._cache[key])
-        found: list[Diagnostic] = await self._in_thread(self._check, stubs, declarations, tuple(earlier), code)
+            if key not in self._cache:
+                return None
+            self._cache.move_to_end(key)
+            return self._cache[key]
+
+    def _check_and_keep(self, key: tuple[str, str, str], earlier: tuple[str, ...], code: str) -> tuple[Diagnostic, ...]:
+        found = tuple(self._check(key[0], key[1], earlier, code))
         with self._lock:
-            self._cache[key] = tuple(found)
+            self._cache[key] = found
             while len(self._cache) > self._size:
                 self._cache.popitem(last=False)
         return found
@@ -115,10 +139,9 @@ class Checker:
         Raises:
             ContractError: a syntax error, an unknown type, or calls that are not checked.
         """
-        key = digest(stubs)
-        if key not in self._valid:
-            await self._in_thread(self._validate_once, key, stubs)
-        if (error := self._valid[key]) is not None:
+        if stubs not in self._valid:
+            await self._in_thread(self._validate_once, stubs)
+        if (error := self._valid[stubs]) is not None:
             raise ContractError(error.what, value=error.value, remedy=error.remedy, **error.details)
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Any:
@@ -137,12 +160,14 @@ class Checker:
         needs = dict.fromkeys(need for piece in [*before, rewritten] for need in piece.needs if not need.startswith(PREFIX))
         named = any("asyncio" in text for piece in [*before, rewritten] for text in (piece.run, piece.check))
         head = [*(["import asyncio"] if named else []), *(source_of(need) for need in needs)]
-        full_stubs = f"{PRELUDE}\n{_returning(stubs)}\n{declarations}\n"
         prefix = _GATE + "".join(f"{piece}\n" for piece in [*head, *(piece.check.rstrip("\n") for piece in before)])
-        found = self._gate(full_stubs, prefix, rewritten.check)
+        lean, full = _joined(stubs, declarations)
+        # Without the prelude a check takes a fifth less, and where nothing names what is in it, it finds the same.
+        enough = (full,) if _names_provided(prefix) or _names_provided(rewritten.check) else (lean, full)
+        found = self._gate(enough, prefix, rewritten.check)
         if found is None:  # earlier code cannot be parsed: without it, names are not known
             short = "".join(f"{piece}\n" for piece in head)
-            found = self._gate(full_stubs, _GATE + short, rewritten.check) or []
+            found = self._gate(enough, _GATE + short, rewritten.check) or []
             found = [f for f in found if f.get("code") != "unresolved-reference"]
         if not found:
             return []
@@ -165,18 +190,22 @@ class Checker:
             remarks.setdefault((line, remark.rule, remark.message), remark)
         return sorted(remarks.values(), key=lambda d: (d.line, d.col))
 
-    def _gate(self, stubs: str, prefix: str, code: str) -> list[Any] | None:
-        """Raw diagnostics with lines of ``code``; None when the prefix itself cannot be parsed."""
+    def _gate(self, stubs: tuple[str, ...], prefix: str, code: str) -> list[Any] | None:
+        """Raw diagnostics with lines of ``code``; None when the prefix itself cannot be parsed.
+
+        Args:
+            stubs: texts of which each will do, the best first.
+        """
         try:
             return self._gate_once(stubs, prefix, code)
         except _Died:  # maybe while it waited
             return self._gate_once(stubs, prefix, code, fresh=True)
 
-    def _gate_once(self, stubs: str, prefix: str, code: str, *, fresh: bool = False) -> list[Any] | None:
+    def _gate_once(self, stubs: tuple[str, ...], prefix: str, code: str, *, fresh: bool = False) -> list[Any] | None:
         import pydantic_monty
 
         shift = prefix.count("\n")
-        with self._bench(stubs + _CANARY, fresh) as bench:
+        with self._bench(stubs, fresh) as bench:
             try:
                 snapshot = bench.guest.feed_start(prefix + code)
                 while type(snapshot).__name__ == "FunctionSnapshot" and snapshot.function_name == "import_stubs":
@@ -210,22 +239,25 @@ class Checker:
             raise SandboxUnavailable("the checker ran what it checks", value=type(snapshot).__name__)  # cannot be
 
     @contextmanager
-    def _bench(self, stubs: str, fresh: bool) -> Iterator[_Bench]:
-        """A session with these stubs, for one check; used ones only when it need not be fresh."""
-        key = digest(stubs)
+    def _bench(self, stubs: tuple[str, ...], fresh: bool) -> Iterator[_Bench]:
+        """A session with one of these stubs, for one check; used ones only when it need not be fresh."""
         with self._free:
             while self._busy >= self._workers.max_workers:
                 self._free.wait()
             self._busy += 1
-            fitting = [b for b in self._idle if b.key == key and not fresh]
-            bench = fitting[-1] if fitting else None
+            fitting = [] if fresh else [b for text in stubs for b in reversed(self._idle) if b.stubs == text]
+            bench = fitting[0] if fitting else None
             if bench is not None:
                 self._idle.remove(bench)
             elif self._busy + len(self._idle) > self._workers.max_workers:
-                self._idle.pop(0).close()
+                # One without the prelude goes first: the new one does for what it did.
+                poorer = [b for b in self._idle if stubs[0].endswith(b.stubs)]
+                out = poorer[0] if poorer else self._idle[0]
+                self._idle.remove(out)
+                out.close()
         try:
             if bench is None:
-                bench = _Bench(self._workers, key, stubs)
+                bench = _Bench(self._workers, stubs[0])
             yield bench
         except BaseException:
             if bench is not None:
@@ -242,10 +274,10 @@ class Checker:
                         self._idle.append(bench)
                 self._free.notify()
 
-    def _validate_once(self, key: str, stubs: str) -> None:
+    def _validate_once(self, stubs: str) -> None:
         with self._validating:  # many runs of a program that has just been started ask at the same time
-            if key not in self._valid:
-                self._valid[key] = self._validate(stubs)
+            if stubs not in self._valid:
+                self._valid[stubs] = self._validate(stubs)
 
     def _validate(self, stubs: str) -> ContractError | None:
         remedy = "Use types that stubs can express: TypedDict, Literal, lists, dicts, numbers, text, dates"
@@ -255,7 +287,7 @@ class Checker:
             return ContractError("tool stubs are not valid Python", value=f"line {error.lineno}: {error.msg}", remedy=remedy)
         # 1. The stub text as code: unknown names and modules are reported there, and only there.
         ignored = {"empty-body", "invalid-return-type", "invalid-overload", "invalid-parameter-default"}
-        for item in self._gate(PRELUDE, _GATE, stubs) or []:
+        for item in self._gate((PRELUDE + _CANARY,), _GATE, stubs) or []:
             code, text = (item.rule, item.message) if isinstance(item, Diagnostic) else (item["code"], item["message"])
             line = item.line if isinstance(item, Diagnostic) else item["line"]
             if code not in ignored and code != "unsupported":
@@ -263,16 +295,18 @@ class Checker:
         # 2. Canaries: a wrong call of a function next to the tools, and of each tool, must be reported.
         functions = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
         probes = ['dse_canary("x")', *(f"{f.name}(dse_no_such_parameter=0)" for f in functions if f.args.kwarg is None)]
-        found = self._gate(f"{PRELUDE}\n{_returning(stubs)}\n", _GATE, "\n".join(probes)) or []
-        reported = {
-            item["line"] for item in found if not isinstance(item, Diagnostic) and item["code"] != "unused-awaitable"
-        }
-        for number, probe in enumerate(probes, 1):
-            if number not in reported:
-                return ContractError("wrong calls are not noticed with these tool stubs", value=probe, remedy=remedy)
+        lean, full = _joined(stubs, "")
+        for text in dict.fromkeys((full, lean)):
+            found = self._gate((text,), _GATE, "\n".join(probes)) or []
+            reported = {
+                item["line"] for item in found if not isinstance(item, Diagnostic) and item["code"] != "unused-awaitable"
+            }
+            for number, probe in enumerate(probes, 1):
+                if number not in reported:
+                    return ContractError("wrong calls are not noticed with these tool stubs", value=probe, remedy=remedy)
         # 3. No part of a tool's signature may be unknown to the checker.
         probes = [f"reveal_type({f.name})" for f in functions]
-        for item in self._gate(f"{PRELUDE}\n{_returning(stubs)}\n", _GATE, "\n".join(probes)) or []:
+        for item in self._gate((full,), _GATE, "\n".join(probes)) or []:
             if not isinstance(item, Diagnostic) and item["code"] == "revealed-type" and "Unknown" in item["message"]:
                 name = functions[item["line"] - 1].name
                 return ContractError(
@@ -288,8 +322,8 @@ class _Died(Exception):
 class _Bench:
     """A type-checking session with fixed stubs, used again and again."""
 
-    def __init__(self, workers: WorkerPool, key: str, stubs: str) -> None:
-        self.key, self.feeds, self.broken = key, 0, False
+    def __init__(self, workers: WorkerPool, stubs: str) -> None:
+        self.stubs, self.feeds, self.broken = stubs, 0, False
         self.guest: Any = workers.lend(
             type_check=True,
             type_check_format="json",
@@ -307,6 +341,19 @@ class _Bench:
         guest, self.guest = self.guest, None
         if guest is not None:
             self._workers.take_back(guest)
+
+
+@lru_cache(maxsize=256)
+def _joined(stubs: str, declarations: str) -> tuple[str, str]:
+    """What a check stands behind, without and with the prelude; the same twice where the stubs themselves need it."""
+    text = f"{_returning(stubs)}\n{declarations}\n{_CANARY}"
+    full = f"{PRELUDE}\n{text}"
+    return (full if _names_provided(text) else text), full
+
+
+def _names_provided(text: str) -> bool:
+    """Whether a text has a name of the prelude anywhere, in any spelling of its letters."""
+    return _PROVIDED.search(text if text.isascii() else unicodedata.normalize("NFKC", text)) is not None
 
 
 def _parsed(text: str) -> ast.AST | None:

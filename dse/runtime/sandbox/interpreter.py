@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import anyio
 import anyio.to_thread
@@ -44,6 +44,7 @@ from dse.runtime.sandbox.shims import source_of
 
 __all__ = ["Sandbox", "Session"]
 
+_Turn = TypeVar("_Turn", bound=Turn | None)
 _KILL_AFTER_S = 0.25  # how long a turn may go on after nobody waits for it any more
 
 
@@ -89,6 +90,11 @@ class Sandbox:
     def usable(self) -> bool:
         """False once it is closed, and in the child of a fork."""
         return self._workers.state in ("new", "open")
+
+    @property
+    def room(self) -> bool:
+        """Whether a new session would get a worker without waiting for others."""
+        return self._workers.room
 
     @property
     def threads_in_use(self) -> int:
@@ -220,11 +226,32 @@ class Session:
             Unserialisable: an input that cannot enter the guest; nothing ran.
             SandboxUnavailable: the session had no worker yet, and none could be had in time.
         """
+        await self._ready_to_feed()
+        return await self._turn(lambda: self._begin(code, dict(inputs or {}), shims))
+
+    async def feed_if(
+        self, check: Callable[[], bool], code: str, *, inputs: Mapping[str, Any] | None = None, shims: Sequence[str] = ()
+    ) -> Turn | None:
+        """Like :meth:`feed`, after ``check()`` in the same thread, which saves handing over twice.
+
+        None if that says no: the session is as it was before. A session that has ended answers without asking.
+        """
+
+        def work() -> Turn | None:
+            if check() and not self._abandoned:
+                return self._begin(code, dict(inputs or {}), shims)
+            if self._guest is None:
+                self._workers.take_back(None, self)
+            return None
+
+        await self._ready_to_feed()
+        return await self._turn(work)
+
+    async def _ready_to_feed(self) -> None:
         if self._snapshot is not None:
             raise RuntimeError("the guest still waits for results: resume it, or close the session")
         if self._guest is None and self._dead is None and self._workers.state != "forked":
             await self._workers.place(self)
-        return await self._turn(lambda: self._begin(code, dict(inputs or {}), shims))
 
     async def resume(self, results: dict[int, Result]) -> Turn:
         """Hands results to the guest, in ascending order of call id whatever the order of the dict.
@@ -287,14 +314,14 @@ class Session:
 
     # --- threads
 
-    async def _turn(self, work: Callable[[], Turn]) -> Turn:
+    async def _turn(self, work: Callable[[], _Turn]) -> _Turn | Failed:
         if self._workers.state == "forked":
             self._workers.refuse_if_unusable()
         if self._dead is None and self._workers.state == "closed":
             self._dead = faults.crash("the sandbox was closed")
         if self._dead is not None:
             return Failed(self._dead)
-        turn: Turn = await self._in_thread(work)
+        turn: _Turn = await self._in_thread(work)
         return turn
 
     async def _in_thread(self, work: Callable[[], Any]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
@@ -146,6 +147,12 @@ def lint(
     return LintResult(rewritten.run, tuple(unique.values()), rewritten.needs)
 
 
+@functools.cache
+def _naming(kind: type[ast.AST]) -> tuple[str, ...]:
+    """Fields of a node that may hold a name."""
+    return tuple(field for field in ("id", "arg", "name", "asname", "rest", "module", "names") if field in kind._fields)
+
+
 def _is_exception(name: str) -> bool:
     kind = getattr(builtins, name, None)
     return isinstance(kind, type) and issubclass(kind, BaseException)
@@ -155,12 +162,13 @@ class _Linter:
     def __init__(self, source: Source, tools: frozenset[str], submit: str, outputs: tuple[str, ...]) -> None:
         self.s, self.tools, self.submit, self.outputs = source, tools, submit, outputs
         self.calling = self._functions_that_call_tools()
-        self.tasks = any(source.resolve(n) in ("asyncio.create_task", "asyncio.ensure_future") for n in source.nodes)
+        named = (*source.kinds.get(ast.Name, ()), *source.kinds.get(ast.Attribute, ()))
+        self.tasks = any(source.resolve(n) in ("asyncio.create_task", "asyncio.ensure_future") for n in named)
 
     def run(self) -> Iterator[Diagnostic]:
         yield from self._names()
         for node in self.s.nodes:
-            rule = _RULES.get(type(node).__name__)
+            rule = _RULES.get(type(node))
             if rule is not None:
                 yield from rule(self, node)
         yield from self._submission()
@@ -179,9 +187,12 @@ class _Linter:
             if name in self.tools:
                 yield self._say(node, "tool-rebound", f"`{name}` is a tool and cannot be redefined", "choose another name")
         for node in self.s.nodes:
-            used = [getattr(node, field, None) for field in ("id", "arg", "name", "asname", "rest", "module")]
+            fields = _naming(type(node))  # type: ignore[arg-type]
+            if not fields:
+                continue
+            used: list[Any] = [getattr(node, field, None) for field in fields]
             if isinstance(node, (ast.Global, ast.Nonlocal)):
-                used += node.names
+                used = [*node.names]
             for one in used:
                 if isinstance(one, str) and one.startswith("dse_") and one not in self.tools:
                     at = node if hasattr(node, "lineno") else self.s.parents[node]
@@ -375,7 +386,7 @@ class _Linter:
         return self._reaches(node, self.calling)
 
     def _submission(self) -> Iterator[Diagnostic]:
-        if not self.outputs or any(isinstance(n, ast.Name) and n.id == self.submit for n in self.s.nodes):
+        if not self.outputs or any(n.id == self.submit for n in self.s.kinds.get(ast.Name, ())):
             return
         assigned = {
             t.id for st in self.s.tree.body if isinstance(st, ast.Assign) for t in st.targets if isinstance(t, ast.Name)
@@ -388,6 +399,6 @@ class _Linter:
             )  # fmt: skip
 
 
-_RULES: dict[str, Callable[[_Linter, Any], Iterator[Diagnostic]]] = {
-    name.removeprefix("_on_"): method for name, method in vars(_Linter).items() if name.startswith("_on_")
+_RULES: dict[type[ast.AST], Callable[[_Linter, Any], Iterator[Diagnostic]]] = {
+    getattr(ast, name.removeprefix("_on_")): method for name, method in vars(_Linter).items() if name.startswith("_on_")
 }

@@ -97,6 +97,12 @@ class WorkerPool:
             self._call_waiting()
             raise
 
+    @property
+    def room(self) -> bool:
+        """Whether :meth:`place` would not wait."""
+        with self._places:
+            return not self._waiting and len(self._placed) < self.max_workers
+
     def _call_waiting(self) -> None:
         with self._places:
             while self._waiting and len(self._placed) < self.max_workers:

@@ -113,7 +113,7 @@ def callbacks(node: ast.Call, name: str) -> Iterable[ast.expr]:
 def permits(source: Source, node: ast.AsyncWith) -> bool:
     """Whether all managers are semaphores or timeouts, for which shims put managers that do nothing."""
     kinds = ("asyncio.Semaphore", "asyncio.BoundedSemaphore", "asyncio.timeout")
-    made = any(isinstance(n, ast.Call) and source.resolve(n.func) in kinds for n in source.nodes)
+    made = any(source.resolve(n.func) in kinds for n in source.kinds.get(ast.Call, ()))
     return all(
         source.resolve(e.func) in kinds if isinstance(e, ast.Call) else made and isinstance(e, (ast.Name, ast.Attribute))
         for e in (item.context_expr for item in node.items)
@@ -131,13 +131,13 @@ class _Rewriter:
         self.forked = False  # whether it mattered which of the two forms this is
         self.needs: list[str] = []
         self.edits: list[tuple[int, int, int, int, str]] = []  # (position, class, sequence, end, text)
-        self.called = {n.func.id for n in source.nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        calls = source.kinds.get(ast.Call, ())
+        self.called = {n.func.id for n in calls if isinstance(n.func, ast.Name)}
         self.nexted = {
             n.args[0].id
-            for n in source.nodes
-            if isinstance(n, ast.Call) and n.args and isinstance(n.args[0], ast.Name)
-            and source.resolve(n.func) == "builtins.next"
-        }  # fmt: skip
+            for n in calls
+            if n.args and isinstance(n.args[0], ast.Name) and source.resolve(n.func) == "builtins.next"
+        }
 
     @property
     def checking(self) -> bool:
@@ -180,7 +180,7 @@ class _Rewriter:
         return name
 
     def _visit(self, node: ast.AST) -> None:
-        handler = _HANDLERS.get(type(node).__name__)
+        handler = _HANDLERS.get(type(node))
         closers = handler(self, node) if handler else []
         if closers is None:  # replaced as a whole
             return
@@ -479,6 +479,8 @@ class _Rewriter:
 
     def _imports_missing(self) -> None:
         for node in self.s.nodes:
+            if type(node) not in (ast.Attribute, ast.Call, ast.Name):
+                continue
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 name = node.value.id
                 need = name if node.attr in AUTO_MODULES.get(name, ()) else None
@@ -514,8 +516,8 @@ class _Rewriter:
         return ""
 
 
-_HANDLERS: dict[str, Callable[[_Rewriter, Any], list[_Closer] | None]] = {
-    name.removeprefix("_on_"): method for name, method in vars(_Rewriter).items() if name.startswith("_on_")
+_HANDLERS: dict[type[ast.AST], Callable[[_Rewriter, Any], list[_Closer] | None]] = {
+    getattr(ast, name.removeprefix("_on_")): method for name, method in vars(_Rewriter).items() if name.startswith("_on_")
 }
 
 

@@ -8,7 +8,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import cast
+from typing import Any, cast
 
 __all__ = ["Source", "bound_names", "parse", "walk_scope"]
 
@@ -52,23 +52,21 @@ class Source:
             warnings.simplefilter("ignore")  # about the guest's code, such as invalid escapes
             self.tree = cast("ast.Module", parse(text))
         self._lines = [0]
-        for i, byte in enumerate(self.data):
-            if byte == 10:
-                self._lines.append(i + 1)
+        while at := self.data.find(b"\n", self._lines[-1]) + 1:
+            self._lines.append(at)
         self.nodes: list[ast.AST] = [self.tree]  # level by level, without operators and contexts; they do not change
+        self.kinds: dict[type[ast.AST], list[Any]] = {}  # the same by kind
         self.children: dict[ast.AST, list[ast.AST]] = {}
         self.parents: dict[ast.AST, ast.AST] = {}
         self.functions: dict[str, FunctionNode] = {}
-        imports: list[ast.Import | ast.ImportFrom] = []
         for node in self.nodes:  # which grows meanwhile
+            self.kinds.setdefault(type(node), []).append(node)
             below = self.children[node] = _children(node)
             self.nodes += below
             for child in below:
                 self.parents[child] = node
-            if isinstance(node, FunctionNode):
-                self.functions[node.name] = node
-            elif isinstance(node, (ast.Import, ast.ImportFrom)):
-                imports.append(node)
+        self.functions.update((node.name, node) for node in self.nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+        imports = [node for node in self.nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
         self.bindings: list[tuple[str, ast.AST]] = list(_bound(self.nodes))
         self.imports: dict[str, str] = {}  # local name -> "module" or "module.name"
         rebound = {name for name, node in self.bindings if not isinstance(node, (ast.Import, ast.ImportFrom))}
@@ -141,15 +139,19 @@ class Source:
         return None
 
 
+@functools.cache
+def _fields(kind: type[ast.AST]) -> tuple[str, ...]:
+    """Those that may hold nodes worth looking at."""
+    return tuple(name for name in kind._fields if name not in _NO_NODES and kind is not ast.Constant)
+
+
 def _children(node: ast.AST) -> list[ast.AST]:
     found: list[ast.AST] = []
-    for name in node._fields:
-        if name in _NO_NODES:
-            continue
+    for name in _fields(type(node)):  # type: ignore[arg-type]
         value = getattr(node, name, None)
-        if isinstance(value, list):
+        if type(value) is list:
             found += [item for item in value if isinstance(item, ast.AST)]
-        elif isinstance(value, ast.AST):
+        elif value is not None and isinstance(value, ast.AST):
             found.append(value)
     return found
 
@@ -159,8 +161,16 @@ def bound_names(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     return _bound(ast.walk(tree))
 
 
+_BINDING = frozenset(
+    {ast.Name, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.arg, ast.Import, ast.ImportFrom, ast.ExceptHandler,
+     ast.MatchAs, ast.MatchStar, ast.MatchMapping}
+)  # fmt: skip
+
+
 def _bound(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
     for node in nodes:
+        if type(node) not in _BINDING:
+            continue
         if isinstance(node, ast.Name) and isinstance(node.ctx, (ast.Store, ast.Del)):
             yield node.id, node
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
