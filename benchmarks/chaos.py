@@ -441,7 +441,7 @@ def cases() -> Iterator[tuple[str, bool]]:
     """Scenarios, with the host or the interpreter's worker as the victim."""
     for name, scenario in SCENARIOS.items():
         yield name, False
-        if scenario.mode == "code" or name == "script tool":
+        if scenario.mode in ("code", "script", "cascade") or name == "script tool":
             yield name, True
 
 
