@@ -237,7 +237,7 @@ def test_plans_without_them_have_the_ids_that_they_had() -> None:
     plain = dse.Plan(mode="code", prompts={"code": dse.Prompt(instructions="Do it.")}, allow=("look",))
     assert set(plain.model_dump()) == {"mode", "prompts", "allow", "knobs", "limits"}
     assert plain.plan_id == dse.Plan.model_validate(plain.model_dump()).plan_id
-    overlaid = plain.model_copy(update={"overlays": {"look": "Finds."}})._fresh()
+    overlaid = plain.model_copy(update={"overlays": {"look": "Finds."}})
     assert overlaid.plan_id != plain.plan_id and overlaid.narrowed(allow=[]).overlays == {}
     assert not needs_model(script_plan(SPEC, GOOD)) and needs_model(plain)
 
@@ -262,7 +262,7 @@ def test_an_overlay_replaces_what_the_model_reads_and_nothing_else(mode: str) ->
         return call(("submit", {"answer": 1})) if mode == "tool_call" else say("```python\nsubmit(answer=1)\n```")
 
     plain = seed_plan(SPEC, mode)
-    plan = plain.model_copy(update={"overlays": {"look": "Finds ten times n."}})._fresh()
+    plan = plain.model_copy(update={"overlays": {"look": "Finds ten times n."}})
     programs = [dse.Program(Ask, one, lm=ScriptedModel(reply)) for one in (plan, plain, plan)]
     for one in programs:
         one(n=1)
