@@ -194,13 +194,12 @@ def _checked_now(spec: SignatureSpec, source: str, contracts: Mapping[str, ToolC
 class _ScriptSession(_CodeSession):
     """The guest of mode ``code``, with one script that is given."""
 
+    ends = frozenset({"submit", "abstain"})
+
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self.refused = ""  # what was wrong with the last submission
         self.error: tuple[str, str, int | None, str] | None = None  # class, message, line and hint of what it raised
-
-    def _names(self) -> dict[str, frozenset[str]]:
-        return {"async_names": frozenset(self.contracts), "sync_names": frozenset({"submit", "abstain"})}
 
     async def loop(self) -> dict[str, Any]:
         run, source = self.run, self.run.plan.script
