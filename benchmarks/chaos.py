@@ -153,11 +153,35 @@ class Scenario:
     reply: Callable[[Any], Any]
     limits: dict[str, Any]
     gathered: bool = False
+    made: Callable[[], dse.Plan] | None = None
 
     def plan(self) -> dse.Plan:
+        if self.made is not None:
+            return self.made()
         from dse.strategies.base import seed_plan
 
         return seed_plan(self.signature.spec(), self.mode, limits=dse.Limits(**self.limits))
+
+
+_WRITING = ("import random\na = [await look(i) for i in range(3)]\nb = await asyncio.gather(pay(1), book(2), look(3))\n"
+            "r = random.random()\nc = await book(2)\nsubmit(report=f'{a} {b} {c}')")  # fmt: skip
+_LEAVING = "a = await asyncio.gather(book(1), look(2))\nb = await book(2)\nif b:\n    abstain('not mine')\nsubmit(report='none')"
+
+
+def _script() -> dse.Plan:
+    from dse.strategies.script import script_plan
+
+    return script_plan(Settle.spec(), _WRITING)
+
+
+def _cascade() -> dse.Plan:
+    """A script that leaves after writes that may be repeated, one that fails, and code that makes the same writes."""
+    from dse.strategies.base import seed_plan
+    from dse.strategies.script import script_plan
+
+    spec = Settle.spec()
+    failing = script_plan(spec, "a = await book(1)\nsubmit(report=a[1_000])")
+    return dse.Plan.cascade(script_plan(spec, _LEAVING), failing, seed_plan(spec, "code"))
 
 
 _DONE = call(("submit", {"report": "done"}))
@@ -183,6 +207,12 @@ SCENARIOS: dict[str, Scenario] = {
                  "async def one(i):\n    x = await look(i)\n    return x, await book(x)\n"
                  "b = await asyncio.gather(*[one(i) for i in range(4)], pay(9))\nsubmit(report=f'{a} {b}')"),
         {}, gathered=True,
+    ),
+    "script": Scenario(Settle, "script", _scripts(), {}, gathered=True, made=_script),
+    "cascade": Scenario(
+        Settle, "cascade",
+        _scripts("a = await asyncio.gather(book(1), look(2), pay(3))\nprint(a)", "b = await book(2)\nsubmit(report=f'{a} {b}')"),
+        {}, gathered=True, made=_cascade,
     ),
     "script tool": Scenario(
         Delegate, "tool_call",
@@ -411,7 +441,7 @@ def cases() -> Iterator[tuple[str, bool]]:
     """Scenarios, with the host or the interpreter's worker as the victim."""
     for name, scenario in SCENARIOS.items():
         yield name, False
-        if scenario.mode == "code" or name == "script tool":
+        if scenario.mode in ("code", "script", "cascade") or name == "script tool":
             yield name, True
 
 

@@ -98,8 +98,12 @@ def _artifact_rows(python: Callable[..., str], folder: Path, *, reps: int) -> li
     ]  # fmt: skip
 
 
-def example_artifact() -> Any:
-    """An artifact as a compile of the shipped ``expenses`` task gives it, with invented scores."""
+def example_artifact(plan: Any = None, signature: Any = None) -> Any:
+    """An artifact as a compile of the shipped ``expenses`` task gives it, with invented scores.
+
+    Args:
+        plan, signature: of another program, which needs no model, with the same evidence.
+    """
     from dse.artifacts.artifact import Artifact
     from dse.compiler.gate import PairedRow, gate
     from dse.compiler.gate import evidence as gate_evidence
@@ -107,12 +111,12 @@ def example_artifact() -> Any:
     from dse.strategies.base import baseline_plan
     from signatures.expenses import task
 
-    spec, objective = task.spec, task.objective
+    spec, objective = task.spec if signature is None else signature.spec(), task.objective
     toolbox = spec.toolbox()
-    model: dict[str, Any] = {"name": "scripted/benchmark", "params": {"temperature": 0.0}}
+    model: dict[str, Any] = {"name": "scripted/benchmark", "params": {"temperature": 0.0}} if plan is None else {"name": "none", "params": {}}
     demo = {"question": "Who spent more than planned?", "api": "(as below)", "transcript": "(nothing yet)",
             "code": "\n".join(f"found_{i} = await get_team_members('team {i}')" for i in range(20))}  # fmt: skip
-    plan = Plan(
+    plan = plan or Plan(
         mode="code", prompts={"code": Prompt(instructions=spec.instructions, demos=(demo, demo))}, allow=spec.tool_names
     )
     base = baseline_plan(spec)
@@ -136,7 +140,7 @@ def example_artifact() -> Any:
         "dataset": {"name": "expenses", "revision": _sha("data"), "split": split},
         "metric": {"name": task.metric.name, "revision": task.metric.revision, "kind": task.metric.kind}, "environment": None,
         "toolbox_revision": toolbox.revision(spec.tool_names), "objective": objective.to_dict(), "seed": 3,
-        "inputs_digest": _sha("inputs"), "modes": [row("code", plan), *(row(f"tool_call {i}", base) for i in range(11))],
+        "inputs_digest": _sha("inputs"), "modes": [row(plan.mode, plan), *(row(f"tool_call {i}", base) for i in range(11))],
         "gate": gate(paired, **given).to_dict(), "paired": gate_evidence(paired, **given),
         "incumbent": {"program_id": id_of(base), "artifact_id": None, "kind": "baseline", "mode": base.mode},
         "candidates_tried": 12, "holdout_openings": 1,

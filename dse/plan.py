@@ -127,8 +127,14 @@ class Plan(_Data):
             stages.append(stage.with_prompts(mine))
         return self.model_copy(update={"prompts": own, "stages": tuple(stages)})._fresh()
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Plan:
+        """A copy; the id of a changed one is computed anew."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("plan_id", None)
+        return copied
+
     def _fresh(self) -> Plan:
-        """A copy that has its ids computed anew, and everything checked."""
+        """A copy that has been checked like a plan from elsewhere."""
         return Plan.model_validate(self.model_dump())
 
     def narrowed(self, allow: Any = None, limits: Mapping[str, Any] | None = None) -> Plan:

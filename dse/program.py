@@ -563,12 +563,12 @@ def load(
 
 
 def _proven(artifact: Artifact, lm: Any, plan: Plan, allow_unproven: bool) -> tuple[Any, dict[str, Any]]:
-    from dse.models.lm import resolve_model
-
     proven = artifact.program.model
     stamp: dict[str, Any] = {"artifact_id": artifact.artifact_id, "unproven": False}
     if not needs_model(plan):
         return None, stamp
+    from dse.models.lm import resolve_model
+
     model = resolve_model(proven.name if lm is None else lm, params=dict(proven.params) if lm is None else None)
     if (model.name, dict(model.params)) != (proven.name, dict(proven.params)):
         if not allow_unproven:

@@ -30,10 +30,12 @@ from dse.errors import (
 )
 from dse.runtime import sandbox
 from dse.store.journal import Store
+from dse.strategies.base import seed_plan
 from dse.strategies.render import Predictor
+from dse.strategies.script import script_plan
 from dse.testing import ScriptedModel, call, say
 
-MODES = ("tool_call", "code")
+MODES = ("tool_call", "code", "script", "cascade")
 
 
 class Ledger:
@@ -108,7 +110,7 @@ def submit(request: Any) -> Any:
 
 def paying(mode: str) -> Callable[[Any], Any]:
     """Look, pay twice and look again at the same time, report."""
-    if mode == "code":
+    if mode != "tool_call":  # mode script does not ask
         return script("a = await look(1)",
                       "b = await asyncio.gather(pay(5), look(2), pay(6), return_exceptions=True)\n"
                       "submit(report=' | '.join(str(one) for one in [a, *b]))")  # fmt: skip
@@ -116,17 +118,31 @@ def paying(mode: str) -> Callable[[Any], Any]:
     return lambda request: rounds(first, second, submit(request))(request)
 
 
+def distilled(source: str) -> dict[str, dse.Plan]:
+    """Plans with a script: one that does it all, and one that leaves it to mode code."""
+    leaving = script_plan(Settle.spec(), "if matter:\n    abstain('not mine')\nsubmit(report='nothing to do')")
+    return {"script": script_plan(Settle.spec(), source),
+            "cascade": dse.Plan.cascade(leaving, seed_plan(Settle.spec(), "code"))}  # fmt: skip
+
+
+PAYING = distilled("a = await look(1)\n"
+                   "b = await asyncio.gather(pay(5), look(2), pay(6), return_exceptions=True)\n"
+                   "submit(report=' | '.join(str(one) for one in [a, *b]))")  # fmt: skip
+
+
 class Case:
     """A program over a store, made anew as another process would make it."""
 
-    def __init__(self, place: Path | str, mode: str, reply: Callable[[Any], Any], **more: Any) -> None:
+    def __init__(self, place: Path | str, mode: str, reply: Callable[[Any], Any], *, plan: dse.Plan | None = None,
+                 **more: Any) -> None:  # fmt: skip
         self.ledger = Ledger()
         self.store = Store(place)
         self.model = ScriptedModel(reply)
-        self.program = dse.Program(Settle, mode, lm=self.model, deps=self.ledger, store=self.store, **more)
+        self.program = dse.Program(Settle, plan or PAYING.get(mode, mode), lm=self.model, deps=self.ledger, store=self.store,
+                                   **more)  # fmt: skip
 
     def again(self, **more: Any) -> Case:
-        return Case(self.store.url, self.program.plan.mode, self.model._player.script, **more)
+        return Case(self.store.url, self.program.plan.mode, self.model._player.script, plan=self.program.plan, **more)
 
 
 def suspended(case: Case) -> str:
@@ -233,14 +249,16 @@ def test_a_suspended_run_holds_no_worker_and_no_thread(tmp_path: Path) -> None:
 
 
 NOTING = {
-    "code": script("a = await book(1)\nb = await note(7)\nsubmit(report=f'{a} {b}')"),
+    mode: script("a = await book(1)\nb = await note(7)\nsubmit(report=f'{a} {b}')") for mode in ("code", "script", "cascade")
+} | {
     "tool_call": lambda request: rounds(call(("book", {"n": 1})), call(("note", {"n": 7})), submit(request))(request),
 }
+NOTED = distilled("a = await book(1)\nb = await note(7)\nsubmit(report=f'{a} {b}')")
 
 
 def die_inside_a_write(place: str, mode: str) -> None:
     """What a process does that ends in the middle of `note`."""
-    case = Case(place, mode, NOTING[mode])
+    case = Case(place, mode, NOTING[mode], plan=NOTED.get(mode))
     case.ledger.break_at = "note"
     case.program(matter="x")
 
@@ -261,7 +279,7 @@ def interrupted(tmp_path: Path, dead: Path, mode: str) -> tuple[Case, str]:
     tmp_path.mkdir(exist_ok=True)
     for file in dead.glob(f"{mode}*"):
         shutil.copy(file, tmp_path / file.name)
-    case = Case(tmp_path / mode, mode, NOTING[mode])
+    case = Case(tmp_path / mode, mode, NOTING[mode], plan=NOTED.get(mode))
     (run,) = case.store.runs(outcome="lost")
     return case, run["run_id"]
 
@@ -415,8 +433,6 @@ def test_a_retry_repeats_idempotent_writes_with_their_keys(tmp_path: Path) -> No
             tries.append(1)
         return call(("book", {"n": said})) if len(tries) == 1 or said < 2 else call(("submit", {"report": "done"}))
 
-    from dse.strategies.base import seed_plan
-
     limits = dse.Limits(tool_calls=2, outcomes={"tool_calls": "retry"})
     ledger = Ledger()
     program = dse.Program(Settle, seed_plan(Settle.spec(), "tool_call", limits=limits), lm=ScriptedModel(reply), deps=ledger,
@@ -547,8 +563,6 @@ def test_a_finished_run_is_replayed_without_model_tools_or_a_trace(tmp_path: Pat
 
 
 def test_a_failed_run_is_replayed_to_its_failure(tmp_path: Path) -> None:
-    from dse.strategies.base import seed_plan
-
     for name, limits in {"calls": dse.Limits(tool_calls=2), "time": dse.Limits(active_s=0.2)}.items():
         plan = seed_plan(Settle.spec(), "tool_call", limits=limits)
 

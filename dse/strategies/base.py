@@ -146,7 +146,7 @@ def check_plan(spec: SignatureSpec, plan: Plan) -> None:
     if plan.mode == "direct" and plan.allow:
         raise PlanError("Mode 'direct' calls no tools", value=", ".join(plan.allow), remedy="Leave allow empty.")
     if (plan.script is not None) != (plan.mode == "script"):
-        raise PlanError(f"A plan of mode {plan.mode!r} {'needs' if plan.script is None else 'has no'} script",
+        raise PlanError(f"A plan of mode {plan.mode!r} {'needs a' if plan.script is None else 'has no'} script",
                         remedy="Give script= to plans of mode 'script', and to no others.")  # fmt: skip
     if plan.stages and plan.mode != "cascade":
         raise PlanError(f"A plan of mode {plan.mode!r} has no stages", remedy="Stages belong to mode 'cascade'.")

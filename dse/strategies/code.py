@@ -129,6 +129,8 @@ def _texts_for(spec: SignatureSpec, contracts: tuple[ToolContract, ...], overlay
 
 
 class _CodeSession:
+    ends = frozenset({"submit"})  # functions that are no tools
+
     def __init__(self, run: Run) -> None:
         self.run = run
         self.contracts = {name: run.dispatcher.toolbox[name].contract for name in run.plan.allow}
@@ -312,7 +314,7 @@ class _CodeSession:
         )  # fmt: skip
 
     def _names(self) -> dict[str, frozenset[str]]:
-        return {"async_names": frozenset(self.contracts), "sync_names": frozenset({"submit"})}
+        return {"async_names": frozenset(self.contracts), "sync_names": self.ends}
 
     @telemetry.feed
     async def _drive(self, lint: Any, code: str) -> str:
@@ -328,7 +330,7 @@ class _CodeSession:
             self._collect(turn)
             results: dict[int, Any] = {}
             for call in turn.calls:
-                if call.name not in self.contracts:
+                if call.name in self.ends:
                     results[call.call_id] = await self._submit(call)
                     if self.outputs is not None:
                         await settle(self.tasks)

@@ -47,8 +47,7 @@ class _Texts(NamedTuple):
     """What the checker and an author are told about the scripts of a signature with these tools."""
 
     declarations: str
-    stubs: str  # for the check: calls that end the task do not return, so that what comes after an `if` is narrowed
-    open_stubs: str  # the same, with calls that return: whether the checker can check calls of these tools
+    stubs: str  # for the check
     api: str
 
 
@@ -67,13 +66,12 @@ def _texts_for(spec: SignatureSpec, contracts: Mapping[str, ToolContract]) -> _T
         if len(_texts) >= 256:
             _texts.clear()
         classes, declarations = input_declarations(spec.input_schema)
-        head = "from typing import Any, Literal, NoReturn, NotRequired, TypedDict"
+        head = "from typing import Any, Literal, NotRequired, TypedDict"
         checking = stubs_for(contracts.values(), outputs=spec.output_schema, checking=True, abstain=True)
-        stubs = "\n".join([head, _IMPORTS, classes, checking])
+        # As in mode code: what comes after a call that ends the task is checked like the rest.
+        stubs = "\n".join([head, _IMPORTS, classes, checking.replace(") -> NoReturn:", ") -> Any:")])
         written = stubs_for(contracts.values(), outputs=spec.output_schema, abstain=True)
-        _texts[key] = _Texts(declarations, stubs.replace(") -> NoReturn:", ') -> "NoReturn":'),
-                             stubs.replace(") -> NoReturn:", ") -> Any:"),
-                             f"{_RULES.format(inputs=', '.join(spec.inputs))}\n{written}")  # fmt: skip
+        _texts[key] = _Texts(declarations, stubs, f"{_RULES.format(inputs=', '.join(spec.inputs))}\n{written}")
     return _texts[key]
 
 
@@ -113,13 +111,14 @@ async def _check(spec: SignatureSpec, source: str, contracts: Mapping[str, ToolC
     lint = sandbox.lint(source, tool_names={*contracts, "abstain"}, output_names=spec.outputs, known_names=known)
     if lint.errors:
         return Checked(lint, lint.errors)
-    if not names_used(source) & {"submit", "abstain"}:
-        return Checked(lint, (sandbox.Diagnostic(0, 0, "not-submitted", "the script never calls submit()"),))
     texts, checker = _texts_for(spec, contracts), sandbox.checker()
-    await checker.validate_stubs(texts.open_stubs)
+    await checker.validate_stubs(texts.stubs)
     imports = [line for name, line in _IMPORTED.items() if name in source]
     found = await checker.check(stubs=texts.stubs, declarations=texts.declarations, earlier=imports, code=source)
-    return Checked(lint, tuple(remark for remark in found if remark.severity == "error"))
+    problems = tuple(remark for remark in found if remark.severity == "error")
+    if not problems and not names_used(source) & {"submit", "abstain"}:
+        problems = (sandbox.Diagnostic(0, 0, "not-submitted", "the script never calls submit()"),)
+    return Checked(lint, problems)
 
 
 def script_plan(
@@ -195,13 +194,12 @@ def _checked_now(spec: SignatureSpec, source: str, contracts: Mapping[str, ToolC
 class _ScriptSession(_CodeSession):
     """The guest of mode ``code``, with one script that is given."""
 
+    ends = frozenset({"submit", "abstain"})
+
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self.refused = ""  # what was wrong with the last submission
         self.error: tuple[str, str, int | None, str] | None = None  # class, message, line and hint of what it raised
-
-    def _names(self) -> dict[str, frozenset[str]]:
-        return {"async_names": frozenset(self.contracts), "sync_names": frozenset({"submit", "abstain"})}
 
     async def loop(self) -> dict[str, Any]:
         run, source = self.run, self.run.plan.script
