@@ -16,6 +16,7 @@ _EXPORTS = {
     "Approval": "dse.contracts.tool",
     "Artifact": "dse.artifacts.artifact",
     "Budget": "dse.compiler.budget",
+    "Check": "dse.contracts.check",
     "Dataset": "dse.evaluation.dataset",
     "Decision": "dse.durable",
     "DseError": "dse.errors",
@@ -46,6 +47,7 @@ _EXPORTS = {
     "Toolbox": "dse.contracts.toolbox",
     "World": "dse.evaluation.environment",
     "arun_script": "dse.scripts",
+    "check": "dse.contracts.check",
     "compile": "dse.compiler.compile",
     "environment": "dse.evaluation.environment",
     "evaluate": "dse.evaluation.evaluator",
@@ -64,6 +66,8 @@ if TYPE_CHECKING:
     from dse.artifacts.registry import Registry as Registry
     from dse.compiler.budget import Budget as Budget
     from dse.compiler.compile import compile as compile
+    from dse.contracts.check import Check as Check
+    from dse.contracts.check import check as check
     from dse.contracts.script import Script as Script
     from dse.contracts.signature import InputField as InputField
     from dse.contracts.signature import OutputField as OutputField

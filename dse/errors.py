@@ -44,6 +44,7 @@ The tree separates *whose* failure it is, because each has a different consequen
     │   ├── LimitExceeded        a declared limit was hit
     │   ├── OutputInvalid        no valid output within the repair budget
     │   ├── ScriptFailed         a given script was refused by the check, or failed
+    │   ├── Abstained            a script left the input to somebody else, and nobody else was there
     │   └── NoSubmission         the rounds ended without `submit`
     ├── RunSuspended             the run waits for a decision about a tool call
     │   └── EffectUnknown        a write was started and nobody knows whether it took effect
@@ -64,7 +65,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
-    "AllowListError", "ArtifactError", "ArtifactInvalid", "ArtifactNotFound", "ArtifactTampered", "ArtifactVersion",
+    "Abstained", "AllowListError", "ArtifactError", "ArtifactInvalid", "ArtifactNotFound", "ArtifactTampered", "ArtifactVersion",
     "BudgetExhausted", "CassetteError", "CassetteMiss", "ContaminatedSplit", "ContractError", "ContractMismatch",
     "DatasetChanged", "DatasetError", "DecisionRefused", "DseError", "DuplicateRow", "EffectUnknown",
     "EnvironmentRequired", "InfrastructureError", "InputError", "InvalidValue", "JournalTampered", "LimitExceeded", "MalformedJSON",
@@ -436,6 +437,12 @@ class ScriptFailed(RunFailed):
     """A given script did not pass the check, or failed while running."""
 
     code = "DSE305"
+
+
+class Abstained(RunFailed):
+    """A distilled script called ``abstain()``; the value is its reason."""
+
+    code = "DSE306"
 
 
 class RunSuspended(DseError):

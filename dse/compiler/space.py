@@ -14,7 +14,7 @@ from dse.evaluation.evaluator import RolloutRecord
 from dse.limits import Limits
 from dse.plan import Plan
 from dse.strategies.base import modes as known_modes
-from dse.strategies.base import seed_plan, strategy
+from dse.strategies.base import seed_modes, seed_plan, strategy
 
 __all__ = ["Space", "candidates", "fitting_modes"]
 
@@ -60,14 +60,17 @@ class Space:
 
 
 def fitting_modes(spec: SignatureSpec, asked: Iterable[str] | None) -> tuple[str, ...]:
-    """The modes to consider: those asked for, or all that fit the signature.
+    """The modes with a plan to start from: those asked for, or all that fit the signature.
 
     Raises:
-        PlanError: an asked mode does not fit.
+        PlanError: an asked mode does not fit, or none of them has a plan to start from.
     """
     if asked is None:
-        return tuple(mode for mode in known_modes() if strategy(mode).fits(spec))
-    chosen = tuple(dict.fromkeys(asked))
+        return tuple(mode for mode in seed_modes() if strategy(mode).fits(spec))
+    chosen = tuple(mode for mode in dict.fromkeys(asked) if mode in seed_modes())
+    if not chosen:
+        raise PlanError(f"{spec.name} needs a mode that has a plan to start from",
+                        remedy=f"Add one of: {', '.join(fitting_modes(spec, None))}.")  # fmt: skip
     for mode in chosen:
         if not strategy(mode).fits(spec):
             raise PlanError(f"Mode {mode!r} does not fit {spec.name}", value=mode, remedy="Leave it out.")

@@ -17,7 +17,7 @@ from dse.evaluation.task import Task
 from dse.portal import run_sync
 from dse.program import load
 from dse.statistics import paired_interval
-from dse.strategies.base import strategy
+from dse.strategies.base import needs_model
 
 if TYPE_CHECKING:
     from dse.models.prices import PriceTable
@@ -113,7 +113,7 @@ def evaluate_artifact(
 
 
 def _proven(artifact: Artifact) -> str | None:
-    return artifact.model_name if strategy(artifact.plan.mode).needs_model else None
+    return artifact.model_name if needs_model(artifact.plan) else None
 
 
 def _params(artifact: Artifact, lm: Any) -> dict[str, Any]:

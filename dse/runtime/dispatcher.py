@@ -15,7 +15,7 @@ import inspect
 import operator
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -200,6 +200,11 @@ class Dispatcher:
         """One that begins to count again, for the same run."""
         return Dispatcher(self.run, self.toolbox, deps=self.deps, approve=self.approve, middleware=self.middleware,
                           clock=self._clock, sleep=self._sleep)  # fmt: skip
+
+    def begin_stage(self, allow: Iterable[str]) -> None:
+        """From here on only these tools may be called. Equal calls have equal keys in every stage, as in every attempt."""
+        self.allow = frozenset(allow)
+        self._same.clear()
 
     def reserve(self) -> int:
         """The id of the next call. Calls that start together get theirs in an order that never changes."""
