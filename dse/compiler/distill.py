@@ -176,8 +176,8 @@ class _Writing:
     knobs: Distill
     search: Search
     number: int
-    versions: int = 0
-    notes: list[str] = field(default_factory=list)
+    measured: list[str] = field(default_factory=list)
+    last: str = ""
 
     def __post_init__(self) -> None:
         search = self.search
@@ -227,23 +227,20 @@ class _Writing:
             return None
         self._say(best, "")
         later: tuple[str, tuple[Outcome, ...], str] | None = None
-        tried = {best.script}
         for _ in range(self.knobs.rounds):
             if best.count("right") == len(best.outcomes):
                 break
             version, problem = await self._written(self.briefing.improve(best.script, best.outcomes, later))
+            if version is None and not problem:  # asked again, it would say the same again
+                break
             if version is None:
                 later = (self.last, (), f"it did not pass the check: {problem}")
-            elif version.script in tried:  # asked the same again, it would say the same again
-                break
             elif self._better(version, best):
                 best, later = version, None
                 self._say(best, "kept")
             else:
                 self._say(version, "not kept")
                 later = (version.script, version.outcomes, "on the same rows it was worth less than the present script")
-            if version is not None:
-                tried.add(version.script)
         if not any(outcome.record.outcome == "ok" and outcome.record.score > 0 for outcome in best.outcomes):
             self.search.say("distill: the script solves no search row; it is not proposed")
             return None
@@ -260,14 +257,17 @@ class _Writing:
     # --- one version
 
     async def _written(self, prompt: str) -> tuple[_Version | None, str]:
-        """A script that passes the check, after some repairs, with its rollouts; else what is wrong with the last one."""
+        """A script that passes the check, after some repairs, with its rollouts; else what is wrong with the last one.
+
+        Nothing is wrong with a script that was measured before; it is not measured again.
+        """
         problem = ""
         for attempt in range(self.knobs.repairs + 1):
             script = extract_code(await self.search.reflect(prompt)).strip()
             self.last = script
             problem = await self._problem(script)
             if not problem:
-                return await self._measured(script), ""
+                return None if script in self.measured else await self._measured(script), ""
             if attempt < self.knobs.repairs:
                 prompt = self.briefing.repair(script, problem)
         return None, problem
@@ -297,8 +297,8 @@ class _Writing:
                                                      limits=self.search.limits)  # fmt: skip
 
     async def _measured(self, script: str) -> _Version:
-        self.versions += 1
-        name = f"script/own/{self.label}.{self.versions}"
+        self.measured.append(script)
+        name = f"script/own/{self.label}.{len(self.measured)}"
         plan = self._plan(script)
         records = await self.search.evaluate({name: plan}, self.search.rows, None)
         rows = {row.row_hash: row for row in self.search.rows}

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dse.canonical import digest
 from dse.contracts.signature import SignatureSpec
 from dse.evaluation.evaluator import RolloutRecord
 from dse.redaction import REDACTED, Secrets
@@ -202,10 +203,10 @@ class Briefing:
                 if call["tool"] in self.secrets.results:
                     call["result"] = REDACTED
                 shown = self.secrets.hide({key: call[key] for key in ("arguments", "result", "problem")})
-                arguments = ", ".join(f"{key}={abbreviated(value, 120)}" for key, value in (shown["arguments"] or {}).items())
                 problem = shown["problem"]
                 text = abbreviated(shown["result"], 1_600) if problem is None else f"raises: {clipped(str(problem), 200)}"
-                given.setdefault(call["tool"], {}).setdefault(arguments, {}).setdefault(text, set()).add(record.row_hash)
+                given.setdefault(call["tool"], {}).setdefault(_given(shown["arguments"], 120), {}).setdefault(
+                    text, set()).add(record.row_hash)  # fmt: skip
         constant, samples = [], []
         for tool, calls in sorted(given.items()):
             varied = []
@@ -214,14 +215,14 @@ class Briefing:
                 if len(results) == 1 and len(rows) > 1:
                     constant.append(f"{tool}({arguments}) -> {text}")
                 else:
-                    varied += [f"{tool}({arguments}) -> {clipped(text, 420)}" for text in results]
-            varied.sort(key=lambda line: (line.split(" -> ")[1][:8], digest_order(line)))
-            samples.append(_apart(varied, 3))
-        lines = [line for line in constant if len(line) > 2]
+                    varied += [f"{tool}({arguments}) -> {text}" for text in results]
+            apart = _apart(sorted(varied, key=digest), 3)
+            samples.append([clipped(line, 500 if place else 1_000) for place, line in enumerate(apart)])
         text = ""
-        if lines:
-            text = "## What tools gave, the same in every example that asked\n" + _fitting(lines, room * 2 // 3)
-        rest = [line for one in zip_longest_lines(samples) for line in one]
+        if constant:
+            text = ("## What tools gave, the same in every example that asked\nIt may be built into the script instead of asked "
+                    f"for: fewer tools are better.\n{_fitting(constant, room * 2 // 3)}")  # fmt: skip
+        rest = [line for one in _in_turn(samples) for line in one]
         if rest:
             text += ("\n\n" if text else "") + "## Samples of what tools gave (abbreviated)\n" + _fitting(rest, room - len(text))
         return text
@@ -253,7 +254,9 @@ class Briefing:
 
     def _solution(self, row: Example) -> str:
         runs = self.solved.get(row.row_hash, ())
-        return f"How a language model solved it:\n{self._trace(runs[0])}" if runs else ""
+        if not runs or (not runs[0].receipt["calls"] and set(row.labels) == set(self.spec.outputs)):
+            return ""  # nothing to see besides the answer
+        return f"How a language model solved it:\n{self._trace(runs[0])}"
 
     def _trouble(self, outcome: Outcome) -> str:
         record = outcome.record
@@ -278,8 +281,7 @@ class Briefing:
             if per_tool[call["tool"]] <= 4:
                 result = REDACTED if call["tool"] in self.secrets.results else self.secrets.hide(call["result"])
                 told = abbreviated(result, _LINES, items=3) if call["problem"] is None else f"raises: {call['problem']}"
-                given = self.secrets.hide(call["arguments"] or {})
-                lines.append(f"{call['tool']}({', '.join(f'{k}={abbreviated(v, 80)}' for k, v in given.items())}) -> {told}")
+                lines.append(f"{call['tool']}({_given(self.secrets.hide(call['arguments']), 80)}) -> {told}")
         lines += [f"... {count - 4} more calls of {tool}" for tool, count in per_tool.items() if count > 4]
         if scripts and record.outputs is not None:
             lines.append(f"submit: {abbreviated(self.secrets.hide(record.outputs), 400)}")
@@ -293,11 +295,9 @@ class Briefing:
         return len(parts[-1]) + 2 if text else 0
 
 
-def digest_order(text: str) -> str:
-    """Sorts lines in an order that has nothing to do with what they say."""
-    from dse.canonical import digest
-
-    return digest(text)
+def _given(arguments: Mapping[str, Any] | None, most: int) -> str:
+    """Arguments as in a call; those that are null say nothing."""
+    return ", ".join(f"{key}={abbreviated(value, most)}" for key, value in (arguments or {}).items() if value is not None)
 
 
 def _summary(outcomes: Sequence[Outcome]) -> str:
@@ -312,8 +312,8 @@ def _scripts(journal: Iterable[Mapping[str, Any]]) -> Iterator[str]:
             yield f"```python\n{entry['code'].strip()}\n```"
         elif entry["kind"] == "observation":
             yield f"(it printed {len(entry['shown'])} characters, and then ran:)"
-        elif entry["kind"] == "code_error":
-            yield f"(that failed: {entry.get('message') or entry.get('problems')})"
+        elif entry["kind"] == "code_error" and entry["stage"] == "run":
+            yield f"(that failed: {entry['message']})"
 
 
 def _apart(lines: Sequence[str], most: int) -> list[str]:
@@ -326,7 +326,7 @@ def _apart(lines: Sequence[str], most: int) -> list[str]:
     return found[:most]
 
 
-def zip_longest_lines(groups: Sequence[Sequence[str]]) -> Iterator[list[str]]:
+def _in_turn(groups: Sequence[Sequence[str]]) -> Iterator[list[str]]:
     """First lines of all groups, then second ones, and so on."""
     for place in range(max(map(len, groups), default=0)):
         yield [group[place] for group in groups if place < len(group)]
