@@ -32,8 +32,6 @@ for each input, on inputs that you have not seen. Nobody looks at what it prints
 instead. That is slower and costs money, but is usually right. A wrong answer costs far more than abstaining: no look-up \
 that finds nothing or several things, no wording that you did not foresee and no leftover words that you cannot explain \
 should end in a guess.
-- Call `abstain` directly in statements at the top level of the script (functions return None or a reason instead), \
-and before the first statement that names a tool which changes something: afterwards nobody can take over.
 - Free text: read the forms that rules can read (patterns, keywords, names that a tool lists), make sure that nothing in \
 the text is left over that could change the answer (exceptions, negations, second thoughts, further requests), and \
 abstain on the rest. A script that handles a third of the inputs rightly is worth having; one that handles all of them \
@@ -42,6 +40,11 @@ and is wrong on some is worth nothing.
 tools, compute by the rules of the task, and never compare with an input of an example: scripts that hold text of {long} \
 or more characters from the input of a single example are refused."""
 
+_WRITES = """\
+- Tools that change something ({tools}): once one was called nobody else can take over. So read and decide first, in \
+functions that return None where they are not sure; then `if plan is None: abstain("...")` as a statement of its own at \
+the top level of the script; and name such a tool only in statements after that (in a function: only in one that is \
+defined after that). Anything else is refused."""
 _REPLY = "Reply with the whole script in one ```python block."
 
 
@@ -192,8 +195,12 @@ class Briefing:
         outputs = "\n".join(f"- {f.name}: {f.desc}" for f in self.spec.outputs.values() if f.desc)
         inputs = "\n".join(f"- {f.name}: {f.desc}" for f in self.spec.inputs.values() if f.desc)
         return self._whole(
-            _GOAL.format(long=self.long), f"## The task\n{self.spec.instructions}", inputs and f"Inputs:\n{inputs}",
+            _GOAL.format(long=self.long) + self._writes(), f"## The task\n{self.spec.instructions}", inputs and f"Inputs:\n{inputs}",
             outputs and f"Outputs:\n{outputs}", f"## What the script can use\n```python\n{self.api.strip()}\n```")  # fmt: skip
+
+    def _writes(self) -> str:
+        tools = ", ".join(tool.name for tool in self.spec.tools if not tool.contract.repeatable)
+        return "\n" + _WRITES.format(tools=tools) if tools else ""
 
     def _results(self, room: int) -> str:
         """What tools returned: what was the same wherever it was asked for, then samples of the rest."""
