@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -212,6 +213,22 @@ def test_candidates_are_written_from_examples_in_another_order() -> None:
 def test_a_script_that_solves_nothing_is_not_proposed() -> None:
     proposals, made = distilled(lambda prompt: fenced(BLIND))
     assert proposals == [] and "not proposed" in made.said[-1]
+
+
+def test_rows_without_rollouts_of_a_model_serve_as_well() -> None:
+    world = PlantedWorld(writes=0.3)
+
+    async def go() -> None:
+        async with searching(world.task(), world.model(), [fenced(ONLY_ASKED), fenced(GOOD)], rows=6) as made:
+            more = [row for row in world.dataset().split("search") if row not in made.search.rows]
+            asked = len(made.evaluator.model.requests)  # type: ignore[union-attr]
+            script, *_ = await Distill().propose(replace(made.search, more=more))
+            assert [rows for _, rows, _ in made.runs] == [6 + len(more)] * 2 and len(more) > 10
+            assert len(made.evaluator.model.requests) == asked  # type: ignore[union-attr]
+            assert set(script.rows) == {row.row_hash for row in (*made.search.rows, *more)}
+            assert script.plan.script == GOOD and sum(row.request in made.prompts[0] for row in more) == len(more)
+
+    asyncio.run(go())
 
 
 def test_required_tools_stay() -> None:

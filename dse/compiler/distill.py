@@ -181,6 +181,7 @@ class _Writing:
 
     def __post_init__(self) -> None:
         search = self.search
+        self.all_rows = (*search.rows, *search.more)
         self.label = "distilled" if self.number == 0 else f"distilled-{self.number + 1}"
         self.tools = search.spec.tool_names
         api = script_api(search.spec, self._contracts())
@@ -200,8 +201,8 @@ class _Writing:
     def _rows(self) -> list[Example]:
         """Rows that were run first, over as many clusters as possible; another order for every script."""
         ran = {record.row_hash for record in self.search.records}
-        rows = spread([row for row in self.search.rows if row.row_hash in ran], None)
-        rows += spread([row for row in self.search.rows if row.row_hash not in ran], None)
+        rows = spread([row for row in self.all_rows if row.row_hash in ran], None)
+        rows += spread([row for row in self.all_rows if row.row_hash not in ran], None)
         if self.number:
             random.Random(f"{self.search.seed} {self.number}").shuffle(rows)
         return rows
@@ -220,7 +221,7 @@ class _Writing:
         return {name: sorted(records, key=rank) for name, records in found.items()}
 
     async def run(self) -> _Version | None:
-        self.search.say(f"distill: writing a script from {len(self.search.rows)} search rows")
+        self.search.say(f"distill: writing a script from {len(self.all_rows)} search rows")
         best, problem = await self._written(self.briefing.first())
         if best is None:
             self.search.say(f"distill: no script passed the check: {problem}")
@@ -279,7 +280,7 @@ class _Writing:
         search = self.search
         checked = await check_script(search.spec, script, self._contracts())
         lines = [checked.describe()] if checked.problems else []
-        lines += memorised(script, search.rows, self.known)
+        lines += memorised(script, self.all_rows, self.known)
         if not lines:
             plan = self._plan(script)
             try:
@@ -300,8 +301,8 @@ class _Writing:
         self.measured.append(script)
         name = f"script/own/{self.label}.{len(self.measured)}"
         plan = self._plan(script)
-        records = await self.search.evaluate({name: plan}, self.search.rows, None)
-        rows = {row.row_hash: row for row in self.search.rows}
+        records = await self.search.evaluate({name: plan}, self.briefing.rows, None)
+        rows = {row.row_hash: row for row in self.all_rows}
         outcomes = tuple(self._outcome(rows[record.row_hash], record) for record in records)
         # what the script saw must not reach a prompt either
         spec = self.search.spec
@@ -317,7 +318,6 @@ class _Writing:
         return Outcome(row, record, said, str(told[-1] if said == "abstained" and told else ": ".join(map(str, told))))
 
     def proposal(self, version: _Version) -> Proposal:
-        search = self.search
         counts = ", ".join(f"{version.count(said)} {said}" for said in ("right", "wrong", "abstained", "failed"))
-        return Proposal(version.plan, self.label, tuple(sorted(row.row_hash for row in search.rows)),
-                        (f"a script written from {len(search.rows)} search rows and improved on them: {counts} there",))  # fmt: skip
+        return Proposal(version.plan, self.label, tuple(sorted(row.row_hash for row in self.all_rows)),
+                        (f"a script written from {len(self.all_rows)} search rows and improved on them: {counts} there",))  # fmt: skip

@@ -22,6 +22,7 @@ __all__ = ["MAX_PROMPT", "Briefing", "Outcome", "abbreviated", "clipped", "secre
 
 MAX_PROMPT = 30_000  # characters of one prompt, unless the stubs alone take most of them
 _TRACE, _RESULTS, _LINES = 2_400, 6_000, 220  # characters: of one run, of all sample results, of one line of a run
+_BRIEF = 240  # of what is expected, where many rows are to be seen
 
 _GOAL = """\
 Write one Python script that does the task below for any input, without a language model. It is run in a sandbox, once \
@@ -177,10 +178,10 @@ class Briefing:
             mine = [o for o in outcomes if o.said == said]
             mine += [o for o in (later[1] if later else ()) if o.said == said and all(o.example is not m.example for m in mine)]
             room -= self._add(parts, title, [self._trouble(o) for o in mine], room * 2 // 3)
-        rest = [self._row(o.example) + f"\nIt abstained: {self._safe(o.reason)}" for o in outcomes if o.said == "abstained"]
+        rest = [self._row(o.example, _BRIEF) + f"\nIt abstained: {self._safe(o.reason)}" for o in outcomes if o.said == "abstained"]
         room -= self._add(parts, "Inputs that it abstains on", rest, room * 3 // 4)
         self._add(parts, "Inputs that it gets right, and must go on to",
-                  [self._row(o.example) for o in outcomes if o.said == "right"], room)  # fmt: skip
+                  [self._row(o.example, _BRIEF) for o in outcomes if o.said == "right"], room)  # fmt: skip
         return self._whole(head, results, *parts, ask)
 
     # --- parts
@@ -239,8 +240,8 @@ class Briefing:
         first = [self._row(row) for row in self.rows[: self.shown]]
         solved = [self._solution(row) for row in self.rows[: self.shown]]
         left = room - sum(len(text) + 60 for text in first)
-        further = [f"### {self._row(row)}" for row in self.rows[self.shown :]]
-        reserved = min(left // 3, sum(map(len, further)))  # how inputs vary says more than one more solution
+        further = [f"### {self._row(row, _BRIEF)}" for row in self.rows[self.shown :]]
+        reserved = min(left // 2, sum(map(len, further)))  # how inputs vary says more than one more solution
         blocks = []
         for number, (row, how) in enumerate(zip(first, solved, strict=True), 1):
             text = f"### Example {number}\n{row}"
@@ -254,10 +255,10 @@ class Briefing:
             text += f"\n\n## Further rows\n{more}"
         return text
 
-    def _row(self, row: Example) -> str:
+    def _row(self, row: Example, expected: int = 900) -> str:
         hide = self.secrets.hide
         return (f"Inputs: {abbreviated(hide(row.inputs), 1_800, items=12)}\n"
-                f"Expected: {abbreviated(hide(row.labels), 900, items=6)}")  # fmt: skip
+                f"Expected: {abbreviated(hide(row.labels), expected, items=6)}")  # fmt: skip
 
     def _solution(self, row: Example) -> str:
         runs = self.solved.get(row.row_hash, ())

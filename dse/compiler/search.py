@@ -61,6 +61,7 @@ class Search:
         reflect: asks the reflection model.
         say: tells a person what happens.
         objective: of the task, where what a run costs decides.
+        more: further search rows, on which nothing was run. What runs without a model can be measured on them for nothing.
         pool: candidates so far, seeds included, by the name that their records carry.
     """
 
@@ -79,6 +80,7 @@ class Search:
     seed: int = 0
     say: Callable[[str], None] = field(default=lambda _: None)
     objective: Objective = field(default_factory=Objective)
+    more: Sequence[Example] = ()
     pool: Mapping[str, Proposal] = field(default_factory=dict)
 
 
