@@ -193,6 +193,7 @@ def run_command(
     program = load(
         ref, signature=signature, lm=lm, toolbox=getattr(found, "toolbox", None), deps=dependencies(found, deps),
         allow=names(allow), store=open_store(store) if store else None, allow_unproven=allow_unproven,
+        checks=getattr(found, "checks", ()),
     )  # fmt: skip
     prediction = program(values)
     out.print_json(data={"outputs": prediction.outputs, "receipt": prediction.receipt} if receipt else prediction.outputs)

@@ -222,7 +222,8 @@ def _program(
     kept = open_store(store, existing=True)
     run_id = kept.find_run(run)
     found, signature = load_spec(task)
-    options = {"lm": lm, "toolbox": getattr(found, "toolbox", None), "deps": dependencies(found, deps), "store": kept}
+    options = {"lm": lm, "toolbox": getattr(found, "toolbox", None), "deps": dependencies(found, deps), "store": kept,
+               "checks": getattr(found, "checks", ())}  # fmt: skip
     if artifact is not None:
         return load(artifact, signature=signature, allow=names(allow), allow_unproven=allow_unproven, **options), run_id
     program = Program(signature, str(mode), **options)

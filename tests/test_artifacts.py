@@ -78,7 +78,7 @@ def test_the_identity_of_a_known_artifact_has_not_changed() -> None:
     # A failure means that artifacts in the field would be refused: raise SCHEMA_VERSION and add a migration.
     made = make(gate={"verdict": "KEEP"})  # no computed figures: they may differ in the last digit between machines
     assert made.program_id == "sha256:fb7f61bc9775f1432f771fd0716b1b41f3280dbad632c8995ad6ec577d1086a2"
-    assert made.artifact_id == "sha256:72d3c51e9248bd1d7a0ef9c1f38d6e2c3fbe500f7aeca2d4cb52039ee7073f20"
+    assert made.artifact_id == "sha256:db92f5853aaee9772d12ec6f1d8ae5a1a58e0d57e38152ed5634b595977b9076"
 
 
 def test_content_keeps_what_was_put_in() -> None:
@@ -175,7 +175,7 @@ def test_the_layout_of_a_file_does_not_matter() -> None:
 def test_the_published_schema_is_up_to_date_and_describes_files() -> None:
     stored = Path(artifact_module.__file__).with_name("schema.json").read_text()
     wanted = json.dumps(published_schema(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    # Only write the new text if no artifact exists yet; otherwise this is a new SCHEMA_VERSION and needs a migration.
+    # A change of the text is a new SCHEMA_VERSION and needs a migration: artifacts of this version are out there.
     assert stored == wanted
     jsonschema = pytest.importorskip("jsonschema")
     validator = jsonschema.Draft202012Validator(json.loads(stored))
@@ -306,7 +306,7 @@ def test_a_wrong_value_is_refused(path: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(("version", "error", "said"), [
-    (2, ArtifactVersion, "Upgrade"), (10**9, ArtifactVersion, "Upgrade"), (0, ArtifactVersion, "Compile again"),
+    (3, ArtifactVersion, "Upgrade"), (10**9, ArtifactVersion, "Upgrade"), (0, ArtifactVersion, "Compile again"),
     (-1, ArtifactVersion, "Compile again"), ("1", ArtifactInvalid, "Restore"),
     (True, ArtifactInvalid, "Restore"), (1.0, ArtifactInvalid, "Restore"), (None, ArtifactInvalid, "Restore"),
 ])  # fmt: skip
@@ -424,6 +424,36 @@ def test_an_older_schema_is_migrated_and_keeps_its_id_and_bytes(monkeypatch: pyt
     data["envelope"]["host"] = "another"
     with pytest.raises(ArtifactTampered):
         Artifact.from_bytes(canonical_json(data))
+
+
+def test_an_artifact_of_version_1_is_read_and_keeps_its_id_and_bytes() -> None:
+    def as_it_was(data: dict[str, Any]) -> None:
+        data["content"]["schema_version"] = 1
+
+    stored = forge(as_it_was)
+    read = Artifact.from_bytes(stored)
+    assert (read.plan, read.program_id) == (make().plan, make().program_id) and read.artifact_id != make().artifact_id
+    assert read.verify(recompute).ok and read.to_bytes().strip() == stored.strip()
+
+    def too_new(data: dict[str, Any]) -> None:
+        as_it_was(data)
+        data["content"]["program"]["plan"]["overlays"] = {"look_up": "other words"}
+
+    with pytest.raises(ArtifactInvalid, match="version 1"):
+        Artifact.from_bytes(forge(too_new))
+
+
+def test_a_plan_with_a_script_and_stages_is_kept_and_described() -> None:
+    base = make()
+    script = dse.Plan(mode="script", prompts={}, allow=("look_up",), script="submit(answer=1)\n")
+    overlaid = a_plan().model_copy(update={"overlays": {"look_up": "Finds an item."}})
+    plan = dse.Plan.cascade(script, overlaid)
+    made = make(plan)
+    again = Artifact.from_bytes(made.to_bytes())
+    assert again.plan == plan and again == made and again.verify(recompute).ok
+    assert "cascade (script -> " in made.summary() and "a script of 1 lines" in made.summary()
+    changed = {change.what for change in base.diff(made)}
+    assert {"plan.mode", "plan.stages.1.script", "plan.stages.2.mode", "plan.stages.2.overlays.look_up"} <= changed
 
 
 def test_migrations_chain_and_must_lead_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -338,7 +338,7 @@ def test_the_schema_is_one_and_describes_every_field() -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     found = dict(objects(schema))
-    assert set(found) == {"$", "$.error", "$.call", "$.usage"}
+    assert set(found) == {"$", "$.error", "$.call", "$.usage", "$.stage"}
     for path, one in found.items():
         assert one["additionalProperties"] is False and set(one["required"]) <= set(one["properties"]), path
         for name, field in one["properties"].items():

@@ -44,6 +44,17 @@ __all__ = ["MIGRATIONS", "SCHEMA_VERSION", "Artifact", "Change", "Check", "Verif
 #: recomputed afterwards; ``artifact_id`` and the file's bytes stay those that were stored.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
+
+def _from_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 knows plans with a script, stages or overlays; all others are as they were."""
+    if strange := data["content"]["program"]["plan"].keys() & {"script", "stages", "overlays"}:
+        raise ValueError(f"a plan of version 1 has no {', '.join(sorted(strange))}")
+    data["content"]["schema_version"] = 2
+    return data
+
+
+MIGRATIONS[1] = _from_1
+
 _AGAIN = "Restore the file from where it was made, or compile again."
 
 
@@ -492,11 +503,13 @@ def _parse(data: bytes, source: str) -> dict[str, Any]:
 def published_schema() -> dict[str, Any]:
     """The JSON Schema of artifact files; ``schema.json`` next to this module is its text."""
     schema = Artifact.model_json_schema(mode="serialization", by_alias=True)
-    for model in (schema, *schema["$defs"].values()):
+    left_out = {name for name, field in Plan.model_fields.items() if field.exclude_if is not None}
+    for of, model in (("Artifact", schema), *schema["$defs"].items()):
         model.pop("description", None)  # docstrings are for readers of the code, and change without the format
         model.pop("title", None)
-        model["required"] = sorted(model["properties"])  # a file states everything, also what has a default
+        # A file states everything, also what has a default; but a plan leaves out what it does without.
+        model["required"] = sorted(set(model["properties"]) - (left_out if of == "Plan" else set()))
         for part in model["properties"].values():
             part.pop("title", None)
             part.pop("default", None)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dse artifact, version 1", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"dse artifact, version {SCHEMA_VERSION}", **schema}

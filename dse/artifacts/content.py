@@ -28,7 +28,7 @@ from dse.plan import Plan, program_id
 
 __all__ = ["NO_ID", "PAIRED_COLUMNS", "SCHEMA_VERSION", "Content", "Envelope", "Evidence", "envelope_digest"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PAIRED_COLUMNS = (
     "row_hash", "cluster", "candidate_score", "incumbent_score", "candidate_cost", "incumbent_cost",
     "candidate_latency", "incumbent_latency",
@@ -270,7 +270,7 @@ class Evidence(Data):
 
 
 class Content(Data):
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     kind: Literal["dse-artifact"]
     program: ProgramData
     evidence: Evidence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dse.artifacts.artifact import Artifact
     from dse.artifacts.content import CandidateRow
-    from dse.plan import Prompt
+    from dse.plan import Plan, Prompt
 
 __all__ = ["Change", "differences", "summarise"]
 
@@ -48,8 +49,12 @@ def differences(old: Artifact, new: Artifact) -> list[Change]:
     one, other = old.plan, new.plan
     found += _scalar("plan.mode", one.mode, other.mode)
     found += _names("plan.allow", one.allow, other.allow)
-    for name in sorted(one.prompts.keys() | other.prompts.keys()):
-        found += _prompt(f"plan.prompts.{name}", one.prompts.get(name), other.prompts.get(name))
+    mine, theirs = one.components, other.components
+    for name in sorted(mine.keys() | theirs.keys()):
+        found += _prompt(f"plan.prompts.{name}", mine.get(name), theirs.get(name))
+    found += _text("plan.script", one.script, other.script)
+    found += _leaves_changed("plan.overlays", one.overlays, other.overlays)
+    found += _stages(one, other)
     found += _leaves_changed("plan.knobs", one.knobs, other.knobs)
     found += _leaves_changed("plan.limits", one.limits.model_dump(mode="json"), other.limits.model_dump(mode="json"))
     for name in sorted(before.contracts.keys() & after.contracts.keys()):
@@ -128,6 +133,36 @@ def _prompt(what: str, before: Prompt | None, after: Prompt | None) -> list[Chan
     return [Change(what, before and before.model_dump(mode="json"), after and after.model_dump(mode="json"), text)]
 
 
+def _text(what: str, before: str | None, after: str | None) -> list[Change]:
+    if before == after:
+        return []
+    lines = difflib.unified_diff((before or "").splitlines(), (after or "").splitlines(), what, what, n=2, lineterm="")
+    return [Change(what, before, after, "\n".join(lines) or f"{what}: only white space differs")]
+
+
+def _stages(one: Plan, other: Plan) -> list[Change]:
+    """What differs in the stages of a cascade besides their prompts."""
+    found: list[Change] = []
+    for number, (before, after) in enumerate(itertools.zip_longest(one.stages, other.stages), 1):
+        what = f"plan.stages.{number}"
+        found += _scalar(f"{what}.mode", before and before.mode, after and after.mode)
+        found += _names(f"{what}.allow", before.allow if before else (), after.allow if after else ())
+        found += _text(f"{what}.script", before.script if before else None, after.script if after else None)
+        found += _leaves_changed(f"{what}.overlays", before.overlays if before else {}, after.overlays if after else {})
+        found += _leaves_changed(f"{what}.knobs", before.knobs if before else {}, after.knobs if after else {})
+    return found
+
+
+def _executed(plan: Plan) -> str:
+    """Mode, stages and size of a plan in a line."""
+    prompts = plan.components.values()
+    parts = [f"{len(prompts)} prompts with {sum(len(prompt.demos) for prompt in prompts)} demonstrations"] if prompts else []
+    scripts = [one.script for one in (plan, *plan.stages) if one.script]
+    parts += [f"a script of {len(text.splitlines())} lines" for text in scripts]
+    stages = f" ({' -> '.join(stage.mode for stage in plan.stages)})" if plan.stages else ""
+    return f"{plan.mode}{stages}, {', '.join(parts) or '0 prompts with 0 demonstrations'}"
+
+
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Paths to everything that is not an object; fields of a list of named objects go by their names."""
     if isinstance(value, list) and value and all(isinstance(one, dict) and "name" in one for one in value):
@@ -161,11 +196,10 @@ def summarise(artifact: Artifact) -> str:
     row = own_row(artifact)
     removed = [f"{tool.name} ({tool.effect})" for tool in evidence.removed_tools]
     effects = [f"{name} ({contract.effect})" for name, contract in sorted(artifact.contracts.items())]
-    demos = sum(len(prompt.demos) for prompt in plan.prompts.values())
     spend = evidence.spend
     lines = [
         f"{artifact.signature_name}  {artifact.artifact_id}",
-        f"mode       {plan.mode}, {len(plan.prompts)} prompts with {demos} demonstrations",
+        f"mode       {_executed(plan)}",
         f"model      {artifact.model_name} ({evidence.model_label})",
         f"may call   {', '.join(effects) or 'no tools'}"
         + (f"; removed: {', '.join(removed)}" if removed else ""),

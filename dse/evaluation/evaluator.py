@@ -152,8 +152,9 @@ class Evaluator:
         if plan.plan_id not in self._programs:
             self._check_effects(plan)
             self._programs[plan.plan_id] = Program(
-                self.task.signature, plan, lm=self.model, toolbox=self.task.toolbox, deps=self.task.deps
-            )
+                self.task.signature, plan, lm=self.model, toolbox=self.task.toolbox, deps=self.task.deps,
+                checks=tuple(self.task.checks),
+            )  # fmt: skip
         return self._programs[plan.plan_id]
 
     def _check_effects(self, plan: Plan) -> None:

@@ -89,7 +89,7 @@ def evaluate_artifact(
                 async with model_for(_proven(one) if lm is None else lm, **_params(one, lm)) as model:
                     # Loading checks signature, contracts and model exactly as production does.
                     program = load(one, signature=task.signature, lm=model, toolbox=task.toolbox, deps=task.deps,
-                                   allow_unproven=allow_unproven)  # fmt: skip
+                                   allow_unproven=allow_unproven, checks=tuple(task.checks))  # fmt: skip
                     evaluator = Evaluator(task, model, kept, concurrency=concurrency, progress=progress,
                                           prices=prices)  # fmt: skip
                     records += await evaluator.evaluate({name: program.plan}, rows, what=name)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dse.contracts.check import Check, checks_by_name
 from dse.contracts.signature import Signature, SignatureSpec
 from dse.contracts.toolbox import Toolbox
 from dse.errors import DatasetError, PlanError
@@ -34,6 +35,7 @@ class Task:
         limits: of every run.
         required: tools that stay on every allow-list.
         modes: strategies to consider; default all that fit the signature.
+        checks: functions declared with ``@dse.check``, for plans that name one.
 
     Raises:
         PlanError: `required` names a tool that the signature does not declare, or `modes` one that there is not.
@@ -49,6 +51,7 @@ class Task:
     limits: Limits = field(default_factory=Limits)
     required: Iterable[str] = ()
     modes: Iterable[str] | None = None
+    checks: Iterable[Check] = ()
 
     def __post_init__(self) -> None:
         from dse.evaluation.metric import Metric, metric
@@ -59,6 +62,7 @@ class Task:
             object.__setattr__(self, "environment", environment(self.environment))
         if self.toolbox is None:
             object.__setattr__(self, "toolbox", self.spec.toolbox())
+        object.__setattr__(self, "checks", tuple(checks_by_name(self.checks).values()))
         object.__setattr__(self, "required", tuple(sorted(set(self.required))))
         unknown = sorted(set(self.required) - set(self.spec.tool_names))
         if unknown:

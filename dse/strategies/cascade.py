@@ -65,7 +65,8 @@ class Cascade:
     def demo(self, journal: Iterable[Mapping[str, Any]], spec: SignatureSpec, inputs: Mapping[str, Any],
              outputs: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:  # fmt: skip
         """What the stage that gave the answer has to show."""
-        mode, number, mine = "", 0, []
+        mode, number = "", 0
+        mine: list[Mapping[str, Any]] = []
         for entry in journal:
             if entry["kind"] == "stage":
                 mode, number, mine = entry["mode"], entry["number"], []
