@@ -235,7 +235,8 @@ def test_what_hands_over() -> None:
     async def work(made: Searching) -> None:
         record = made.search.records[0]
         everything = ("abstain", "exception", "validation")
-        expected = {"Abstained": "abstain", "OutputInvalid": "validation", "NoSubmission": "validation", "ScriptFailed": "exception"}
+        expected = {"Abstained": "abstain", "OutputInvalid": "validation", "NoSubmission": "validation",
+                    "ScriptFailed": "exception"}  # fmt: skip
         assert not hands_over(record, everything)
         for (error, kind), rule in itertools.product(expected.items(), everything):
             (failed,) = failing([record], {record.row_hash}, error)

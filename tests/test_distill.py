@@ -98,7 +98,7 @@ def test_what_never_passes_the_check_is_given_up() -> None:
 
 
 def test_a_wrong_script_is_repaired_from_its_failures() -> None:
-    wrong = GOOD.replace("submit(left=await get_stock(item[\"item_id\"]))", "submit(left=await get_stock(item[\"item_id\"]) + 1)")
+    wrong = GOOD.replace("submit(left=await get_stock", "submit(left=1 + await get_stock")
     proposals, made = distilled([fenced(wrong), fenced(GOOD)])
     assert proposals[0].plan.script == GOOD and len(made.prompts) == 2
     told = made.prompts[1]
@@ -245,7 +245,8 @@ def test_an_exhausted_budget_ends_it() -> None:
 
 
 def test_prompts_are_bounded() -> None:
-    rows = [{"id": f"r{n}", "text": f"{n} " + " ".join(digest([n, m])[7:] for m in range(90)), "count": n} for n in range(40)]
+    texts = [f"{n} " + " ".join(digest([n, m])[7:] for m in range(90)) for n in range(40)]
+    rows = [{"id": f"r{n}", "text": text, "count": n} for n, text in enumerate(texts)]
     data = Dataset.from_rows(rows, name="long", fields={"text": "input", "count": "label"})
 
     class Count(dse.Signature):

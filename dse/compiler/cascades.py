@@ -222,7 +222,8 @@ class _Estimate:
 
     def proposal(self, chain: _Chain) -> Proposal | None:
         stages = [self.pool[name] for name in chain.names]
-        plan = Plan.cascade(*(stage.plan for stage in stages), escalate=chain.rule, check=chain.check, limits=self.search.limits)
+        plan = Plan.cascade(*(stage.plan for stage in stages), escalate=chain.rule, check=chain.check,
+                            limits=self.search.limits)  # fmt: skip
         try:
             check_plan(self.search.spec, plan)
         except PlanError as exc:

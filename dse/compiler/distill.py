@@ -306,7 +306,8 @@ class _Writing:
         outcomes = tuple(self._outcome(rows[record.row_hash], record) for record in records)
         # what the script saw must not reach a prompt either
         spec = self.search.spec
-        self.briefing = replace(self.briefing, secrets=secrets_of(spec, self.briefing.rows, [*self.search.records, *records]))
+        secrets = secrets_of(spec, self.briefing.rows, [*self.search.records, *records])
+        self.briefing = replace(self.briefing, secrets=secrets)
         return _Version(script, plan, name, outcomes, worth(self.search, plan, records))
 
     def _outcome(self, row: Example, record: RolloutRecord) -> Outcome:
@@ -319,5 +320,5 @@ class _Writing:
 
     def proposal(self, version: _Version) -> Proposal:
         counts = ", ".join(f"{version.count(said)} {said}" for said in ("right", "wrong", "abstained", "failed"))
-        return Proposal(version.plan, self.label, tuple(sorted(row.row_hash for row in self.all_rows)),
-                        (f"a script written from {len(self.all_rows)} search rows and improved on them: {counts} there",))  # fmt: skip
+        note = f"a script written from {len(self.all_rows)} search rows and improved on them: {counts} there"
+        return Proposal(version.plan, self.label, tuple(sorted(row.row_hash for row in self.all_rows)), (note,))

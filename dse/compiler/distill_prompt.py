@@ -39,7 +39,9 @@ abstain on the rest. A script that handles a third of the inputs rightly is wort
 and is wrong on some is worth nothing.
 - The examples only show what inputs are like; yours will have other names, numbers and wordings. Look things up with the \
 tools, compute by the rules of the task, and never compare with an input of an example: scripts that hold text of {long} \
-or more characters from the input of a single example are refused."""
+or more characters from the input of a single example are refused.
+- It has to be fast: decide whether to abstain before you call tools where you can, make no call that you do not need, and \
+make calls that do not depend on each other in one `await asyncio.gather(...)`."""
 
 _WRITES = """\
 - Tools that change something ({tools}): once one was called nobody else can take over. So read and decide first, in \
@@ -176,9 +178,11 @@ class Briefing:
         trouble = {"wrong": "Wrong answers", "failed": "Failures"}
         for said, title in trouble.items():
             mine = [o for o in outcomes if o.said == said]
-            mine += [o for o in (later[1] if later else ()) if o.said == said and all(o.example is not m.example for m in mine)]
+            known = {o.example.row_hash for o in mine}
+            mine += [o for o in (later[1] if later else ()) if o.said == said and o.example.row_hash not in known]
             room -= self._add(parts, title, [self._trouble(o) for o in mine], room * 2 // 3)
-        rest = [self._row(o.example, _BRIEF) + f"\nIt abstained: {self._safe(o.reason)}" for o in outcomes if o.said == "abstained"]
+        rest = [f"{self._row(o.example, _BRIEF)}\nIt abstained: {self._safe(o.reason)}"
+                for o in outcomes if o.said == "abstained"]  # fmt: skip
         room -= self._add(parts, "Inputs that it abstains on", rest, room * 3 // 4)
         self._add(parts, "Inputs that it gets right, and must go on to",
                   [self._row(o.example, _BRIEF) for o in outcomes if o.said == "right"], room)  # fmt: skip
@@ -196,7 +200,8 @@ class Briefing:
         outputs = "\n".join(f"- {f.name}: {f.desc}" for f in self.spec.outputs.values() if f.desc)
         inputs = "\n".join(f"- {f.name}: {f.desc}" for f in self.spec.inputs.values() if f.desc)
         return self._whole(
-            _GOAL.format(long=self.long) + self._writes(), f"## The task\n{self.spec.instructions}", inputs and f"Inputs:\n{inputs}",
+            _GOAL.format(long=self.long) + self._writes(),
+            f"## The task\n{self.spec.instructions}", inputs and f"Inputs:\n{inputs}",
             outputs and f"Outputs:\n{outputs}", f"## What the script can use\n```python\n{self.api.strip()}\n```")  # fmt: skip
 
     def _writes(self) -> str:
@@ -228,11 +233,12 @@ class Briefing:
             samples.append([clipped(line, 500 if place else 1_000) for place, line in enumerate(apart)])
         text = ""
         if constant:
-            text = ("## What tools gave, the same in every example that asked\nIt may be built into the script instead of asked "
-                    f"for: fewer tools are better.\n{_fitting(constant, room * 2 // 3)}")  # fmt: skip
+            text = ("## What tools gave, the same in every example that asked\n"
+                    f"It may be built into the script instead of asked for: fewer tools are better.\n{_fitting(constant, room * 2 // 3)}")  # fmt: skip
         rest = [line for one in _in_turn(samples) for line in one]
         if rest:
-            text += ("\n\n" if text else "") + "## Samples of what tools gave (abbreviated)\n" + _fitting(rest, room - len(text))
+            text += "\n\n" if text else ""
+            text += f"## Samples of what tools gave (abbreviated)\n{_fitting(rest, room - len(text))}"
         return text
 
     def _examples(self, room: int) -> str:
