@@ -202,7 +202,9 @@ class Briefing:
         return self._whole(
             _GOAL.format(long=self.long) + self._writes(),
             f"## The task\n{self.spec.instructions}", inputs and f"Inputs:\n{inputs}",
-            outputs and f"Outputs:\n{outputs}", f"## What the script can use\n```python\n{self.api.strip()}\n```")  # fmt: skip
+            outputs and f"Outputs:\n{outputs}",
+            f"## What the script can use\n```python\n{self.api.strip()}\n```",
+        )  # fmt: skip
 
     def _writes(self) -> str:
         tools = ", ".join(tool.name for tool in self.spec.tools if not tool.contract.repeatable)
@@ -233,8 +235,9 @@ class Briefing:
             samples.append([clipped(line, 500 if place else 1_000) for place, line in enumerate(apart)])
         text = ""
         if constant:
-            text = ("## What tools gave, the same in every example that asked\n"
-                    f"It may be built into the script instead of asked for: fewer tools are better.\n{_fitting(constant, room * 2 // 3)}")  # fmt: skip
+            text = "## What tools gave, the same in every example that asked\n"
+            text += "It may be built into the script instead of asked for: fewer tools are better.\n"
+            text += _fitting(constant, room * 2 // 3)
         rest = [line for one in _in_turn(samples) for line in one]
         if rest:
             text += "\n\n" if text else ""
