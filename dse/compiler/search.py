@@ -16,6 +16,7 @@ from dse.contracts.signature import SignatureSpec
 from dse.contracts.toolbox import Toolbox
 from dse.evaluation.evaluator import RolloutRecord
 from dse.limits import Limits
+from dse.objective import Objective
 from dse.plan import Plan
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ class Search:
         evaluate: runs plans on search rows (rollouts in the store are not run again).
         reflect: asks the reflection model.
         say: tells a person what happens.
+        objective: of the task, where what a run costs decides.
+        more: further search rows, on which nothing was run. What runs without a model can be measured on them for nothing.
+        pool: candidates so far, seeds included, by the name that their records carry.
     """
 
     spec: SignatureSpec
@@ -75,6 +79,9 @@ class Search:
     success: float = 1.0
     seed: int = 0
     say: Callable[[str], None] = field(default=lambda _: None)
+    objective: Objective = field(default_factory=Objective)
+    more: Sequence[Example] = ()
+    pool: Mapping[str, Proposal] = field(default_factory=dict)
 
 
 @runtime_checkable
