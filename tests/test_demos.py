@@ -149,7 +149,7 @@ def test_calls_become_a_script_that_was_executed() -> None:
     assert not any(str(record.outputs["left"]) in line for line in scripts[0].splitlines() if "submit" in line)
 
 
-def tool_run(*rounds: Any, outputs: dict[str, Any] | None = None) -> tuple[RolloutRecord, Any, Any]:
+def tool_run() -> tuple[RolloutRecord, Any, Any]:
     task = TEACHER.task()
     row = next(r for r in task.load_dataset().split("search") if not r.reserved)
     (record,) = asyncio.run(Evaluator(task, TEACHER.model()).evaluate({"tool_call": seed_plan(task.spec, "tool_call")}, [row]))
@@ -179,7 +179,7 @@ def test_a_script_that_does_something_else_is_not_verified() -> None:
 
 
 def test_an_answer_that_stands_nowhere_makes_no_script() -> None:
-    record, row, task = tool_run()
+    record, row, _ = tool_run()
     assert as_script(replace(record, outputs={"left": 987_654}), row.inputs) is None
     both = [dict(e, result=e["result"] | {"item_id": 5, "shelf": "5"} if isinstance(e.get("result"), dict) else 5) if e["kind"] == "tool_outcome"
             else e for e in record.journal]  # fmt: skip

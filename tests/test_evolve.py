@@ -96,6 +96,25 @@ def test_no_more_is_spent_than_was_announced() -> None:
     assert sum(len(rows) for _, rows in one.evaluated) <= rollouts and 0 < len(one.prompts) <= reflections == 8
 
 
+@pytest.mark.skipif("overlays" not in dse.Plan.model_fields, reason="plans of this version have no overlays")
+def test_descriptions_of_tools_evolve_on_request() -> None:
+    """A model that reads about stock in the description of a tool does better."""
+
+    def reply(request: Any) -> Any:
+        told = str([tool["description"] for tool in request["tools"]])
+        return (GOOD if "as counted" in told else POOR).reply(request)
+
+    def reflect(request: Any) -> Any:
+        asked = request["messages"][0]["content"]
+        return say("```\nPieces that are left, as counted.\n```" if "the description of the tool `get_stock`" in asked else "no idea")
+
+    one = searching(ScriptedModel(reply, NAME), ScriptedModel(reflect, "scripted/reflection"))
+    (found,) = propose(one, Evolve(rounds=4, overlays=True))
+    assert found.plan.overlays == {"get_stock": "Pieces that are left, as counted."}
+    assert found.plan.prompts["act"].instructions == "Answer a request to a warehouse."
+    assert "Pieces that are left.\n```" in next(p for p in one.prompts if "of the tool `get_stock`" in p)
+
+
 # ---- how it decides ---------------------------------------------------------------------------------------
 
 
@@ -188,9 +207,11 @@ def test_a_budget_that_ends_during_reflection_gets_through_at_once() -> None:
 
 def test_cancelling_ends_the_thread_and_what_it_waits_for() -> None:
     ended: list[str] = []
+    begun = asyncio.Event()
 
     async def forever() -> None:
         try:
+            begun.set()
             await asyncio.Event().wait()
         finally:
             ended.append("waited for")
@@ -203,10 +224,7 @@ def test_cancelling_ends_the_thread_and_what_it_waits_for() -> None:
 
     async def run() -> None:
         task = asyncio.create_task(in_thread(work, "test"))
-        while not any(t.name == "dse-test" for t in threading.enumerate()):
-            await asyncio.sleep(0)
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

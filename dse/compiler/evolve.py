@@ -23,7 +23,7 @@ from dse.errors import UserError
 from dse.evaluation.dataset import Example
 from dse.evaluation.evaluator import RolloutRecord
 from dse.plan import Plan, Prompt
-from dse.strategies.base import seed_plan
+from dse.strategies.base import seed_plan, strategy
 
 __all__ = ["ACCEPT_P", "Evolve", "divided"]
 
@@ -98,7 +98,7 @@ class Evolve:
                        "are needed to validate on")  # fmt: skip
             return found
         for mode in search.modes:
-            if self.modes is None or mode in self.modes:
+            if (self.modes is None or mode in self.modes) and strategy(mode).seed_prompts(search.spec):
                 found += await self._mode(search, mode)
         return found
 
@@ -157,8 +157,9 @@ def _optimize(adapter: _Adapter, texts: dict[str, str], learn: list[Example], va
               minibatch: int, seed: int) -> Any:  # fmt: skip
     from gepa.api import optimize
 
+    driven: Any = adapter
     return optimize(
-        seed_candidate=dict(texts), trainset=learn, valset=validate, adapter=adapter, batch_sampler=_Minibatches(minibatch, seed),
+        seed_candidate=dict(texts), trainset=learn, valset=validate, adapter=driven, batch_sampler=_Minibatches(minibatch, seed),
         acceptance_criterion=_PairedTest(learn), stop_callbacks=lambda state: state.i + 1 >= rounds, logger=_Silent(),
         track_best_outputs=False, seed=seed,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dse.compiler.secrets import secrets_of
@@ -123,7 +123,7 @@ def _code_error(entry: Mapping[str, Any], _: str | None) -> list[str]:
     return lines or ["- the script was refused before it ran"]
 
 
-_SHOWN_KINDS = {
+_SHOWN_KINDS: dict[str, Callable[[Mapping[str, Any], str | None], list[str]]] = {
     "model_call": _model_call,
     "code_error": _code_error,
     "model_error": lambda entry, _: [f"- the model refused: {_safe(str(entry['message']))}"],

@@ -151,7 +151,7 @@ class Demonstrations:
     async def propose(self, search: Search) -> Sequence[Proposal]:
         proposals = []
         for mode in search.modes:
-            if self.modes is not None and mode not in self.modes:
+            if (self.modes is not None and mode not in self.modes) or not strategy(mode).seed_prompts(search.spec):
                 continue
             allow = () if mode == "direct" else search.lists.minimal
             own = [record for record in search.records if record.receipt["mode"] == mode]

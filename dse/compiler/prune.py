@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from dse.canonical import canonical_json
 from dse.contracts.signature import SignatureSpec, validation_summary
-from dse.contracts.stubs import function_schema
+from dse.contracts.stubs import function_schema, input_declarations, stubs_for
 from dse.contracts.tool import ToolContract
 from dse.contracts.toolbox import Toolbox
 from dse.errors import DseError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_INSTRUCTIONS", "check_script", "run_cost", "text_problem", "why_not"]
 
 MAX_INSTRUCTIONS = 12_000  # characters
+IMPORTS = ("import asyncio", "import datetime", "from decimal import Decimal")  # there for every script of mode ``code``
 _CHARS_PER_TOKEN = 4  # as estimated everywhere
 _LEAST_CHARS_PER_TOKEN = 8.0  # prose has fewer: for a bound that no tokeniser goes below
 _MARKER = re.compile(r"\[\[ ## \w+ ## \]\]")
@@ -45,6 +46,10 @@ async def why_not(
     Raises:
         SandboxUnavailable: no worker could be had to check a script.
     """
+    for number, stage in enumerate(_stages(plan), 1):
+        reason = await why_not(spec, toolbox, stage, limits)
+        if reason is not None:
+            return f"stage {number}: {reason}"
     return _allow(spec, toolbox, plan) or _limits(plan, limits) or _prompts(spec, plan) or _cost(
         spec, toolbox, plan, prices, objective, model, examples) or await _demos(spec, toolbox, plan)  # fmt: skip
 
@@ -73,6 +78,10 @@ def run_cost(spec: SignatureSpec, toolbox: Toolbox, plan: Plan, prices: PriceTab
     the prompt, everything answered before, and `output_tokens`; a limit on cost or tokens bounds it as well. Costs of
     tools are in it by ``cost_usd`` of their contracts.
     """
+    if stages := _stages(plan):  # the first may be enough, or all may be tried under the limits of each
+        each = [run_cost(spec, toolbox, stage, prices, model, input_chars=input_chars, output_tokens=output_tokens) for stage in stages]
+        known = [cost for cost in each if cost is not None]
+        return (known[0][0], sum(most for _, most in known)) if len(known) == len(each) else None
     if not strategy(plan.mode).needs_model:
         return 0.0, _tools_cost(toolbox, plan)
     if model not in prices.models:
@@ -104,20 +113,24 @@ async def check_script(code: str, spec: SignatureSpec, contracts: Sequence[ToolC
         SandboxUnavailable
     """
     from dse.runtime import sandbox
-    from dse.strategies.code import _IMPORTS, _texts_for
 
     known = frozenset(spec.inputs) | {"asyncio", "datetime", "Decimal"}
     found = sandbox.lint(code, tool_names=[c.name for c in contracts], output_names=spec.outputs, known_names=known).errors
     if not found:
-        texts = _texts_for(spec, tuple(contracts))
-        await sandbox.checker().validate_stubs(texts.checker_stubs)
-        checked = await sandbox.checker().check(stubs=texts.checker_stubs, declarations=texts.declarations,
-                                                earlier=tuple(_IMPORTS.splitlines()), code=code)  # fmt: skip
+        classes, declarations = input_declarations(spec.input_schema)
+        tools = stubs_for(contracts, outputs=spec.output_schema, checking=True).replace(") -> NoReturn:", ") -> Any:")
+        stubs = "\n".join(["from typing import Any, Literal, NotRequired, TypedDict", *IMPORTS, classes, tools])
+        await sandbox.checker().validate_stubs(stubs)
+        checked = await sandbox.checker().check(stubs=stubs, declarations=declarations, earlier=IMPORTS, code=code)
         found = tuple(d for d in checked if d.severity == "error")
     return f"line {found[0].line}: {found[0].message} [{found[0].rule}]" if found else None
 
 
 # --- what is looked at
+
+
+def _stages(plan: Plan) -> tuple[Plan, ...]:
+    return tuple(getattr(plan, "stages", ()))
 
 
 def _allow(spec: SignatureSpec, toolbox: Toolbox, plan: Plan) -> str | None:
@@ -144,6 +157,9 @@ def _prompts(spec: SignatureSpec, plan: Plan) -> str | None:
         problem = text_problem(prompt.instructions, spec)
         if problem is not None:
             return f"{name}: {problem}"
+    for name, text in getattr(plan, "overlays", {}).items():
+        if len(text) > MAX_INSTRUCTIONS:
+            return f"the description of {name!r} has {len(text)} characters; {MAX_INSTRUCTIONS} are allowed"
     return None
 
 
