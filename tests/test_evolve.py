@@ -57,6 +57,16 @@ def test_better_instructions_are_found_and_proposed(mode: str, predictor: str) -
     assert "validation rows" in found[0].notes[0] and any(mode in line for line in one.said)
 
 
+def test_tools_that_were_used_on_unsolved_rows_stay_within_reach() -> None:
+    """What is sufficient is known from solved rows only: here `direct` solves them all, and needs no tool."""
+    world = PlantedWorld({"direct": 1.0, "tool_call": 0.0}, clusters=60, writes=0.3, detours=0.0)
+    better = replace(world, success={"direct": 1.0, "tool_call": 1.0})
+    one = Searching(world, taught_model(world, better, "twice"), ScriptedModel(lambda request: say(TAUGHT), "scripted/reflection"),
+                    modes=("direct", "tool_call"))  # fmt: skip
+    found = propose(one, Evolve(rounds=2, modes=("tool_call",)))
+    assert [p.plan.allow for p in found] == [("find_item", "get_stock", "reserve")]
+
+
 def test_instructions_that_change_nothing_are_not_proposed() -> None:
     idle = ScriptedModel(lambda request: say("```\nAnswer with care.\n```"), "scripted/reflection")
     assert propose(searching(reflection=idle), Evolve(rounds=3)) == []

@@ -25,7 +25,7 @@ from dse.evaluation.evaluator import RolloutRecord
 from dse.plan import Plan, Prompt
 from dse.strategies.base import seed_plan, strategy
 
-__all__ = ["ACCEPT_P", "Evolve", "divided"]
+__all__ = ["ACCEPT_P", "Evolve", "divided", "reach"]
 
 ACCEPT_P = 0.25
 """One-sided p of the sign-flip test on a minibatch up to which a child is taken into the pool: two rows better and none
@@ -103,8 +103,7 @@ class Evolve:
         return found
 
     async def _mode(self, search: Search, mode: str) -> list[Proposal]:
-        allow = () if mode == "direct" else search.lists.minimal
-        base = seed_plan(search.spec, mode, allow, search.limits)
+        base = seed_plan(search.spec, mode, reach(search, mode), search.limits)
         learn, validate = divided(search.rows, max(self.minibatch, len(search.rows) // 2), search.seed)
         texts = {name: prompt.instructions for name, prompt in base.prompts.items()}
         if self.overlays and "overlays" in Plan.model_fields:
@@ -128,6 +127,17 @@ class Evolve:
                     f"the seed {result.val_aggregate_scores[0]:.3f}")  # fmt: skip
             proposals.append(Proposal(plan, "evolved" if number == 1 else f"evolved-{number}", notes=(note,)))
         return proposals
+
+
+def reach(search: Search, mode: str) -> tuple[str, ...]:
+    """The tools to work with: the smallest sufficient list, and what `mode` used on rows that it did not solve.
+
+    What is sufficient is known from solved rows only; better prompts are for the others.
+    """
+    if mode == "direct":
+        return ()
+    tried = (r.used_tools for r in search.records if r.receipt["mode"] == mode and r.score < search.success)
+    return tuple(sorted(set(search.lists.minimal).union(*tried)))
 
 
 def divided(rows: Sequence[Example], count: int, seed: int) -> tuple[list[Example], list[Example]]:
@@ -220,7 +230,7 @@ class _Adapter:
         from gepa.core.adapter import EvaluationBatch
 
         plan = plan_of(self.base, self.texts, candidate)
-        records = self.bridge.call(self.search.evaluate, {f"{plan.mode}/minimal/evolved": plan}, batch, None)
+        records = self.bridge.call(self.search.evaluate, {f"{plan.mode}/reach/evolved": plan}, batch, None)
         return EvaluationBatch(outputs=records, scores=[r.score for r in records], trajectories=records)
 
     def make_reflective_dataset(self, candidate: dict[str, str], eval_batch: Any, components_to_update: list[str]) -> Any:

@@ -18,7 +18,7 @@ import dspy
 from dse.canonical import canonical_json, digest, parse_json
 from dse.compiler import feedback
 from dse.compiler.bridge import Bridge, in_thread
-from dse.compiler.evolve import divided
+from dse.compiler.evolve import divided, reach
 from dse.compiler.prompts import MAX_DEMO_BYTES
 from dse.compiler.prune import text_problem
 from dse.compiler.search import Proposal, Search
@@ -62,7 +62,7 @@ class DspyOptimizer:
         for mode in search.modes:
             if (self.modes is not None and mode not in self.modes) or not strategy(mode).seed_prompts(search.spec):
                 continue
-            base = seed_plan(search.spec, mode, () if mode == "direct" else search.lists.minimal, search.limits)
+            base = seed_plan(search.spec, mode, reach(search, mode), search.limits)
             try:
                 plan, rows = await in_thread(functools.partial(self._run, search, base), f"{self.name}-{mode}")
             except DseError:
@@ -118,7 +118,7 @@ class _Link:
         return digest({name: value for name, value in example.items() if name != "augmented"})
 
     def rollout(self, plan: Plan, row: Example, replicate: int) -> RolloutRecord:
-        plans = {f"{plan.mode}/minimal/dspy": plan}
+        plans = {f"{plan.mode}/reach/dspy": plan}
         return self.bridge.call(self.search.evaluate, plans, [row], None, replicate=replicate)[0]
 
     def metric(self, example: Any, prediction: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None) -> Any:
