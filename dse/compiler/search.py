@@ -24,8 +24,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluate", "Proposal", "Proposer", "Reflect", "Search"]
 
-#: (plans by name, search rows, name of a task model or None for the first) -> records in the order (row, plan).
-Evaluate = Callable[[Mapping[str, Plan], "Sequence[Example]", "str | None"], Awaitable[list[RolloutRecord]]]
+
+
+class Evaluate(Protocol):
+    """(plans by name, search rows, name of a task model or None for the first) -> records in the order (row, plan).
+
+    `replicate` tells runs of one plan on one row apart, for who needs several.
+    """
+
+    def __call__(
+        self, plans: Mapping[str, Plan], rows: Sequence[Example], model: str | None = None, /, *, replicate: int = 0
+    ) -> Awaitable[list[RolloutRecord]]: ...
+
+
 #: A prompt to the reflection model -> its text. Recorded, metered and checked against the budget like any request.
 Reflect = Callable[[str], Awaitable[str]]
 
