@@ -258,22 +258,65 @@ def test_a_cluster_without_room_is_an_infrastructure_failure(cluster: None) -> N
     anyio.run(executor.aclose)
 
 
-ALONE = """
-import sys
-sys.path.insert(0, {tests!r})
+SCRIPT = """
 import dse
-assert "ray" not in sys.modules
-from dse.testing.worlds import PlantedWorld
-world = PlantedWorld(clusters=10)
-records = dse.evaluate(world.task(), "tool_call", lm=world.model(), executor="ray")
-import ray
-print(len(records), ray.is_initialized())
+
+@dse.tool(effect="pure")
+def add(n: int) -> int:
+    return n + offset()
+
+def offset() -> int:
+    return 1
+
+class Add(dse.Signature):
+    '''Add.'''
+    n: int = dse.InputField()
+    result: int = dse.OutputField()
+    tools = [add]
+
+if __name__ == "__main__":
+    import sys
+    assert "ray" not in sys.modules
+    from dse.testing.scripted import ScriptedModel, call
+    fields = {"n": "input", "result": "label"}
+    data = dse.Dataset.from_rows([{"id": f"r{n}", "n": n, "result": n + 1} for n in range(40)], name="add", fields=fields)
+    task = dse.Task(Add, dataset=data, metric=lambda example, prediction, ctx: float(prediction.result == 2))
+    model = ScriptedModel(lambda request: call(("submit", {"result": int(request["messages"][-1]["content"])}))
+                          if request["messages"][-1]["role"] == "tool" else call(("add", {"n": 1})))
+    records = dse.evaluate(task, "tool_call", lm=model, executor="ray")
+    import ray
+    print(sum(r.score for r in records) == len(records) > 0, ray.is_initialized())
 """
 
 
-def test_by_its_name_there_is_a_cluster_as_long_as_it_is_needed() -> None:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run([sys.executable, "-W", "error", "-c", ALONE.format(tests=str(Path(__file__).parent))], text=True,
-                          capture_output=True, env=env, cwd=Path(__file__).parent.parent)  # fmt: skip
+def test_a_script_by_itself_has_a_cluster_as_long_as_it_needs_one(tmp_path: Path) -> None:
+    """What a script declares is found by workers, too."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-W", "error", "script.py"], text=True, capture_output=True, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "False" and int(done.stdout.split()[-2]) > 0
+    assert done.stdout.split()[-2:] == ["True", "False"]
+
+
+def test_a_signature_that_nobody_can_import_is_refused_here(workers: Executor) -> None:
+    class Local(dse.Signature):
+        """Local."""
+
+        n: int = dse.InputField()
+        result: int = dse.OutputField()
+
+    task = dse.Task(Local, dataset=None, metric=lambda *_: 1.0)
+    plans = {"direct": seed_plan(Local.spec(), "direct")}
+    with pytest.raises(UserError, match="Declare the signature at the top of a module"):
+        run(task, counting_model("double"), plans, executor=workers)
+
+
+def test_without_ray_the_error_says_what_to_install() -> None:
+    code = ("import sys; sys.modules['ray'] = None\nimport dse\nfrom dse.evaluation.evaluator import Evaluator\n"
+            "try: Evaluator(None, None, executor='ray')\nexcept dse.DseError as exc: print(exc)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    assert "pip install 'dse-compiler[ray]'" in done.stdout and "DSE100" in done.stdout
+    for bad in ("spark", 7, None, LocalExecutor):
+        with pytest.raises(UserError, match="No such executor"):
+            Evaluator(counting(), None, executor=bad)  # type: ignore[arg-type]
