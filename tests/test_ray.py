@@ -71,10 +71,15 @@ def without_times(value: Any) -> Any:
 
 
 def kept(path: Path) -> list[dict[str, Any]]:
-    """All that a store holds of rollouts, without times."""
+    """All that a store holds of rollouts, without times; calls of one round end in any order, here as in one process."""
     store = Store(path)
     found = [without_times(row) for row in store.rollouts(with_journal=True)]
     store.close()
+    for row in found:
+        ends = sorted((e for e in row["journal"] if e["kind"] in ("tool_intent", "tool_outcome")), key=lambda e: (e["call_id"], e["kind"]))
+        rest = [e for e in row["journal"] if e["kind"] not in ("tool_intent", "tool_outcome")]
+        row["journal"] = [{k: v for k, v in e.items() if k != "seq"} for e in (*rest, *ends)]
+        row["receipt"]["calls"].sort(key=lambda call: call["call_id"])
     return found
 
 

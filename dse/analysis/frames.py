@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dse.errors import UserError
+from dse.store.rollouts import uncollected
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,18 +40,6 @@ def _frame(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame
     import pandas as pd
 
     return pd.DataFrame({name: [row.get(name) for row in rows] for name in columns}, columns=list(columns))
-
-
-@contextlib.contextmanager
-def _many() -> Iterator[None]:
-    """While millions of small objects are made, looking for garbage among them takes a third of the time, and finds none."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def _artifact(source: Any) -> Any:
@@ -95,7 +81,7 @@ def candidates(source: Artifact | Store | str | Path, compile_id: str | None = N
     return _frame(rows, ("compile_id", "signature", *_CANDIDATE))
 
 
-@_many()
+@uncollected()
 def rollouts(store: Store, signature: str | None = None) -> pd.DataFrame:
     """One row per (rollout, metric), and per rollout without a score: what ran, how it went, what it used.
 
@@ -122,7 +108,7 @@ def rollouts(store: Store, signature: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(columns, columns=list(_ROLLOUT))
 
 
-@_many()
+@uncollected()
 def calls(store: Store, signature: str | None = None) -> pd.DataFrame:
     """One row per tool call: rollout_id, signature, mode, call_id, tool, effect, outcome, fault, latency_s (None where the
     run was replayed)."""
