@@ -52,7 +52,7 @@ def pack(freight: Freight) -> bytes:
     """
     from ray.cloudpickle import CloudPickler
 
-    class Pickler(CloudPickler):  # type: ignore[misc, no-any-unimported]
+    class Pickler(CloudPickler):  # type: ignore[misc]
         def persistent_id(self, value: Any) -> Any:
             if isinstance(value, (Tool, Environment)):
                 return _name_of(value)

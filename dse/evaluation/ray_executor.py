@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,7 @@ class RayExecutor:
         """Connect, and say how many workers there shall be."""
         ray = self._ray
         if not ray.is_initialized():
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is started here reports to nobody
             ray.init(address=self.address, include_dashboard=None if self.address else False, log_to_driver=False,
                      configure_logging=False)  # fmt: skip
             self._owned = True
@@ -203,7 +205,8 @@ class _Conversation:
         answering.add_done_callback(lambda _: self._answering.pop(question, None))
 
     async def _answer(self, kind: str, question: int, *about: Any) -> None:
-        value, error = None, None
+        value: Any = None
+        error: bytes | None = None
         try:
             if kind == "slot":
                 name, rate, longest_s = about

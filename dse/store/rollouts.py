@@ -84,9 +84,9 @@ class RolloutTables:
             The rows as the store has them, of which some may be there from before.
         """
         made, kept = _now(), []
-        texts = []
+        texts: list[dict[str, Any]] = []
         for row in rows:
-            values = {k: _text(v) if k in _JSON else v for k, v in row.items()}
+            values: dict[str, Any] = {k: _text(v) if k in _JSON else v for k, v in row.items()}
             for name in _REAL:  # as a column gives them back
                 values[name] = None if values[name] is None else float(values[name])
             texts.append({**values, "created": made})
@@ -153,6 +153,9 @@ class RolloutTables:
 
     # --- reading all
 
+    def _of(self, signature: str | None) -> tuple[str, tuple[Any, ...]]:
+        return ("", ()) if signature is None else (f" WHERE signature = {self._mark}", (signature,))
+
     @uncollected()
     def outcomes(self, metric: str, *, signature: str | None = None, programs: Iterable[str] | None = None) -> list[Outcome]:
         """What comparing candidates needs, without receipts and journals; in the order (program, row, replicate).
@@ -161,11 +164,11 @@ class RolloutTables:
             metric: ``name@revision``; a rollout that it did not score has a score of None.
             programs: only of these program ids.
         """
-        statement, given = f"SELECT {', '.join(Outcome._fields[:-1])} FROM rollouts", ()
+        statement = f"SELECT {', '.join(Outcome._fields[:-1])} FROM rollouts"
         if programs is not None:
             rows = list(self._among(f"{statement} WHERE program_id IN", programs))
         else:
-            where, given = (f" WHERE signature = {self._mark}", (signature,)) if signature is not None else ("", ())
+            where, given = self._of(signature)
             rows = self._fetch(statement + where, given)
         rows.sort()  # ids differ: nothing behind them is compared
         scored = self._fetch(f"SELECT rollout_id, value FROM scores WHERE metric = {self._mark}", (metric,))
@@ -186,7 +189,7 @@ class RolloutTables:
         """
         hidden = _LARGE.difference(large)
         names = [column.name for column in self._tables["rollouts"].c if column.name not in hidden]
-        where, given = (f" WHERE signature = {self._mark}", (signature,)) if signature is not None else ("", ())
+        where, given = self._of(signature)
         scores: dict[str, list[tuple[Any, ...]]] = {}
         for rollout_id, *score in self._fetch("SELECT rollout_id, metric, value, feedback, components FROM scores", ()):
             scores.setdefault(rollout_id, []).append(tuple(score))
@@ -198,7 +201,7 @@ class RolloutTables:
     def calls(self, signature: str | None = None) -> Iterator[tuple[str, str, str, list[dict[str, Any]]]]:
         """(rollout id, signature, mode, tool calls as in the receipt) of every rollout, in the order of ids."""
         part = "json_extract(receipt, '$.calls')" if self.dialect == "sqlite" else "(CAST(receipt AS json) -> 'calls')"
-        where, given = (f" WHERE signature = {self._mark}", (signature,)) if signature is not None else ("", ())
+        where, given = self._of(signature)
         found = self._fetch(f"SELECT rollout_id, signature, mode, CAST({part} AS TEXT) FROM rollouts{where}", given)
         found.sort(key=_first)
         texts = (row[3] or "[]" for row in found)
