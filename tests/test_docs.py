@@ -76,6 +76,8 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, module.__name__, module)
     blocks = list(BLOCK.finditer(text))
     for found in blocks:
+        if 'executor="ray"' in found[1] or "RayExecutor" in found[1]:
+            pytest.importorskip("ray", reason=f"Ray is not installed: the rest of {page.name} is not run")
         line = text[: found.start()].count("\n") + 1
         code = found[1].replace('"runs.db"', repr(str(tmp_path / "runs.db")))  # kept in a folder of its own
         exec(compile("\n" * line + code, str(page), "exec"), module.__dict__)

@@ -95,7 +95,7 @@ def test_the_runtime_never_imports_the_compiler() -> None:
     assert run(code) == "[]"
 
 
-HEAVY = ("dspy", "pandas", "sqlalchemy", "scipy", "pydantic_monty", "matplotlib", "litellm", "opentelemetry")
+HEAVY = ("dspy", "pandas", "sqlalchemy", "scipy", "pydantic_monty", "matplotlib", "litellm", "opentelemetry", "ray")
 
 
 def run(code: str) -> str:

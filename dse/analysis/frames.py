@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dse.errors import UserError
+from dse.store.rollouts import uncollected
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +39,7 @@ def _frame(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame
     """With all columns, also where there are no rows."""
     import pandas as pd
 
-    return pd.DataFrame([[row.get(name) for name in columns] for row in rows], columns=list(columns))
+    return pd.DataFrame({name: [row.get(name) for row in rows] for name in columns}, columns=list(columns))
 
 
 def _artifact(source: Any) -> Any:
@@ -79,6 +81,7 @@ def candidates(source: Artifact | Store | str | Path, compile_id: str | None = N
     return _frame(rows, ("compile_id", "signature", *_CANDIDATE))
 
 
+@uncollected()
 def rollouts(store: Store, signature: str | None = None) -> pd.DataFrame:
     """One row per (rollout, metric), and per rollout without a score: what ran, how it went, what it used.
 
@@ -87,29 +90,34 @@ def rollouts(store: Store, signature: str | None = None) -> pd.DataFrame:
     usage_source, cost_usd and cost_source (as priced when it ran), latency_s, latency_source, created; and candidate
     and stage, the name and the part of a compile under which it was used last (None: outside a compile).
     """
+    import pandas as pd
+
     named: dict[str, tuple[str, str]] = {}
     for compiled in _store(store).compiles():
         for stage, pairs in compiled["report"]["rollouts"].items():
             for name, rollout_id in pairs:
                 named[rollout_id] = (name, stage)
-    rows = []
-    for row in store.rollouts():
-        if signature in (None, row["signature"]):
-            name, stage = named.get(row["rollout_id"], (None, None))
-            rows.append({**row, "allow": tuple(row["allow"] or ()), "candidate": name, "stage": stage})
-    return _frame(rows, _ROLLOUT)
+    names, rows = store.rollout_table(signature=signature)
+    columns: dict[str, list[Any]] = {name: [row[at] for row in rows] for at, name in enumerate(names)}
+    used = [named.get(rollout_id, (None, None)) for rollout_id in columns["rollout_id"]]
+    columns["candidate"], columns["stage"] = [name for name, _ in used], [stage for _, stage in used]
+    lists = {text: tuple(json.loads(text or "[]")) for text in set(columns["allow"])}
+    columns["allow"] = [lists[text] for text in columns["allow"]]
+    parts = {text: json.loads(text or "null") for text in set(columns["components"])}
+    columns["components"] = [None if parts[text] is None else parts[text].copy() for text in columns["components"]]
+    return pd.DataFrame(columns, columns=list(_ROLLOUT))
 
 
+@uncollected()
 def calls(store: Store, signature: str | None = None) -> pd.DataFrame:
     """One row per tool call: rollout_id, signature, mode, call_id, tool, effect, outcome, fault, latency_s (None where the
     run was replayed)."""
-    rows, seen = [], set()
-    for rollout in _store(store).rollouts():
-        if signature in (None, rollout["signature"]) and rollout["rollout_id"] not in seen:
-            seen.add(rollout["rollout_id"])  # a rollout comes once per metric
-            for call in rollout["receipt"]["calls"]:
-                rows.append({**call, **{name: rollout[name] for name in ("rollout_id", "signature", "mode")}})
-    return _frame(rows, _CALL)
+    import pandas as pd
+
+    own = _CALL[3:]
+    rows = [(*rollout, *[call.get(name) for name in own])
+            for *rollout, calls in _store(store).calls(signature) for call in calls]  # fmt: skip
+    return pd.DataFrame(rows, columns=list(_CALL))
 
 
 def paired(artifact: Artifact | str | Path) -> pd.DataFrame:

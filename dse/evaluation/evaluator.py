@@ -32,6 +32,8 @@ from dse.evaluation.rollout import Answered, Rollout, cassette_of
 from dse.evaluation.task import Task
 from dse.plan import SEMANTICS_VERSION, Plan
 from dse.program import Prediction, Program
+from dse.store.rollouts import Scored
+from dse.store.together import Together
 from dse.strategies.base import seed_plan
 
 if TYPE_CHECKING:
@@ -146,6 +148,8 @@ class Evaluator:
 
             self.store = Store(":memory:")
         check_executor(self.executor)
+        self._rows: Together[Mapping[str, Any], dict[str, Any]] = Together(self.store, self.store.save_rollouts)
+        self._scores: Together[Scored, dict[str, Any]] = Together(self.store, self.store.save_scores)
 
     def _executor(self) -> Executor:
         if self._started is None:
@@ -218,8 +222,7 @@ class Evaluator:
         self, jobs: Sequence[tuple[str, Plan, Example]], *, replicate: int = 0, what: str = "rollouts"
     ) -> list[RolloutRecord]:
         """`evaluate` for any pairs of a named candidate and an example, in their order."""
-        for plan in {plan.plan_id: plan for _, plan, _ in jobs}.values():
-            self.program(plan)
+        known = await self._known([self.rollout_id(self.program(plan), example, replicate) for _, plan, example in jobs])
         results: list[RolloutRecord | None] = [None] * len(jobs)
         failures: list[Exception] = []
         slots = anyio.Semaphore(max(1, self.concurrency))
@@ -232,7 +235,7 @@ class Evaluator:
                 if failures:
                     return
                 try:
-                    results[index] = await self.rollout(*jobs[index], replicate)
+                    results[index] = await self.rollout(*jobs[index], replicate, known)
                 except Exception as exc:
                     failures.append(exc)
                     self._ending = True
@@ -250,14 +253,36 @@ class Evaluator:
             raise _first(failures)
         return [r for r in results if r is not None]
 
+    async def _known(self, ids: Sequence[str]) -> _Known:
+        """What the store has of these rollouts, read together."""
+        store = self.store
+        assert store is not None
+        return _Known(await store.threaded(store.rollouts_of, ids), await store.threaded(store.scores_of, ids, self._metric_id))
+
+    @property
+    def _metric_id(self) -> str:
+        return f"{self.task.metric.name}@{self.task.metric.revision}"
+
     @telemetry.rollout
-    async def rollout(self, name: str, plan: Plan, example: Example, replicate: int = 0) -> RolloutRecord:
-        """One rollout, from the store if it is there, and its score."""
+    async def rollout(self, name: str, plan: Plan, example: Example, replicate: int = 0,
+                      known: _Known | None = None) -> RolloutRecord:  # fmt: skip
+        """One rollout, from the store if it is there, and its score.
+
+        Args:
+            known: what the store has of it; default: it is looked up.
+        """
         program = self.program(plan)
         rollout_id = self.rollout_id(program, example, replicate)
         async with self._underway.setdefault(rollout_id, anyio.Lock()):  # two names of one plan run once
-            row, reused = await self._stored(program, example, rollout_id, replicate)
-            scored = await self._scored(program, row, example)
+            known = known if known is not None else await self._known([rollout_id])
+            row, reused = known.rows.get(rollout_id), True
+            if row is None:
+                # As it was written down, so that a first run and a resumed one go on with the same data to the last detail.
+                row, reused = await self._rows(await self._run(program, example, rollout_id, replicate)), False
+                known.rows[rollout_id] = row
+            scored = known.scores.get(rollout_id)
+            if scored is None:
+                scored = known.scores[rollout_id] = await self._scored(program, row, example)
         cost, cost_source = self._cost(row)
         return RolloutRecord(
             rollout_id=rollout_id, candidate=name, row_id=example.id, row_hash=example.row_hash, cluster=example.cluster,
@@ -267,30 +292,10 @@ class Evaluator:
                                    "input_tokens", "output_tokens", "usage_source", "latency_s", "latency_source")},
         )  # fmt: skip
 
-    async def _stored(self, program: Program, example: Example, rollout_id: str,
-                      replicate: int) -> tuple[dict[str, Any], bool]:  # fmt: skip
-        """The rollout as the store has it, and whether it was there before."""
-        store = self.store
-        assert store is not None
-        row = await store.threaded(store.rollout, rollout_id)
-        if row is not None:
-            return row, True
-        await store.threaded(store.save_rollout, await self._run(program, example, rollout_id, replicate))
-        # Read back, so that a first run and a resumed one go on with the same data to the last detail.
-        row = await store.threaded(store.rollout, rollout_id)
-        assert row is not None
-        return row, False
-
     async def _scored(self, program: Program, row: Mapping[str, Any], example: Example) -> dict[str, Any]:
-        store, metric = self.store, self.task.metric
-        assert store is not None
-        metric_id = f"{metric.name}@{metric.revision}"
-        scored = await store.threaded(store.score, row["rollout_id"], metric_id)
-        if scored is None:
-            scored = await self._score(program, row, example)
-            await store.threaded(store.save_score, row["rollout_id"], metric_id, scored["value"], scored["feedback"],
-                                 scored["components"])  # fmt: skip
-        return scored
+        scored = await self._score(program, row, example)
+        return await self._scores(Scored(row["rollout_id"], self._metric_id, scored["value"], scored["feedback"],
+                                         scored["components"]))  # fmt: skip
 
     def _cost(self, row: Mapping[str, Any]) -> tuple[float | None, str]:
         if self.prices is None or not row["model_calls"]:
@@ -366,6 +371,14 @@ class Evaluator:
         context = MetricContext(run=row["receipt"], state=row["end_state"], lm=None)
         score = await self.task.metric.score(example, prediction, context)
         return {"value": score.value, "feedback": score.feedback, "components": dict(score.components)}
+
+
+@dataclass
+class _Known:
+    """Rollouts and scores of the store, by id; what is written is added."""
+
+    rows: dict[str, dict[str, Any]]
+    scores: dict[str, dict[str, Any]]
 
 
 def live_reads(tools: Iterable[str]) -> str:

@@ -7,10 +7,12 @@ goes by value. Dataset and metric stay with the driver: no worker can see a seal
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import io
 import os
 import pickle
 import sys
+import types
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +52,16 @@ def pack(freight: Freight) -> bytes:
     """
     from ray.cloudpickle import CloudPickler
 
-    class Pickler(CloudPickler):  # type: ignore[misc, no-any-unimported]
+    class Pickler(CloudPickler):  # type: ignore[misc]
         def persistent_id(self, value: Any) -> Any:
-            return _name_of(value) if isinstance(value, (Tool, Environment)) else None
+            if isinstance(value, (Tool, Environment)):
+                return _name_of(value)
+            script = isinstance(value, (type, types.FunctionType)) and value.__module__ == "__main__"
+            return _name_of(value) if script else None  # all else that has a name is named by cloudpickle
 
+    if _name_of(freight.signature) is None:
+        raise UserError("A task cannot be sent to workers", value=f"signature {freight.signature.__qualname__}",
+                        remedy="Declare the signature at the top of a module or script that workers can import.")  # fmt: skip
     file = io.BytesIO()
     try:
         pickler = Pickler(file)
@@ -88,20 +96,44 @@ def unpack(data: bytes) -> Freight:
     return freight
 
 
-def _name_of(value: Tool | Environment) -> tuple[str, str] | None:
-    """Where it can be imported from."""
+def _name_of(value: Any) -> tuple[str, str] | None:
+    """Where it can be imported from, by which module and which name in it."""
     made_of = value.factory if isinstance(value, Environment) else value
     module, name = getattr(made_of, "__module__", None), getattr(made_of, "__qualname__", None)
-    if not module or not name or module == "__main__" or module not in sys.modules:
+    if not module or not name or module not in sys.modules:
         return None
     try:
-        return (module, name) if _found(module, name) is value else None
-    except (AttributeError, ImportError):
+        if _found(module, name) is not value:
+            return None
+    except AttributeError:
         return None
+    if module != "__main__":
+        return module, name
+    main = sys.modules["__main__"]
+    if getattr(main, "__spec__", None) is not None and main.__spec__ is not None:  # python -m
+        return main.__spec__.name, name
+    file = getattr(main, "__file__", None)
+    return (f"{_SCRIPT}{os.path.abspath(file)}", name) if file else None
 
 
 def _found(module: str, name: str) -> Any:
-    found: Any = sys.modules.get(module) or importlib.import_module(module)
+    found: Any = sys.modules.get(module) or (_script(module) if module.startswith(_SCRIPT) else importlib.import_module(module))
     for part in name.split("."):
         found = getattr(found, part)
     return found
+
+
+_SCRIPT = "dse_main:"
+
+
+def _script(module: str) -> Any:
+    """The script that the driver runs, as a module of another name: what it guards by its name is not executed."""
+    spec = importlib.util.spec_from_file_location(module, module.removeprefix(_SCRIPT))
+    assert spec is not None and spec.loader is not None
+    made = sys.modules[module] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(made)
+    except BaseException:
+        del sys.modules[module]
+        raise
+    return made

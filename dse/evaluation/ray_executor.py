@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ class _Slot:
     """A place for a worker."""
 
     worker: Any = None
+    started: asyncio.Task[Any] | None = None
     load: int = 0
 
 
@@ -56,17 +58,19 @@ class RayExecutor:
         address: of a cluster. Default: the one this process is connected to, that of ``RAY_ADDRESS``, or a new one on this
             machine, which ends with `aclose`.
         cpus: processors that one worker takes.
+        start_s: how long a worker may take to start, in seconds: a cluster without room for it lets it wait for ever.
         options: further options of the workers' actors, such as ``runtime_env`` or ``resources``.
 
     Raises:
         UserError: Ray is not installed.
     """
 
-    def __init__(self, *, workers: int | None = None, address: str | None = None, cpus: float = 1.0, **options: Any) -> None:
+    def __init__(self, *, workers: int | None = None, address: str | None = None, cpus: float = 1.0,
+                 start_s: float = 120.0, **options: Any) -> None:  # fmt: skip
         self._ray = needs_ray()
         if workers is not None and (type(workers) is not int or workers < 1):
             raise UserError("The number of workers is a whole number from 1", value=workers, remedy="Leave it out for all.")
-        self.workers, self.address, self.cpus, self.options = workers, address, cpus, options
+        self.workers, self.address, self.cpus, self.start_s, self.options = workers, address, cpus, start_s, options
         self._slots: list[_Slot] = []
         self._owned = False
         self._numbers = itertools.count()
@@ -90,6 +94,7 @@ class RayExecutor:
         """Connect, and say how many workers there shall be."""
         ray = self._ray
         if not ray.is_initialized():
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is started here reports to nobody
             ray.init(address=self.address, include_dashboard=None if self.address else False, log_to_driver=False,
                      configure_logging=False)  # fmt: skip
             self._owned = True
@@ -100,8 +105,19 @@ class RayExecutor:
         if slot.worker is None:
             actor = self._ray.remote(Worker)
             slot.worker = actor.options(num_cpus=self.cpus, max_restarts=0, max_concurrency=_AT_ONCE, **self.options).remote()
+            slot.started = None
+        if slot.started is None or slot.started.cancelled():  # with the event loop of an earlier evaluation
+            slot.started = asyncio.ensure_future(self._first_word(slot.worker))
         slot.load += 1
         return slot
+
+    async def _first_word(self, worker: Any) -> None:
+        with anyio.move_on_after(self.start_s):
+            await worker.pid.remote()
+            return
+        self._ray.kill(worker)
+        raise WorkerLost(f"No worker started within {self.start_s:g} s", value=f"{self.cpus:g} processors each",
+                         remedy="Is there room in the cluster? Ask for fewer workers or cpus, or wait longer with start_s.")  # fmt: skip
 
     async def pids(self) -> list[int]:
         """Process ids of the workers there are, each on its own machine."""
@@ -136,6 +152,8 @@ class RayExecutor:
         worker, number = slot.worker, next(self._numbers)
         conversation = _Conversation(worker, number, rollout, model)
         try:
+            assert slot.started is not None
+            await asyncio.shield(slot.started)
             stream = worker.attempt.options(num_returns="streaming").remote(number, key, data, job)
             async for reference in stream:
                 kind, *about = await reference
@@ -147,7 +165,7 @@ class RayExecutor:
                 conversation.hear(kind, *about)
         except self._ray.exceptions.RayTaskError as exc:  # in our own code, or in what was to be imported
             raise UserError("A worker cannot run rollouts", value=str(exc.cause), remedy=str(exc)[-2000:]) from exc
-        except self._ray.exceptions.RayError as exc:
+        except (self._ray.exceptions.RayError, WorkerLost) as exc:
             if slot.worker is worker:
                 slot.worker = None
             raise _lost(exc) from exc
@@ -187,7 +205,8 @@ class _Conversation:
         answering.add_done_callback(lambda _: self._answering.pop(question, None))
 
     async def _answer(self, kind: str, question: int, *about: Any) -> None:
-        value, error = None, None
+        value: Any = None
+        error: bytes | None = None
         try:
             if kind == "slot":
                 name, rate, longest_s = about
@@ -210,5 +229,7 @@ class _Conversation:
 
 
 def _lost(why: Any) -> WorkerLost:
+    if isinstance(why, WorkerLost):  # several attempts may have waited for it: each gets an error of its own
+        return WorkerLost(why.what, value=why.value, remedy=why.remedy)
     return WorkerLost("A worker was lost", value=str(why).strip().splitlines()[0],
                       remedy="Its rollouts are started again; look for what ended it (memory, a machine that went away).")  # fmt: skip

@@ -26,6 +26,7 @@ from dse.errors import StoreError, StoreUnavailable
 from dse.store import postgresql
 from dse.store.keys import Keys
 from dse.store.progress import ProgressTables
+from dse.store.rollouts import RolloutTables
 from dse.store.runs import RunTables
 from dse.store.tables import COLUMNS, SCHEMA_VERSION, migrate, tables
 from dse.store.writer import Batch, Writer, taken
@@ -44,7 +45,7 @@ def _value(text: str | None) -> Any:
     return None if text is None else json.loads(text)
 
 
-class Store(RunTables, ProgressTables):
+class Store(RunTables, RolloutTables, ProgressTables):
     """One database of runs, rollouts, scores and holdout openings.
 
     Args:
@@ -262,19 +263,21 @@ class Store(RunTables, ProgressTables):
         """All rows of a table about a run, entries in their order: `_rows` without compiling a query."""
         names = COLUMNS[table]
         order = " ORDER BY seq" if table == "events" else ""
-        text = f"SELECT {', '.join(names)} FROM {table} WHERE run_id = {self._mark}{order}"
+        found = self._fetch(f"SELECT {', '.join(names)} FROM {table} WHERE run_id = {self._mark}{order}", (run_id,))
+        return [dict(zip(names, row, strict=True)) for row in found]
+
+    def _fetch(self, text: str, given: tuple[Any, ...]) -> list[Any]:
+        """The rows of a query that is text, for reading: SQLAlchemy takes several times as long."""
         try:
             with self._lock if self._shared else contextlib.nullcontext():
                 if self.dialect == "sqlite":
                     with contextlib.closing(self._engine.raw_connection()) as pooled:
-                        found: Any = cast("Any", pooled.driver_connection).execute(text, (run_id,)).fetchall()
-                else:
-                    with self._engine.connect() as c:
-                        found = c.exec_driver_sql(text, (run_id,)).fetchall()
+                        return list(cast("Any", pooled.driver_connection).execute(text, given).fetchall())
+                with self._engine.connect() as c:
+                    return list(c.exec_driver_sql(text, given).fetchall())
         except (self._sa.exc.DBAPIError, self._sa.exc.TimeoutError, sqlite3.Error) as exc:
             raise StoreUnavailable("The store could not be read", value=str(getattr(exc, "orig", exc)),
                                    remedy="Check the file and the disk, or the server.") from exc  # fmt: skip
-        return [dict(zip(names, row, strict=True)) for row in found]
 
     async def threaded(self, fn: Callable[..., T], *args: Any) -> T:
         """Run a method of this store off the event loop, in threads that serve only stores."""
@@ -361,44 +364,6 @@ class Store(RunTables, ProgressTables):
         marks = (f":{name}" if self.dialect == "sqlite" else f"%({name})s" for name in row)
         return f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join(marks)})"
 
-    # --- rollouts and scores
-
-    def save_rollout(self, row: Mapping[str, Any]) -> None:
-        """Record a rollout once; a second recording of the same id changes nothing."""
-        t = self._tables["rollouts"]
-        values = {k: _text(v) if k in _JSON else v for k, v in row.items()}
-        answers = self._tables["answers"]
-        with self._write() as c:
-            c.execute(self._insert(t).values(created=_now(), **values).on_conflict_do_nothing())
-            c.execute(answers.delete().where(answers.c.owner == row["rollout_id"]))
-
-    def rollout(self, rollout_id: str) -> dict[str, Any] | None:
-        t = self._tables["rollouts"]
-        found = self._rows(self._sa.select(t).where(t.c.rollout_id == rollout_id))
-        return {k: _value(v) if k in _JSON else v for k, v in found[0].items()} if found else None
-
-    def save_score(self, rollout_id: str, metric: str, value: float, feedback: str, components: Mapping[str, float]) -> None:
-        t = self._tables["scores"]
-        with self._write() as c:
-            # What a metric says of an output may quote what no text column takes.
-            feedback = feedback.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-            c.execute(self._insert(t).values(rollout_id=rollout_id, metric=metric, value=value, feedback=feedback,
-                                             components=_text(dict(components))).on_conflict_do_nothing())  # fmt: skip
-
-    def score(self, rollout_id: str, metric: str) -> dict[str, Any] | None:
-        t = self._tables["scores"]
-        found = self._rows(self._sa.select(t).where(t.c.rollout_id == rollout_id, t.c.metric == metric))
-        return {**found[0], "components": _value(found[0]["components"])} if found else None
-
-    def rollouts(self, *, with_journal: bool = False) -> list[dict[str, Any]]:
-        """All rollouts joined with their scores, one row per (rollout, metric)."""
-        t, s = self._tables["rollouts"], self._tables["scores"]
-        columns = [c for c in t.c if with_journal or c.name not in ("journal", "end_state")]
-        query = self._sa.select(*columns, s.c.metric, s.c.value.label("score"), s.c.feedback, s.c.components).join(
-            s, s.c.rollout_id == t.c.rollout_id, isouter=True).order_by(t.c.rollout_id, s.c.metric)  # fmt: skip
-        json_columns = _JSON | {"components"}
-        return [{k: _value(v) if k in json_columns else v for k, v in r.items()} for r in self._rows(query)]
-
     # --- ledger and compiles
 
     def record(self, entry: Mapping[str, Any]) -> int:
@@ -464,7 +429,6 @@ def opened(store: Store | str | Path) -> Iterator[Store]:
 
 
 _inherited: list[Any] = []
-_JSON = {"allow", "outputs", "end_state", "receipt", "journal"}
 
 
 def _now() -> str:

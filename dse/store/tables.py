@@ -58,14 +58,14 @@ def tables(dialect: str = "sqlite") -> Any:
     )  # fmt: skip
     sa.Table("judgements", meta, key("run_id"), key("name"), must("value", real), may("feedback"), may("judge"),
              must("created"))  # fmt: skip
-    # --- rollouts
+    # --- rollouts. What is large stands last: SQLite reads a row up to the last column that is asked for.
     sa.Table(
         "rollouts", meta, key("rollout_id"), must("program_id", index=True), may("signature"), may("mode"), may("model"),
         may("allow"), may("row_id"), must("row_hash", index=True), may("cluster"), may("replicate", number),
-        must("outcome"), may("error_class"), may("outputs"), may("end_state"), may("receipt"), may("journal"),
-        may("model_calls", number), may("tool_calls", number), may("input_tokens", number), may("output_tokens", number),
-        may("usage_source"), may("cost_usd", real), may("cost_source"), may("latency_s", real), may("latency_source"),
-        may("created"),
+        must("outcome"), may("error_class"), may("model_calls", number), may("tool_calls", number),
+        may("input_tokens", number), may("output_tokens", number), may("usage_source"), may("cost_usd", real),
+        may("cost_source"), may("latency_s", real), may("latency_source"), may("created"), may("outputs"), may("end_state"),
+        may("receipt"), may("journal"),
     )  # fmt: skip
     sa.Table("scores", meta, key("rollout_id"), key("metric"), must("value", real), may("feedback"), may("components"))
     # --- compiles under way: completions of unfinished rollouts and of reflections, the state each began with
