@@ -43,6 +43,7 @@ REPORT = Path(__file__).with_name("WORKBENCH.md")
 ROWS = Rows(search=4, select=8, holdout=36)
 # The minimal list is the toolkits of both domains, which the task requires.
 SPACE = Space(allow={"tool_call": ("all",), "code": ("all", "minimal")}, demos=0)
+DOMAINS = ("calendar", "email")
 PER_RUN = {"tool_call": 3.7, "code": 1.4}  # requests, for the estimate: rounds and a submission; scripts with some repairs
 
 
@@ -149,21 +150,31 @@ def _line(name: str, records: Sequence[RolloutRecord], states: Mapping[str, Any]
     source = next((s for s in ("unknown", "estimated") if any(r.cost_source == s for r in records)), "exact")
     failed = sum(r.outcome != "ok" for r in records)
     return (f"| {name} | {tools} | {n} | {quality:.3f} ({interval.low:.2f}..{interval.high:.2f}) | {quality - idle:+.3f} | "
-            f"{sum(v.unwanted for v in verdicts)} | {sum(v.stray for v in verdicts)} | {failed} | "
+            f"{_shares(records, scores)} | {sum(v.unwanted for v in verdicts)} | {sum(v.stray for v in verdicts)} | {failed} | "
             f"{sum(r.model_calls for r in records) / n:.2f} | {sum(r.input_tokens for r in records) / n:.0f} / "
             f"{sum(r.output_tokens for r in records) / n:.0f} | {cost} ({source}) |")  # fmt: skip
+
+
+def _shares(records: Sequence[RolloutRecord], values: Sequence[float]) -> str:
+    """The mean of each domain, in the order of the column's name."""
+    found = []
+    for domain in DOMAINS:
+        mine = [value for record, value in zip(records, values, strict=True) if record.cluster.startswith(f"{domain}/")]
+        found.append(f"{math.fsum(mine) / len(mine):.2f}" if mine else "none")
+    return ", ".join(found)
 
 
 def _table(stage: str, outcome: Outcome) -> str:
     records = outcome.result.records[stage]
     by_name = {name: [r for r in records if r.candidate == name] for name in sorted({r.candidate for r in records})}
-    some = next(iter(by_name.values()))
-    idle = sum(v.idle for v in _verdicts(some, outcome.states)) / len(some)
+    rows = list({r.row_hash: r for r in records}.values())  # a race ends early: not every program ran on every row
+    still = [v.idle for v in _verdicts(rows, outcome.states)]
     return "\n".join([
-        "| program | tools | rows | quality (95%) | minus idle | unwanted | stray | failed | requests | tokens in / out | USD per 1000 runs |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| program | tools | rows | quality (95%) | minus idle | calendar, email | unwanted | stray | failed | requests | tokens in / out | "
+        "USD per 1000 runs |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(_line(name, mine, outcome.states, len(outcome.result.plans[name].allow)) for name, mine in by_name.items()),
-        f"| doing nothing | 0 | {len(some)} | {idle:.3f} | +0.000 | 0 | 0 | 0 | 0 | 0 | 0 |",
+        f"| doing nothing | 0 | {len(rows)} | {sum(still) / len(still):.3f} | +0.000 | {_shares(rows, still)} | 0 | 0 | 0 | 0 | 0 | 0 |",
     ])  # fmt: skip
 
 
@@ -183,8 +194,8 @@ def report(outcome: Outcome, cassette: Path = CASSETTE) -> str:
     return f"""# WorkBench calendar and email
 
 Written by `python -m benchmarks.workbench replay --write`. Completions: {header.source} ({header.model}, {header.recorded});
-token counts are {header.usage}, prices those of `{PRICES.name}`, costs so far as their source says. Tasks and
-databases: olly-styles/WorkBench (MIT, arXiv 2405.00823); the tools are an implementation of our own.
+token counts are {header.usage}, and costs are what these tokens cost by `{PRICES.name}`. Requests and databases:
+olly-styles/WorkBench (MIT, arXiv 2405.00823); the tools are an implementation of our own.
 
 A template (ten requests of one wording) is a cluster and never spans splits: {templates["search"]} templates for search,
 {templates["select"]} for select, {templates["holdout"]} sealed. Used were {used["search"]} search rows, {used["select"]} select rows and {used["holdout"]} sealed rows of {sealed} templates.
@@ -200,7 +211,7 @@ Verdict: **{result.verdict}** for {result.winner} against {result.incumbent} (p 
 
 {reasons}
 
-## Select: all candidates
+## Select: all candidates, as far as the race went
 
 {_table("select", outcome)}
 

@@ -362,9 +362,9 @@ def test_a_recording_goes_on_where_it_stopped_and_replays_to_the_same_table(
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in text.split("## Select")[0].splitlines() if line.startswith("| ")}
     idle = float(rows["doing nothing"][3])
     code, calls = rows["code/minimal/seed"], rows["tool_call/all/seed"]
-    assert code[3].startswith("1.000") and float(code[4]) == pytest.approx(1 - idle, abs=0.001) and code[5:8] == ["0", "0", "0"]
-    unwanted = int(calls[5])
-    assert unwanted > 3 and calls[6] == calls[5] and calls[3].startswith(f"{1 - unwanted / 36:.3f}")
+    assert code[3].startswith("1.000") and float(code[4]) == pytest.approx(1 - idle, abs=0.001) and code[5:9] == ["1.00, 1.00", "0", "0", "0"]
+    unwanted = int(calls[6])
+    assert unwanted > 3 and calls[7] == calls[6] and calls[3].startswith(f"{1 - unwanted / 36:.3f}")
     header = Cassette.open(cassette).header
     assert (header.requests, header.usage, header.latency) == ("hash", "estimated", "not representative")
     kept = gzip.decompress(cassette.read_bytes()).decode()
