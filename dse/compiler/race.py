@@ -15,6 +15,7 @@ An infrastructure failure is never told: it is run again, or the compile ends.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dse.canonical import digest
 from dse.compiler.allocation import ALLOCATIONS, Board, Step
 from dse.compiler.pooling import Design, Posterior
 from dse.errors import MetricError, UserError
@@ -237,12 +237,13 @@ class Race:
         posterior: Posterior | None = self._allocation.posterior() if ran.any() else None
         raw = np.where(counts > 0, sums / np.maximum(counts, 1), -np.inf)
         means = raw if posterior is None else posterior.mean
+        sds = None if posterior is None else posterior.sd
         finalists = set(self._allocation.finalists or self._allocation.alive)
         standings = [
             Standing(
-                name=names[index], mean=float(means[index]), sd=None if posterior is None else float(posterior.sd[index]),
+                name=names[index], mean=float(means[index]), sd=None if sds is None else float(sds[index]),
                 raw_mean=float(raw[index]) if counts[index] else None, n=int(counts[index]),
-                cost=math.fsum(board.costs[index].tolist()),
+                cost=float(board.costs[index].sum()),
                 finalist=index in finalists, broken=self._broken.get(index),
             )
             for index in range(len(names))
@@ -254,7 +255,7 @@ class Race:
             "spread": dict(posterior.spread), "noise": posterior.noise, "design_effect": posterior.design_effect,
             "outliers": [names[index] for index in posterior.outliers]}  # fmt: skip
         return RaceResult(tuple(standings[i] for i in order), tuple(self._rounds), self._stopped or "not over",
-                          int(counts.sum()), math.fsum(board.costs.ravel().tolist()), int(board.values.size),
+                          int(counts.sum()), float(board.costs.sum()), int(board.values.size),
                           MappingProxyType(pooled))  # fmt: skip
 
     def _close(self, after: Step | str) -> None:
@@ -275,8 +276,9 @@ class Race:
 
 def _spread(items: Sequence[Item], seed: int) -> list[int]:
     """Items by hash, the first of every cluster before the second of any."""
-    def key(text: str) -> str:
-        return digest([seed, text])
+
+    def key(text: str) -> bytes:
+        return hashlib.sha256(f"{seed}\0{text}".encode()).digest()
 
     groups: dict[str, list[int]] = {}
     for index in sorted(range(len(items)), key=lambda i: key(items[i].key)):
