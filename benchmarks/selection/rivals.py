@@ -55,7 +55,7 @@ def minibatch_search(world: World, budget: float, rng: np.random.Generator) -> i
                        ("mode", "prompt", "allow")])  # fmt: skip
     full = {world.incumbent: purse.mean(world.incumbent, everything)}
     tried, scores, size = [world.incumbent], [full[world.incumbent]], min(35, world.spec.items)
-    while purse.left > 0 and len(full) < world.spec.arms:
+    while purse.left > 0 and len(full) < world.spec.arms and len(tried) < 20 * world.spec.arms:  # repetitions are free
         arm = int(rng.integers(world.spec.arms))
         if len(tried) >= 10:
             order = np.argsort(scores)[::-1]

@@ -186,6 +186,8 @@ class Halving(_Base):
     FIRST: ClassVar[int] = 4
     FIRST_SHARE: ClassVar[float] = 0.56
     FIRST_POWER: ClassVar[float] = 0.38
+    #: What a race costs over its first stage, about: a smaller budget makes the first stage smaller.
+    WHOLE: ClassVar[float] = 2.2
     #: Every fourth seat of the next stage goes to the best by its own mean: pooling may be wrong about some.
     OWN: ClassVar[int] = 4
     #: Cumulative items of a stage over those of the stage before.
@@ -210,7 +212,7 @@ class Halving(_Base):
         self.fresh = False
         if self.started and self.done < self.total:
             self._drop()
-        if not self.alive:
+        if not self._able():
             return "every candidate is broken"
         if self.exhausted:
             return "the budget does not pay for another common item"
@@ -236,7 +238,10 @@ class Halving(_Base):
             step = math.ceil((self.total - self.done) / max(1, self.FINAL_STEPS - self.finals))
             self.finals += 1
             return min(self.total, self.done + step)
-        first = max(self.FIRST, math.ceil(self.FIRST_SHARE * self.count**-self.FIRST_POWER * self.total))
+        share = self.FIRST_SHARE * self.count**-self.FIRST_POWER
+        if self.board.budget is not None and (grid := float(self.board.unit_costs.sum()) * self.total) > 0:
+            share = min(share, self.board.budget / grid / self.WHOLE)
+        first = max(self.FIRST, math.ceil(share * self.total))
         return min(self.total, first if self.done == 0 else max(self.done + 1, math.ceil(self.done * self.GROWTH)))
 
     def _drop(self) -> None:

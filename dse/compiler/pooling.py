@@ -46,7 +46,7 @@ class Design:
             columns["mode x prompt"] = [f"{a}\0{b}" for a, b in zip(columns["mode"], columns["prompt"], strict=True)]
         levels: dict[str, _Array] = {}
         for name, column in columns.items():
-            index = np.unique(column, return_inverse=True)[1]
+            index = np.unique(np.array(column), return_inverse=True)[1]
             same = any(np.array_equal(index, other) for other in levels.values())
             if 1 < index.max() + 1 < len(factors) and not same:
                 levels[name] = index
@@ -161,10 +161,14 @@ def _patterns(values: _Array) -> list[_Pattern]:
     return found
 
 
-def _noise(patterns: Sequence[_Pattern], indicators: Mapping[str, _Array], count: int) -> _Array:
-    """The errors' covariance: a variance per component that candidates share, fitted to the residuals' products."""
+def _noise(patterns: Sequence[_Pattern], indicators: Mapping[str, _Array], count: int, unseen: float) -> _Array:
+    """The errors' covariance: a variance per component that candidates share, fitted to the residuals' products.
+
+    One difference of size `unseen` that the items did not show enters it: few items on which all agree prove nothing.
+    """
     size = len(indicators) + 1
     gram, moments = np.zeros((size, size)), np.zeros(size)
+    gram[-1, -1], moments[-1] = 1.0, unseen**2
     stacked = np.hstack([*indicators.values(), np.zeros((count, 0))])
     starts = np.cumsum([0, *(matrix.shape[1] for matrix in indicators.values())])[:-1]
     for pattern in patterns:
@@ -182,13 +186,11 @@ def _noise(patterns: Sequence[_Pattern], indicators: Mapping[str, _Array], count
             moments[:-1] += np.add.reduceat(((levels.T @ pattern.residuals) ** 2).sum(axis=1), starts)
         gram[-1, -1] += weight * (k - 1)
         moments[-1] += (pattern.residuals**2).sum()
-    own = moments[-1] / gram[-1, -1] if gram[-1, -1] > 0 else 0.0
-    if own <= 0:
-        own = 1e-6  # nothing varied yet
+    own = moments[-1] / gram[-1, -1]
     parts = np.zeros(size)
     parts[-1] = own
     active = list(range(size))
-    while gram[-1, -1] > 0 and len(active) > 1:  # least squares without negative variances: the most negative leaves
+    while len(active) > 1:  # least squares without negative variances: the most negative leaves
         fitted = np.linalg.lstsq(gram[np.ix_(active, active)], moments[active], rcond=None)[0]
         if fitted.min() >= 0 and fitted[-1] >= 0.2 * own:
             parts[:] = 0
@@ -231,7 +233,8 @@ def pool(values: _Array, design: Design, clusters: _Array | None = None, start: 
     count = len(values)
     patterns = _patterns(values)
     indicators = design.indicators()
-    noise = _noise(patterns, indicators, count)
+    span = float(np.nanmax(values) - np.nanmin(values)) if (~np.isnan(values)).any() else 0.0
+    noise = _noise(patterns, indicators, count, span or 1.0)
     scale = float(np.mean(np.diag(noise)))
     effect = 1.0 if clusters is None else _design_effect(values, patterns, clusters)
     information, observed = np.zeros((count, count)), np.zeros(count)
