@@ -3,8 +3,8 @@
 ``race`` runs in stages. In each, all that are left run the same further items; then the better half by pooled utility
 stays (in cost units: the longest best-ranked list that costs at most half), with the best of every mode through stage
 two where there are many. At most four finalists, with what is protected, run the whole select split in steps. After
-every step a candidate leaves that is not expected to change the choice: whose chance to overtake, times by how much,
-is worth less than a thousandth of a utility point. When nobody but the leader is left, the race ends.
+every step a candidate leaves that is not expected to change the choice: its chance to overtake on the items that are
+left, times by how much, is worth next to nothing. When nobody but the leader is left, the race ends.
 """
 
 from __future__ import annotations
@@ -179,14 +179,19 @@ class Halving(_Base):
     """Sequential halving in cost units with pooled ranking; see the module."""
 
     #: A candidate that would gain less by further items, in expectation and in utility, cannot matter.
-    TOLERANCE: ClassVar[float] = 0.001
+    TOLERANCE: ClassVar[float] = 0.0003
     #: With more than this many candidates the best of every mode stays through stage two.
     MANY: ClassVar[int] = 8
-    #: Fewest items of the first stage, and the share of the split that it takes.
-    FIRST: ClassVar[int] = 6
-    FIRST_SHARE: ClassVar[float] = 0.08
+    #: Fewest items of the first stage; the share of the split that it takes is FIRST_SHARE * arms ** -FIRST_POWER.
+    FIRST: ClassVar[int] = 4
+    FIRST_SHARE: ClassVar[float] = 0.56
+    FIRST_POWER: ClassVar[float] = 0.38
+    #: What a race costs over its first stage, about: a smaller budget makes the first stage smaller.
+    WHOLE: ClassVar[float] = 2.2
+    #: Every fourth seat of the next stage goes to the best by its own mean: pooling may be wrong about some.
+    OWN: ClassVar[int] = 4
     #: Cumulative items of a stage over those of the stage before.
-    GROWTH: ClassVar[float] = 1.8
+    GROWTH: ClassVar[float] = 1.6
     FINAL_STEPS: ClassVar[int] = 3
 
     def __init__(self, board: Board) -> None:
@@ -194,18 +199,20 @@ class Halving(_Base):
         self.stage = self.done = self.finals = 0
         self.along: set[int] = set()  # protected arms that are out of the race and only run along
         self.fit: Posterior | None = None
+        self.fresh = False
 
     def posterior(self) -> Posterior | None:
-        if self.fit is None:
-            self.fit = pool(self.board.values, self.board.design, self.board.clusters)
+        if self.fit is None or not self.fresh:
+            self.fit = pool(self.board.values, self.board.design, self.board.clusters, self.fit)
+            self.fresh = True
         return self.fit
 
     def step(self) -> Step | str:
         self._remove_broken()
-        self.fit = None
+        self.fresh = False
         if self.started and self.done < self.total:
             self._drop()
-        if not self.alive:
+        if not self._able():
             return "every candidate is broken"
         if self.exhausted:
             return "the budget does not pay for another common item"
@@ -231,7 +238,10 @@ class Halving(_Base):
             step = math.ceil((self.total - self.done) / max(1, self.FINAL_STEPS - self.finals))
             self.finals += 1
             return min(self.total, self.done + step)
-        first = max(self.FIRST, math.ceil(self.FIRST_SHARE * self.total))
+        share = self.FIRST_SHARE * self.count**-self.FIRST_POWER
+        if self.board.budget is not None and (grid := float(self.board.unit_costs.sum()) * self.total) > 0:
+            share = min(share, self.board.budget / grid / self.WHOLE)
+        first = max(self.FIRST, math.ceil(share * self.total))
         return min(self.total, first if self.done == 0 else max(self.done + 1, math.ceil(self.done * self.GROWTH)))
 
     def _drop(self) -> None:
@@ -264,11 +274,16 @@ class Halving(_Base):
         self.alive = [arm for arm in self.alive if arm not in self.leaving]
 
     def _half(self, ranked: Sequence[int]) -> list[int]:
-        """The best-ranked arms that cost at most half of all together; at least the finalists."""
-        costs = self.board.unit_costs[list(ranked)]
+        """The best arms that cost at most half of all together; at least the finalists."""
+        own = iter(self.board.best(ranked, self.board.raw_means()))
+        pooled = iter(ranked)
+        order: list[int] = []
+        for seat in range(1, len(ranked) + 1):
+            order.append(next(arm for arm in (own if seat % self.OWN == 0 else pooled) if arm not in order))
+        costs = self.board.unit_costs[order]
         limit = costs.sum() / 2
         kept = int((np.cumsum(costs) <= limit * (1 + 1e-9)).sum()) if limit > 0 else math.ceil(len(ranked) / 2)
-        return list(ranked[: max(FINALISTS, kept)])
+        return order[: max(FINALISTS, kept)]
 
 
 ALLOCATIONS: dict[str, type[Allocation]] = {"race": Halving, "grid": Grid, "uniform": Uniform, "sign_test": SignTest}

@@ -4,7 +4,7 @@ Candidate ``a`` on item ``j`` has utility ``theta_a + b_j + e_aj``. The items' e
 differences on common items count. ``theta`` has variance from every factor (mode, prompt, allow-list, model), from the
 interaction of mode and prompt, and of its own; the errors of candidates that share a level are correlated, too. All
 variances are estimated: the errors' by least squares on the residuals, those of ``theta`` by restricted maximum
-likelihood. The fit checks itself twice. Where interactions are large, their variance is, and little is shrunk. And a
+likelihood with a weak prior. The fit checks itself twice. Where interactions are large, their variance is, and little is shrunk. And a
 candidate that lies far from what all others predict for it keeps its own mean.
 
 Numpy only, no I/O, no random numbers.
@@ -23,8 +23,10 @@ __all__ = ["Design", "Posterior", "pool"]
 _Array = np.ndarray[Any, np.dtype[Any]]
 
 _STEPS = 24
-# A component's standard deviation is at least this share of that of one rollout's noise: nothing is known to be zero.
-_FLOOR = 0.02
+# What is expected of every component's standard deviation, as a share of one rollout's noise, with the weight of about
+# four candidates (the mode of an inverse gamma prior of shape 1). Few candidates that happen to agree do not prove that
+# all are equal.
+_EXPECTED = 0.08
 # Standard errors between a candidate's own mean and what the others predict for it, beyond which its own mean stands.
 _OUTLIER = 2.5
 
@@ -44,7 +46,7 @@ class Design:
             columns["mode x prompt"] = [f"{a}\0{b}" for a, b in zip(columns["mode"], columns["prompt"], strict=True)]
         levels: dict[str, _Array] = {}
         for name, column in columns.items():
-            index = np.unique(column, return_inverse=True)[1]
+            index = np.unique(np.array(column), return_inverse=True)[1]
             same = any(np.array_equal(index, other) for other in levels.values())
             if 1 < index.max() + 1 < len(factors) and not same:
                 levels[name] = index
@@ -159,42 +161,46 @@ def _patterns(values: _Array) -> list[_Pattern]:
     return found
 
 
-def _noise(patterns: Sequence[_Pattern], indicators: Mapping[str, _Array], count: int) -> _Array:
-    """The errors' covariance: a variance per component that candidates share, fitted to the residuals' products."""
-    names = list(indicators)
-    size = len(names) + 1
+def _noise(patterns: Sequence[_Pattern], indicators: Mapping[str, _Array], count: int, unseen: float) -> _Array:
+    """The errors' covariance: a variance per component that candidates share, fitted to the residuals' products.
+
+    One difference of size `unseen` that the items did not show enters it: few items on which all agree prove nothing.
+    """
+    size = len(indicators) + 1
     gram, moments = np.zeros((size, size)), np.zeros(size)
-    shared = [matrix @ matrix.T for matrix in indicators.values()]
+    gram[-1, -1], moments[-1] = 1.0, unseen**2
+    stacked = np.hstack([*indicators.values(), np.zeros((count, 0))])
+    starts = np.cumsum([0, *(matrix.shape[1] for matrix in indicators.values())])[:-1]
     for pattern in patterns:
         if pattern.items < 2:
             continue
-        k, chosen = len(pattern.arms), np.ix_(pattern.arms, pattern.arms)
-        product = pattern.residuals @ pattern.residuals.T
-        kernels = []
-        for kernel in [*(each[chosen] for each in shared), np.eye(k)]:
-            rows = kernel.mean(axis=0)
-            kernels.append((kernel - rows - rows[:, None] + rows.mean()).ravel())
-        stacked = np.array(kernels)
-        gram += (pattern.items - 1) * stacked @ stacked.T
-        moments += stacked @ product.ravel()
-    own = moments[-1] / gram[-1, -1] if gram[-1, -1] > 0 else 0.0
-    if own <= 0:
-        own = 1e-6  # nothing varied yet
+        levels, k, weight = stacked[pattern.arms], len(pattern.arms), pattern.items - 1
+        if size > 1:
+            levels = levels - levels.sum(axis=0) / k
+            inner = levels.T @ levels
+            blocks = np.add.reduceat(np.add.reduceat(inner**2, starts, axis=0), starts, axis=1)
+            gram[:-1, :-1] += weight * blocks
+            traces = np.add.reduceat(np.diag(inner), starts)
+            gram[:-1, -1] += weight * traces
+            gram[-1, :-1] += weight * traces
+            moments[:-1] += np.add.reduceat(((levels.T @ pattern.residuals) ** 2).sum(axis=1), starts)
+        gram[-1, -1] += weight * (k - 1)
+        moments[-1] += (pattern.residuals**2).sum()
+    own = moments[-1] / gram[-1, -1]
     parts = np.zeros(size)
     parts[-1] = own
     active = list(range(size))
-    while gram[-1, -1] > 0 and active:  # least squares without negative variances: the most negative leaves
+    while len(active) > 1:  # least squares without negative variances: the most negative leaves
         fitted = np.linalg.lstsq(gram[np.ix_(active, active)], moments[active], rcond=None)[0]
         if fitted.min() >= 0 and fitted[-1] >= 0.2 * own:
             parts[:] = 0
             parts[active] = fitted
             break
-        if len(active) == 1:
-            break
         active.pop(int(np.argmin(fitted[:-1])))
     found = parts[-1] * np.eye(count)
-    for part, kernel in zip(parts[:-1], shared, strict=True):
-        found += part * kernel
+    for part, matrix in zip(parts[:-1], indicators.values(), strict=True):
+        if part > 0:
+            found += part * (matrix @ matrix.T)
     return found
 
 
@@ -215,18 +221,20 @@ def _design_effect(values: _Array, patterns: Sequence[_Pattern], clusters: _Arra
     return max(1.0, float((sums**2).sum()) / alone) if alone > 0 else 1.0
 
 
-def pool(values: _Array, design: Design, clusters: _Array | None = None) -> Posterior:
+def pool(values: _Array, design: Design, clusters: _Array | None = None, start: Posterior | None = None) -> Posterior:
     """Fit all candidates at once.
 
     Args:
         values: utilities, candidates x items; NaN where a candidate has not run.
         design: who shares which factor levels.
         clusters: a number per item; items of one cluster are not independent. None: all are.
+        start: an earlier fit of fewer items, where the search for the variances begins.
     """
     count = len(values)
     patterns = _patterns(values)
     indicators = design.indicators()
-    noise = _noise(patterns, indicators, count)
+    span = float(np.nanmax(values) - np.nanmin(values)) if (~np.isnan(values)).any() else 0.0
+    noise = _noise(patterns, indicators, count, span or 1.0)
     scale = float(np.mean(np.diag(noise)))
     effect = 1.0 if clusters is None else _design_effect(values, patterns, clusters)
     information, observed = np.zeros((count, count)), np.zeros(count)
@@ -235,30 +243,28 @@ def pool(values: _Array, design: Design, clusters: _Array | None = None) -> Post
         precision = pattern.items / effect * _contrasts(noise[chosen])
         information[chosen] += precision
         observed[pattern.arms] += precision @ pattern.means
-    parts = {**indicators, "candidate": np.eye(count)}
-    floor = _FLOOR**2 * scale
-    sizes = dict.fromkeys(parts, max(floor, _start(values) / len(parts)))
-    kernels = {name: matrix @ matrix.T for name, matrix in parts.items()}
+    names = [*indicators, "candidate"]
+    kernels = np.array([*(matrix @ matrix.T for matrix in indicators.values()), np.eye(count)])
+    flat = kernels.reshape(len(names), -1)
+    expected = _EXPECTED**2 * scale
+    sizes = (np.full(len(names), max(expected, _start(values) / len(names))) if start is None
+             else np.array([start.spread[name] ** 2 for name in names]))  # fmt: skip
     identity = np.eye(count)
+    right = np.column_stack([information, observed])
 
     def solve(prior: _Array) -> tuple[_Array, _Array]:
-        both = np.linalg.solve(identity + information @ prior, np.column_stack([information, observed]))
+        both = np.linalg.solve(identity + information @ prior, right)
         return both[:, :-1], both[:, -1]
 
-    for _ in range(_STEPS):
-        prior = sum((size * kernels[name] for name, size in sizes.items()), np.zeros((count, count)))
+    for _ in range(_STEPS):  # a majorising step: each variance times the root of (explained / expected)
+        prior = (sizes @ flat).reshape(count, count)
         weights, scores = solve(prior)
-        largest = 0.0
-        for name, matrix in parts.items():
-            trace = float((kernels[name] * weights).sum())
-            if trace <= 0:
-                continue
-            ratio = np.sqrt(float(((matrix.T @ scores) ** 2).sum()) / trace)
-            before, sizes[name] = sizes[name], max(floor, sizes[name] * ratio)
-            largest = max(largest, abs(sizes[name] - before))
-        if largest < 0.01 * floor:
+        traces = flat @ weights.ravel() + 4 / sizes
+        explained = (kernels @ scores) @ scores + 4 * expected / sizes**2
+        before, sizes = sizes, sizes * np.sqrt(np.maximum(explained, 0) / traces)
+        if np.abs(sizes - before).max() < 0.02 * sizes.max():
             break
-    prior = sum((size * kernels[name] for name, size in sizes.items()), np.zeros((count, count)))
+    prior = (sizes @ flat).reshape(count, count)
     weights, scores = solve(prior)
     diagonal = np.maximum(np.diag(weights), 1e-300)
     distance = scores / np.sqrt(diagonal)
@@ -270,7 +276,7 @@ def pool(values: _Array, design: Design, clusters: _Array | None = None) -> Post
     theta = prior @ scores
     cov = prior - prior @ weights @ prior
     return Posterior(theta + _level(values, theta), (cov + cov.T) / 2,
-                     {name: float(np.sqrt(size)) for name, size in sizes.items()}, float(np.sqrt(scale)), effect,
+                     {name: float(np.sqrt(size)) for name, size in zip(names, sizes, strict=True)}, float(np.sqrt(scale)), effect,
                      tuple(int(each) for each in outliers), prior, information, noise)  # fmt: skip
 
 

@@ -15,6 +15,7 @@ An infrastructure failure is never told: it is run again, or the compile ends.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dse.canonical import digest
 from dse.compiler.allocation import ALLOCATIONS, Board, Step
 from dse.compiler.pooling import Design, Posterior
 from dse.errors import MetricError, UserError
@@ -90,13 +90,13 @@ class Standing:
     """Where a candidate stands.
 
     Attributes:
-        mean: expected utility as the allocation estimates it; sd: posterior standard deviation of its distance from the
+        mean: expected utility as the allocation estimates it, None where nothing says anything; sd: posterior standard deviation of its distance from the
             mean of all, None where the allocation does not pool. raw_mean: plain mean of what the candidate itself gave, None if it never ran.
         n: rollouts told. cost: spent on it. finalist: it reached the last stage. broken: why it cannot be chosen.
     """
 
     name: str
-    mean: float
+    mean: float | None
     sd: float | None
     raw_mean: float | None
     n: int
@@ -126,8 +126,8 @@ class RaceResult:
 
     @property
     def winner(self) -> str | None:
-        """The best finalist that is not broken; None if there is none."""
-        return next((each.name for each in self.ranking if each.finalist and each.broken is None), None)
+        """The best finalist that ran and is not broken; None if there is none."""
+        return next((each.name for each in self.ranking if each.finalist and each.broken is None and each.n), None)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON data."""
@@ -153,12 +153,12 @@ class Race:
         self._units = [(item, replicate) for replicate in range(replicates) for item in order]
         self._place = {unit: number for number, unit in enumerate(self._units)}
         labels = [items[item].cluster if items[item].cluster is not None else f"\0{item}" for item, _ in self._units]
-        clusters = np.unique(labels, return_inverse=True)[1].ravel()
+        clusters = np.unique(np.array(labels), return_inverse=True)[1].ravel()
         shape = (len(arms), len(self._units))
         self._board = Board(
             values=np.full(shape, np.nan), costs=np.zeros(shape), clusters=clusters,
             declared=np.array([arm.unit_cost for arm in arms], dtype=float), design=Design.of([a.factors for a in arms]),
-            modes=np.unique([str(arm.factors.get("mode")) for arm in arms], return_inverse=True)[1].ravel(),
+            modes=np.unique(np.array([str(arm.factors.get("mode")) for arm in arms]), return_inverse=True)[1].ravel(),
             protected=tuple(sorted({self._index[name] for name in protect})), budget=budget_units,
         )  # fmt: skip
         self._allocation = ALLOCATIONS[allocation](self._board)
@@ -237,12 +237,13 @@ class Race:
         posterior: Posterior | None = self._allocation.posterior() if ran.any() else None
         raw = np.where(counts > 0, sums / np.maximum(counts, 1), -np.inf)
         means = raw if posterior is None else posterior.mean
+        sds = None if posterior is None else posterior.sd
         finalists = set(self._allocation.finalists or self._allocation.alive)
         standings = [
             Standing(
-                name=names[index], mean=float(means[index]), sd=None if posterior is None else float(posterior.sd[index]),
+                name=names[index], mean=float(means[index]) if np.isfinite(means[index]) else None, sd=None if sds is None else float(sds[index]),
                 raw_mean=float(raw[index]) if counts[index] else None, n=int(counts[index]),
-                cost=math.fsum(board.costs[index].tolist()),
+                cost=float(board.costs[index].sum()),
                 finalist=index in finalists, broken=self._broken.get(index),
             )
             for index in range(len(names))
@@ -254,7 +255,7 @@ class Race:
             "spread": dict(posterior.spread), "noise": posterior.noise, "design_effect": posterior.design_effect,
             "outliers": [names[index] for index in posterior.outliers]}  # fmt: skip
         return RaceResult(tuple(standings[i] for i in order), tuple(self._rounds), self._stopped or "not over",
-                          int(counts.sum()), math.fsum(board.costs.ravel().tolist()), int(board.values.size),
+                          int(counts.sum()), float(board.costs.sum()), int(board.values.size),
                           MappingProxyType(pooled))  # fmt: skip
 
     def _close(self, after: Step | str) -> None:
@@ -275,8 +276,9 @@ class Race:
 
 def _spread(items: Sequence[Item], seed: int) -> list[int]:
     """Items by hash, the first of every cluster before the second of any."""
-    def key(text: str) -> str:
-        return digest([seed, text])
+
+    def key(text: str) -> bytes:
+        return hashlib.sha256(f"{seed}\0{text}".encode()).digest()
 
     groups: dict[str, list[int]] = {}
     for index in sorted(range(len(items)), key=lambda i: key(items[i].key)):

@@ -1,0 +1,263 @@
+"""Planted worlds through the real race and the real gate, against other ways to choose; the tables of SELECTION.md."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.selection.rivals import RIVALS
+from benchmarks.selection.worlds import Spec, World, draw
+from dse.compiler.gate import GateResult, PairedRow, gate
+from dse.compiler.race import Race, RaceResult, make_race
+from dse.objective import Objective
+from dse.statistics import clopper_pearson
+
+__all__ = ["CELLS", "cell", "drive", "judge", "one_world", "render", "run", "sealed_gate"]
+
+SEED = 20_260_301
+#: Cost at which the race has to reach the full grid's regret + 0.5 points, by number of candidates.
+COST_TARGET = {48: 0.30, 12: 0.60, 4: 1.00}
+#: Worlds of each cell on which slower rivals run; Optuna's pruner is the slowest.
+SAMPLED = {"sign_test": 400, "gepa's rule": 400, "minibatches": 400, "WilcoxonPruner": 25}
+_WILCOXON = (Spec("grid", 0.15, 0.34, 100, 12), Spec("grid", 0.15, 0.34, 30, 48), Spec("grid", 0.15, 0.34, 30, 12))
+#: The gate on priced, larger holdouts is Monte Carlo and slow.
+_PRICED_GATES = 500
+
+
+def _cells() -> list[Spec]:
+    found: list[Spec] = []
+    for items in (100, 30, 200, 60):
+        found += [Spec("grid", gap, 0.34, items, arms) for gap in (0.15, 0.05) for arms in (48, 12, 4)]
+        kinds = ("null", "interaction") if items != 100 else (
+            "null", "interaction", "needle", "rare", "infra", "clusters", "cost", "null_cost")  # fmt: skip
+        found += [Spec(kind, 0.15, 0.34, items, arms) for kind in kinds for arms in (48, 12, 4)
+                  if (kind, arms) != ("interaction", 4)]  # fmt: skip
+        found += [Spec("grid", 0.15, 0.15, items, arms) for arms in (48, 12, 4)]
+    return found
+
+
+#: All cells, the most telling first: a run that is cut short has whole cells.
+CELLS = _cells()
+
+
+def drive(world: World, race: Race) -> RaceResult:
+    """Run a race on a world's matrices."""
+    utility, cost = world.utility.tolist(), world.cost.tolist()
+    while (batch := race.next()) is not None:
+        race.tell((name, item, replicate, utility[int(name[1:])][item], cost[int(name[1:])][item])
+                  for name, item, replicate in batch)  # fmt: skip
+    return race.result()
+
+
+def sealed_gate(world: World, winner: int) -> GateResult:
+    """The gate of the compile on the world's sealed rows: the race's winner against the incumbent."""
+    mine, theirs = world.sealed_quality[winner].tolist(), world.sealed_quality[world.incumbent].tolist()
+    priced = world.cost_weight > 0
+    prices = [world.sealed_price[arm].tolist() if priced else [None] * len(mine) for arm in (winner, world.incumbent)]
+    rows = [PairedRow(f"h{index:04}", cluster, a, b, p, q) for index, (cluster, a, b, p, q) in
+            enumerate(zip(world.sealed_clusters, mine, theirs, *prices, strict=True))]  # fmt: skip
+    return gate(rows, objective=Objective(cost_weight=world.cost_weight))
+
+
+def one_world(spec: Spec, number: int, sampled: Mapping[str, int] = SAMPLED) -> dict[str, Any]:
+    """Every way to choose on one world: regret in utility and the share of the full grid's cost; the gate's verdict."""
+    world = draw(spec, SEED, number)
+    names = [arm.name for arm in world.arms]
+    protect = [names[world.incumbent], names[world.cheapest]]
+    grid_cost, best = float(world.cost.sum()), float(world.truth.max())
+
+    def chosen(arm: int, spent: float) -> list[float]:
+        return [best - float(world.truth[arm]), spent / grid_cost]
+
+    result = drive(world, make_race(world.arms, world.items, protect=protect))
+    assert result.winner is not None
+    winner = names.index(result.winner)
+    per_item = world.cost.sum(axis=0)
+    affordable = max(1, math.ceil(result.spent / per_item.mean()))  # rounded in favour of the uniform allocation
+    found: dict[str, Any] = {
+        "race": chosen(winner, result.spent),
+        "grid": chosen(int(world.utility.mean(axis=1).argmax()), grid_cost),
+        "uniform": chosen(int(world.utility[:, :affordable].mean(axis=1).argmax()), float(per_item[:affordable].sum())),
+    }
+    if number < sampled.get("sign_test", 0):
+        other = drive(world, make_race(world.arms, world.items, allocation="sign_test", protect=protect))
+        assert other.winner is not None
+        found["sign_test"] = chosen(names.index(other.winner), other.spent)
+    for place, (name, rival) in enumerate(RIVALS.items()):
+        asked = name != "WilcoxonPruner" or spec in _WILCOXON
+        if asked and number < sampled.get(name, 0):
+            arm = rival(world, result.spent, np.random.default_rng([SEED, number, place]))
+            found[name] = chosen(arm, result.spent)
+    gain = float(world.truth[winner] - world.truth[world.incumbent])
+    if winner == world.incumbent:
+        found["gate"] = ["SAME", False, None]
+    elif world.cost_weight == 0 or spec.items <= 30 or number < _PRICED_GATES:
+        verdict = sealed_gate(world, winner)
+        covered = verdict.mean_difference.low <= gain <= verdict.mean_difference.high
+        found["gate"] = [verdict.verdict, verdict.verdict == "PROMOTE" and gain <= 1e-12, covered]
+    return found
+
+
+def judge(spec: Spec, worlds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures of a cell. Regret is in points (hundredths of utility)."""
+    def regrets(name: str) -> Any:
+        return np.array([world[name][0] for world in worlds if name in world]) * 100
+
+    ways = [name for name in worlds[0] if name != "gate"]
+    table = {}
+    for name in ways:
+        lost = regrets(name)
+        cost = float(np.mean([world[name][1] for world in worlds if name in world]))
+        table[name] = {"worlds": len(lost), "best": float((lost < 1e-7).mean()), "regret": float(lost.mean()),
+                       "p95": float(np.quantile(lost, 0.95)), "cost": cost}  # fmt: skip
+        if name not in ("race", "grid"):
+            table[name]["race_less"] = _paired(regrets("race")[: len(lost)] - lost)
+    verdicts = [world["gate"] for world in worlds if "gate" in world]
+    counts = {name: sum(each[0] == name for each in verdicts) for name in ("PROMOTE", "KEEP", "INSUFFICIENT", "SAME")}
+    false, covered = sum(each[1] for each in verdicts), [each[2] for each in verdicts if each[2] is not None]
+    return {
+        "spec": vars(spec), "worlds": len(worlds), "ways": table,
+        "against_grid": _paired(regrets("race") - regrets("grid")), "against_uniform": table["uniform"]["race_less"],
+        "gates": len(verdicts), "verdicts": counts, "false": false,
+        "false_upper": clopper_pearson(false, len(verdicts)).high, "covered": sum(covered), "intervals": len(covered),
+    }  # fmt: skip
+
+
+def _paired(differences: Any) -> list[float]:
+    """Mean and two-sided 95% interval."""
+    mean = float(differences.mean())
+    reach = 1.96 * float(differences.std(ddof=1)) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
+    return [mean, mean - reach, mean + reach]
+
+
+def _task(job: tuple[Spec, int]) -> dict[str, Any]:
+    return one_world(*job)
+
+
+def cell(spec: Spec, worlds: int, mapper: Callable[..., Iterable[dict[str, Any]]] = map) -> dict[str, Any]:
+    """Run one cell."""
+    return judge(spec, list(mapper(_task, [(spec, number) for number in range(worlds)])))
+
+
+def run(worlds: int, *, place: Path, processes: int = 2, minutes: float = math.inf,
+        cells: Sequence[Spec] = tuple(CELLS), say: Callable[[str], None] = print) -> list[dict[str, Any]]:  # fmt: skip
+    """Run all cells that `place` (a JSON file) does not have with as many worlds; stop after `minutes` at a whole cell."""
+    kept = json.loads(place.read_text()) if place.exists() else []
+    have = {json.dumps(each["spec"], sort_keys=True): each for each in kept if each["worlds"] >= worlds}
+    started = time.monotonic()
+    with get_context("spawn").Pool(processes) as pool:
+        for spec in cells:
+            key = json.dumps(vars(spec), sort_keys=True)
+            if key in have:
+                continue
+            if time.monotonic() - started > 60 * minutes:
+                say(f"stopped after {minutes:g} min: {len(cells) - len(have)} cells are missing")
+                break
+            began = time.monotonic()
+            have[key] = cell(spec, worlds, lambda task, jobs: pool.map(task, jobs, chunksize=25))
+            figures = have[key]
+            place.write_text(json.dumps(list(have.values()), indent=1) + "\n")
+            say(f"{spec.name}: race {figures['ways']['race']['regret']:.2f} grid {figures['ways']['grid']['regret']:.2f} "
+                f"cost {figures['ways']['race']['cost']:.0%} ({time.monotonic() - began:.0f} s)")  # fmt: skip
+    order = {json.dumps(vars(spec), sort_keys=True): place for place, spec in enumerate(CELLS)}
+    return sorted(have.values(), key=lambda each: order.get(json.dumps(each["spec"], sort_keys=True), len(order)))
+
+
+# --- the page
+
+
+def _name(figures: Mapping[str, Any]) -> str:
+    return Spec(**figures["spec"]).name
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join(str(each) for each in cells) + " |"
+
+
+def _signed(values: Sequence[float]) -> str:
+    return f"{values[0]:+.2f} ({values[1]:+.2f} to {values[2]:+.2f})"
+
+
+def render(cells: Sequence[Mapping[str, Any]]) -> str:
+    """The section of SELECTION.md."""
+    lines = [
+        f"{len(cells)} cells of {min(c['worlds'] for c in cells):,} worlds or more. Regret is in points of true utility "
+        "lost by the choice, mean and 95th percentile over worlds; cost is the share of the full grid's. "
+        "\"P(best)\" is how often the truly best candidate is chosen. Differences are paired by world, with 95% intervals.",
+        "", *_worst(cells), "", "### Regret and cost", "",
+        _row("world", "race", "P(best)", "cost", "full grid", "P(best)", "uniform at equal cost", "race - grid", "race - uniform"),
+        _row("---", *["---:"] * 8),
+    ]  # fmt: skip
+    for each in sorted(cells, key=lambda c: (-c["spec"]["arms"], c["spec"]["kind"] != "grid", c["spec"]["kind"],
+                                             c["spec"]["items"], c["spec"]["gap"], c["spec"]["discordance"])):  # fmt: skip
+        race, grid, uniform = (each["ways"][name] for name in ("race", "grid", "uniform"))
+        lines.append(_row(_name(each), f"{race['regret']:.2f} / {race['p95']:.1f}", f"{race['best']:.0%}", f"{race['cost']:.0%}",
+                          f"{grid['regret']:.2f} / {grid['p95']:.1f}", f"{grid['best']:.0%}",
+                          f"{uniform['regret']:.2f} / {uniform['p95']:.1f}", _signed(each["against_grid"]),
+                          _signed(each["against_uniform"])))  # fmt: skip
+    lines += ["", "### Against other rules at equal cost", "",
+              "Paired differences of regret, race minus the other, in points, with how many worlds. The sign-test race chooses its "
+              "own cost.", "", _row("world", "sign-test race (its cost)", "gepa's rule", "MIPROv2-like", "Optuna WilcoxonPruner"),
+              _row("---", *["---:"] * 4)]  # fmt: skip
+    for each in cells:
+        shown = []
+        for name in ("sign_test", "gepa's rule", "minibatches", "WilcoxonPruner"):
+            way = each["ways"].get(name)
+            text = "" if way is None else f"{_signed(way['race_less'])}, n={way['worlds']}"
+            shown.append(f"{text} ({way['cost']:.0%})" if way and name == "sign_test" else text)
+        lines.append(_row(_name(each), *shown))
+    lines += ["", "### The gate on sealed rows", "",
+              "The race's winner against the incumbent, as many sealed rows as select rows, the gate of every compile at 5%. A promotion is "
+              "false when the winner is truly not better. Where prices count and N > 30, on the first "
+              f"{_PRICED_GATES} worlds.", "",
+              _row("world", "gates", "PROMOTE", "KEEP", "INSUFFICIENT", "winner is incumbent", "false promotions",
+                   "upper bound (Clopper-Pearson)", "coverage of the 95% interval"), _row("---", *["---:"] * 8)]  # fmt: skip
+    for each in cells:
+        count, verdicts = each["gates"], each["verdicts"]
+        covered = f"{each['covered'] / each['intervals']:.1%}" if each["intervals"] else ""
+        lines.append(_row(_name(each), count, *(f"{verdicts[name] / count:.0%}" for name in ("PROMOTE", "KEEP", "INSUFFICIENT", "SAME")),
+                          f"{each['false'] / count:.2%}", f"{each['false_upper']:.2%}", covered))  # fmt: skip
+    return "\n".join(lines)
+
+
+def _worst(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was promised, and the cell that keeps it least."""
+    lines = [_row("target", "met in", "worst cell", "its figure"), _row("---", "---:", "---", "---:")]
+    for arms, most in COST_TARGET.items():
+        mine = [c for c in cells if c["spec"]["arms"] == arms]
+        if not mine:
+            continue
+        costly = max(mine, key=lambda c: c["ways"]["race"]["cost"])
+        met = sum(c["ways"]["race"]["cost"] <= most for c in mine)
+        lines.append(_row(f"K={arms}: cost at most {most:.0%} of the grid's", f"{met} of {len(mine)}", _name(costly),
+                          f"{costly['ways']['race']['cost']:.1%}"))  # fmt: skip
+        lossy = max(mine, key=lambda c: c["against_grid"][0])
+        met = sum(c["against_grid"][0] <= 0.5 for c in mine)
+        lines.append(_row(f"K={arms}: regret at most the grid's + 0.5 points", f"{met} of {len(mine)}", _name(lossy),
+                          _signed(lossy["against_grid"])))  # fmt: skip
+    worst = max(cells, key=lambda c: c["against_uniform"][1])
+    met = sum(c["against_uniform"][1] <= 1e-9 for c in cells)
+    lines.append(_row("against uniform at equal cost: interval never above 0", f"{met} of {len(cells)}", _name(worst),
+                      _signed(worst["against_uniform"])))  # fmt: skip
+    worst = max(cells, key=lambda c: c["false_upper"])
+    large = [c for c in cells if c["gates"] >= 1000]
+    met = sum(c["false"] / c["gates"] <= 0.05 and c["false_upper"] <= 0.06 for c in large)
+    worst = max(large or cells, key=lambda c: c["false_upper"])
+    lines.append(_row("false promotions at most 5%, upper bound at most 6%", f"{met} of {len(large)}", _name(worst),
+                      f"{worst['false'] / worst['gates']:.2%}, bound {worst['false_upper']:.2%}"))  # fmt: skip
+    for items in sorted({c["spec"]["items"] for c in cells}):
+        mine = [c for c in cells if c["spec"]["items"] == items and c["intervals"]]
+        if not mine:
+            continue
+        share = sum(c["covered"] for c in mine) / sum(c["intervals"] for c in mine)
+        worst = max(mine, key=lambda c: abs(c["covered"] / c["intervals"] - 0.95))
+        lines.append(_row(f"N={items}: coverage of the sealed interval 93-97%", f"{share:.1%} over {len(mine)} cells", _name(worst),
+                          f"{worst['covered'] / worst['intervals']:.1%}"))  # fmt: skip
+    return lines
