@@ -331,10 +331,11 @@ class Evaluator:
         error: Exception | None = None
         state = None
         async with entered as world:
-            toolbox = program.toolbox.merged(world.tools) if world.tools else None
+            toolbox = world.bound(program.toolbox)
             approve = world.approve or (_yes if environment else None)
             try:
-                prediction = await program.execute(run, deps=world.deps, toolbox=toolbox, approve=approve)
+                prediction = await program.execute(run, deps=world.deps, toolbox=toolbox, approve=approve,
+                                                   middleware=world.middleware)  # fmt: skip
             except RunFailed as exc:
                 if model is not None and exc.details.get("limit") == "active_s" and model.fell_silent(run.limits.active_s):
                     raise model.silence(exc) from exc
