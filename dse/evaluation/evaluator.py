@@ -34,7 +34,8 @@ from dse.errors import (
     UserError,
 )
 from dse.evaluation.environment import World
-from dse.evaluation.metric import MetricContext
+from dse.evaluation.judge import Meter
+from dse.evaluation.metric import MetricContext, Score
 from dse.evaluation.task import Task
 from dse.plan import SEMANTICS_VERSION, Plan
 from dse.program import Prediction, Program
@@ -120,6 +121,7 @@ class Evaluator:
         sleep: waits between attempts.
         progress: called with (what, done, total).
         prices: costs are this table's, also those of rollouts that were stored under another one.
+        judge_meter: counts what a judge metric uses, and can put a budget around its model.
 
     ``live`` names the read tools that candidates may call outside an environment.
     """
@@ -135,6 +137,7 @@ class Evaluator:
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep
     progress: Progress | None = None
     prices: PriceTable | None = None
+    judge_meter: Meter = field(default_factory=Meter)
     live: set[str] = field(default_factory=set)
     _programs: dict[str, Program] = field(default_factory=dict)
     _underway: dict[str, anyio.Lock] = field(default_factory=dict)
@@ -372,8 +375,25 @@ class Evaluator:
                     + (f" ({error['value']})" if error.get("value") else "")}  # fmt: skip
         prediction = Prediction(program.spec.validate_outputs(row["outputs"]), row["outputs"], row["receipt"])
         context = MetricContext(run=row["receipt"], state=row["end_state"], lm=None)
-        score = await self.task.metric.score(example, prediction, context)
+        if self.task.metric.judge is None:
+            score = await self.task.metric.score(example, prediction, context)
+        else:
+            score = await self._judged(row["rollout_id"], example, prediction, context)
         return {"value": score.value, "feedback": score.feedback, "components": dict(score.components)}
+
+    async def _judged(self, rollout_id: str, example: Example, prediction: Prediction, context: MetricContext) -> Score:
+        from dse.evaluation.judge import score_repeatedly
+
+        store = self.store
+        assert store is not None
+
+        async def load(name: str) -> Any:
+            return await store.threaded(store.score, rollout_id, name)
+
+        async def save(name: str, score: Score) -> None:
+            await store.threaded(store.save_score, rollout_id, name, score.value, score.feedback, dict(score.components))
+
+        return await score_repeatedly(self.task.metric, example, prediction, context, self.judge_meter, load, save)
 
 
 def _yes(_: Any) -> bool:
