@@ -1,0 +1,3 @@
+from dse.analysis.report import explain
+
+__all__ = ["explain"]
