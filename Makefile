@@ -37,6 +37,7 @@ notebook: $(STAMP)
 # Long runs: kills at random points, coverage-guided fuzzing, faults of endpoints.
 chaos: $(STAMP)
 	$(BIN)/python -m benchmarks.chaos --kills 300
+	$(BIN)/python -m benchmarks.compile_chaos --kills 60
 
 fuzz: $(STAMP)
 	$(BIN)/python -m benchmarks.fuzz --seconds 60 --target all

@@ -16,10 +16,16 @@ _EXPORTS = {
     "Approval": "dse.contracts.tool",
     "Artifact": "dse.artifacts.artifact",
     "Budget": "dse.compiler.budget",
+    "Check": "dse.contracts.check",
     "Dataset": "dse.evaluation.dataset",
+    "Cascades": "dse.compiler.cascades",
     "Decision": "dse.durable",
+    "Demonstrations": "dse.compiler.prompts",
+    "Distill": "dse.compiler.distill",
+    "DspyOptimizer": "dse.compiler.optimizers",
     "DseError": "dse.errors",
     "Environment": "dse.evaluation.environment",
+    "Evolve": "dse.compiler.evolve",
     "Example": "dse.evaluation.dataset",
     "InputField": "dse.contracts.signature",
     "Limits": "dse.limits",
@@ -32,12 +38,17 @@ _EXPORTS = {
     "PriceTable": "dse.models.prices",
     "Program": "dse.program",
     "Prompt": "dse.plan",
+    "Proposal": "dse.compiler.search",
+    "Proposer": "dse.compiler.search",
     "Rate": "dse.contracts.tool",
     "Registry": "dse.artifacts.registry",
+    "Rows": "dse.compiler.compile",
     "RunHandle": "dse.program",
     "Score": "dse.evaluation.metric",
     "Script": "dse.contracts.script",
+    "Search": "dse.compiler.search",
     "Signature": "dse.contracts.signature",
+    "Space": "dse.compiler.space",
     "Store": "dse.store.journal",
     "Task": "dse.evaluation.task",
     "Tool": "dse.contracts.tool",
@@ -46,9 +57,11 @@ _EXPORTS = {
     "Toolbox": "dse.contracts.toolbox",
     "World": "dse.evaluation.environment",
     "arun_script": "dse.scripts",
+    "check": "dse.contracts.check",
     "compile": "dse.compiler.compile",
     "environment": "dse.evaluation.environment",
     "evaluate": "dse.evaluation.evaluator",
+    "forecast": "dse.compiler.compile",
     "load": "dse.program",
     "metric": "dse.evaluation.metric",
     "run_script": "dse.scripts",
@@ -63,7 +76,20 @@ if TYPE_CHECKING:
     from dse.artifacts.artifact import Artifact as Artifact
     from dse.artifacts.registry import Registry as Registry
     from dse.compiler.budget import Budget as Budget
+    from dse.compiler.cascades import Cascades as Cascades
+    from dse.compiler.compile import Rows as Rows
     from dse.compiler.compile import compile as compile
+    from dse.compiler.compile import forecast as forecast
+    from dse.compiler.distill import Distill as Distill
+    from dse.compiler.evolve import Evolve as Evolve
+    from dse.compiler.optimizers import DspyOptimizer as DspyOptimizer
+    from dse.compiler.prompts import Demonstrations as Demonstrations
+    from dse.compiler.search import Proposal as Proposal
+    from dse.compiler.search import Proposer as Proposer
+    from dse.compiler.search import Search as Search
+    from dse.compiler.space import Space as Space
+    from dse.contracts.check import Check as Check
+    from dse.contracts.check import check as check
     from dse.contracts.script import Script as Script
     from dse.contracts.signature import InputField as InputField
     from dse.contracts.signature import OutputField as OutputField

@@ -107,40 +107,54 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command("compile")
 def compile_command(
     task: Annotated[str, typer.Argument(help="MODULE:TASK")],
-    lm: Annotated[str, typer.Option(help="A dspy model string, or replay:FILE.")],
+    lm: Annotated[list[str], typer.Option(help="A dspy model string, or replay:FILE; given several times, the best is chosen.")],
     registry: RegistryOption = "artifacts",
     store: Annotated[str | None, typer.Option(help="Database of rollouts; default REGISTRY/dse.db.")] = None,
-    record: Annotated[str | None, typer.Option(help="Record completions to this cassette; hits are replayed.")] = None,
+    record: Annotated[list[str] | None, typer.Option(help="Record completions to this cassette (one per model); hits are "
+                                                          "replayed.")] = None,
     prices: Annotated[str | None, typer.Option(help="A price table (JSON); needed where the objective prices cost and the "
                                                     "provider reports none.")] = None,
-    max_model_calls: Annotated[int | None, typer.Option(help="Requests to the model at most.")] = None,
+    max_model_calls: Annotated[int | None, typer.Option(help="Requests to the models at most.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens at most, in and out.")] = None,
     budget_usd: Annotated[float | None, typer.Option(help="Money at most; needs prices.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Wall time at most.")] = None,
     search_rows: Annotated[int, typer.Option(help="Search rows to use.")] = 10,
     select_rows: Annotated[int | None, typer.Option(help="Select rows to use; default all.")] = None,
     holdout_rows: Annotated[int | None, typer.Option(help="Holdout rows to use; default all.")] = None,
+    search: Annotated[list[str] | None, typer.Option(help="What proposes candidates: evolve (prompts), distill (scripts), "
+                                                          "cascades, demonstrations, or all.")] = None,
+    reflection_lm: Annotated[str | None, typer.Option(help="The model that proposals are made with; default the first --lm.")] = None,
+    allocation: Annotated[str, typer.Option(help="How the select rows are spent: race, grid, uniform or sign_test.")] = "race",
+    replicates: Annotated[int, typer.Option(help="Runs of every holdout row.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will take, and spend nothing.")] = False,
     concurrency: Annotated[int, typer.Option(help="Rollouts at a time.")] = 8,
     seed: int = 0,
 ) -> None:
-    """Measure candidates on the data, gate the winner, emit an artifact.
+    """Find and measure candidates on the data, gate the winner, emit an artifact.
 
     Before anything is spent it says how many rollouts it takes at most, and after the search how many model calls are
     expected. KEEP and INSUFFICIENT are results: the exit code is 0. After PROMOTE the artifact is @champion and the
-    old one @previous; otherwise it is @candidate.
+    old one @previous; otherwise it is @candidate. Killed, the same command goes on where it stopped.
     """
     from dse.analysis.report import print_compile
     from dse.compiler.budget import Budget
-    from dse.compiler.compile import Rows
+    from dse.compiler.compile import Rows, forecast
     from dse.compiler.compile import compile as compile_task
+    from dse.compiler.named import proposers
 
+    options: dict[str, Any] = dict(
+        lm=lm if len(lm) > 1 else lm[0], registry=registry, store=store,
+        record=None if not record else record if len(record) > 1 else record[0], prices=_prices(prices),
+        budget=Budget(usd=budget_usd, model_calls=max_model_calls, minutes=max_minutes, tokens=max_tokens),
+        rows=Rows(search_rows, select_rows, holdout_rows), search=proposers(search or ()), reflection_lm=reflection_lm,
+        allocation=allocation, replicates=replicates, concurrency=concurrency, seed=seed,
+    )  # fmt: skip
+    if dry_run:
+        out.print(str(forecast(load_task(task), **options)), markup=False)
+        return
     bars = _Bars()
     with bars.progress:
-        result = compile_task(
-            load_task(task), lm=lm, registry=registry, store=store, record=record, prices=_prices(prices),
-            budget=Budget(usd=budget_usd, model_calls=max_model_calls, minutes=max_minutes),
-            rows=Rows(search_rows, select_rows, holdout_rows), concurrency=concurrency, seed=seed,
-            progress=bars, say=err.print,
-        )  # fmt: skip
+        result = compile_task(load_task(task), progress=bars, say=err.print, **options)
     print_compile(out, result)
 
 

@@ -44,6 +44,7 @@ The tree separates *whose* failure it is, because each has a different consequen
     │   ├── LimitExceeded        a declared limit was hit
     │   ├── OutputInvalid        no valid output within the repair budget
     │   ├── ScriptFailed         a given script was refused by the check, or failed
+    │   ├── Abstained            a script left the input to somebody else, and nobody else was there
     │   └── NoSubmission         the rounds ended without `submit`
     ├── RunSuspended             the run waits for a decision about a tool call
     │   └── EffectUnknown        a write was started and nobody knows whether it took effect
@@ -54,7 +55,8 @@ The tree separates *whose* failure it is, because each has a different consequen
         ├── SandboxUnavailable   an interpreter worker died or could not be had
         ├── StoreUnavailable     the store could not be written or read
         ├── RunTaken             another process has this run
-        └── ReplayDiverged       the program takes another path than its journal
+        ├── ReplayDiverged       the program takes another path than its journal
+        └── WorkerLost           a process that ran rollouts died or could not be reached
 
 Each error says what failed, the offending value and a remedy, has a stable ``code``, and pickles.
 """
@@ -64,7 +66,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
-    "AllowListError", "ArtifactError", "ArtifactInvalid", "ArtifactNotFound", "ArtifactTampered", "ArtifactVersion",
+    "Abstained", "AllowListError", "ArtifactError", "ArtifactInvalid", "ArtifactNotFound", "ArtifactTampered", "ArtifactVersion",
     "BudgetExhausted", "CassetteError", "CassetteMiss", "ContaminatedSplit", "ContractError", "ContractMismatch",
     "DatasetChanged", "DatasetError", "DecisionRefused", "DseError", "DuplicateRow", "EffectUnknown",
     "EnvironmentRequired", "InfrastructureError", "InputError", "InvalidValue", "JournalTampered", "LimitExceeded", "MalformedJSON",
@@ -73,7 +75,7 @@ __all__ = [
     "SandboxUnavailable", "ScriptFailed", "SignatureError", "SignatureMismatch", "StoreError", "StoreUnavailable",
     "ToolArgumentError", "ToolDenied", "ToolFailed", "ToolFault", "ToolLimitReached", "ToolNotAllowed",
     "ToolOutputTooLarge", "ToolRateLimited", "ToolReturnError", "ToolScriptFailed", "ToolTimeout", "ToolboxError", "UnprovenModel",
-    "Unserialisable", "UserError",
+    "Unserialisable", "UserError", "WorkerLost",
 ]  # fmt: skip
 
 _SHOWN = 200
@@ -438,6 +440,12 @@ class ScriptFailed(RunFailed):
     code = "DSE305"
 
 
+class Abstained(RunFailed):
+    """A distilled script called ``abstain()``; the value is its reason."""
+
+    code = "DSE306"
+
+
 class RunSuspended(DseError):
     """The run waits for a decision. ``details``: run_id, pending (list of calls with argument hashes)."""
 
@@ -497,3 +505,9 @@ class ReplayDiverged(InfrastructureError):
     """The program takes another path than the one its journal holds. Nothing new was executed."""
 
     code = "DSE406"
+
+
+class WorkerLost(InfrastructureError):
+    """A worker process that ran rollouts died, or its machine went away. What it had under way is started again."""
+
+    code = "DSE407"

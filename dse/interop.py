@@ -16,6 +16,7 @@ from dse.evaluation.environment import Environment
 from dse.evaluation.rows import Example
 from dse.plan import Plan, Prompt
 from dse.portal import run_sync
+from dse.strategies.base import predictors
 
 __all__ = ["DseModule", "as_dspy"]
 
@@ -31,8 +32,9 @@ class DseModule(dspy.Module):  # type: ignore[misc]
         super().__init__()
         self._program = _Shared(program)
         self._environment = _Shared(environment)
-        for name, signature in program.strategy.predictors(program.spec).items():
-            prompt = program.plan.prompts[name]
+        prompts = program.plan.components
+        for name, signature in predictors(program.spec, program.plan).items():
+            prompt = prompts[name]
             predict = dspy.Predict(signature.with_instructions(prompt.instructions))
             predict.demos = [dict(demo) for demo in prompt.demos]
             setattr(self, name, predict)
@@ -41,11 +43,12 @@ class DseModule(dspy.Module):  # type: ignore[misc]
         """The plan with the instructions and demos that the predictors hold now."""
         program = self._program.value
         prompts = {}
-        for name in program.plan.prompts:
+        for name in program.plan.components:
             predict = getattr(self, name)
             demos = tuple(_plain(demo) for demo in predict.demos)
             prompts[name] = Prompt(instructions=predict.signature.instructions, demos=demos)
-        return Plan.model_validate({**program.plan.model_dump(), "prompts": {n: p.model_dump() for n, p in prompts.items()}})
+        plan: Plan = program.plan.with_prompts(prompts)
+        return plan
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         return run_sync(self._forward, inputs, dspy.settings.trace)
@@ -59,10 +62,14 @@ class DseModule(dspy.Module):  # type: ignore[misc]
         base = self._program.value
         chosen = next((predict.lm for predict in self.predictors() if predict.lm is not None), base.lm)  # set_lm(...)
         program = Program(base.signature, self.current_plan(), lm=chosen, toolbox=base.toolbox, deps=base.deps,
-                          approve=base.approve, middleware=base.middleware, store=base.store)  # fmt: skip
+                          approve=base.approve, middleware=base.middleware, store=base.store, checks=tuple(base.checks.values()))  # fmt: skip
         run = program.new_run(inputs)
         if trace is not None:
-            run.trace = lambda name, given, outputs: trace.append((getattr(self, name), given, dspy.Prediction(**outputs)))
+            def traced(name: str, given: Any, outputs: Any) -> None:
+                stage = f"stage{run.stages[-1]['number']}_" if run.stages else ""
+                trace.append((getattr(self, stage + name), given, dspy.Prediction(**outputs)))
+
+            run.trace = traced
         environment = self._environment.value
         if environment is None:
             made = await program.execute(run)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dse.canonical import canonical_json, digest
+from dse.contracts.check import Check
 from dse.contracts.signature import SignatureSpec
 from dse.contracts.toolbox import Toolbox
 from dse.errors import AllowListError, PlanError
 from dse.limits import Limits
 
-__all__ = ["SEMANTICS_VERSION", "Plan", "Prompt", "program_id"]
+__all__ = ["ESCALATIONS", "SEMANTICS_VERSION", "Plan", "Prompt", "program_id"]
 
 # Part of every rollout's identity: raised whenever the same plan and completions could take another path.
 SEMANTICS_VERSION = 1
+ESCALATIONS = ("abstain", "check", "exception", "validation")
+"""What may hand a run over to the next stage of a cascade."""
+_STAGED = re.compile(r"stage([1-9]\d*)_(.+)", re.DOTALL)
 
 
 class _Data(BaseModel):
@@ -37,15 +42,25 @@ class Prompt(_Data):
         return demos
 
 
+def _unset(value: Any) -> bool:
+    return not value
+
+
 class Plan(_Data):
     """How a signature is executed.
 
     Attributes:
-        mode: name of a registered strategy (``direct``, ``tool_call``, ``code``).
+        mode: name of a registered strategy (``direct``, ``tool_call``, ``code``, ``script``, ``cascade``).
         prompts: per predictor of that strategy.
         allow: names of the tools that may be called, sorted; nothing else can be.
-        knobs: settings of the strategy, e.g. ``{"demos_from": ...}``; unknown ones are refused by it.
+        knobs: settings of the strategy, e.g. ``{"escalate": [...]}`` of a cascade; unknown ones are refused by it.
         limits: what a run may use.
+        script: of mode ``script``: the source of the program.
+        stages: of mode ``cascade``: the plans to try, in this order. Their limits are those of the cascade.
+        overlays: what the model reads about a tool instead of the description in its contract, by name. Contract,
+            parameters and policy stay what they are.
+
+    The last three are not in the dump and not in the ids of a plan that does without.
     """
 
     mode: str
@@ -53,6 +68,29 @@ class Plan(_Data):
     allow: tuple[str, ...] = ()
     knobs: dict[str, Any] = Field(default_factory=dict)
     limits: Limits = Limits()
+    script: str | None = Field(default=None, min_length=1, exclude_if=_unset)
+    stages: tuple[Plan, ...] = Field(default=(), exclude_if=_unset)
+    overlays: dict[str, str] = Field(default_factory=dict, exclude_if=_unset)
+
+    @classmethod
+    def cascade(
+        cls, *stages: Plan, escalate: Sequence[str] = ("abstain", "exception", "validation"), check: Check | None = None,
+        limits: Limits | None = None,
+    ) -> Plan:
+        """A plan that tries plans one after the other.
+
+        Args:
+            stages: at least two; they get the limits of the whole.
+            escalate: what hands a run over, of ``abstain``, ``exception``, ``validation``; ``check`` with a check.
+            check: says of the outputs of every stage but the last whether they are accepted.
+            limits: of the whole run; default those of the first stage.
+        """
+        limits = limits or (stages[0].limits if stages else Limits())
+        knobs: dict[str, Any] = {"escalate": sorted({*escalate, *(("check",) if check else ())})}
+        if check is not None:
+            knobs["check"] = {"name": check.name, "revision": check.revision}
+        return cls(mode="cascade", prompts={}, allow=tuple({name for stage in stages for name in stage.allow}), knobs=knobs,
+                   limits=limits, stages=tuple(stage.model_copy(update={"limits": limits})._fresh() for stage in stages))  # fmt: skip
 
     @field_validator("allow")
     @classmethod
@@ -64,6 +102,34 @@ class Plan(_Data):
     @functools.cached_property
     def plan_id(self) -> str:
         return digest(self.model_dump(mode="json"))
+
+    @property
+    def components(self) -> dict[str, Prompt]:
+        """Every prompt of the plan; that of predictor ``code`` in the second stage of a cascade is ``stage2_code``."""
+        staged = {f"stage{number}_{name}": prompt for number, stage in enumerate(self.stages, 1)
+                  for name, prompt in stage.prompts.items()}  # fmt: skip
+        return {**self.prompts, **staged}
+
+    def with_prompts(self, prompts: Mapping[str, Prompt]) -> Plan:
+        """The plan with other prompts, named as in `components`; the rest stays.
+
+        Raises:
+            PlanError: it has no such prompt.
+        """
+        if unknown := sorted(set(prompts) - set(self.components)):
+            raise PlanError("The plan has no such prompts", value=", ".join(unknown),
+                            remedy=f"It has: {', '.join(self.components) or 'none'}.")  # fmt: skip
+        own = {name: prompts.get(name, prompt) for name, prompt in self.prompts.items()}
+        stages = []
+        for number, stage in enumerate(self.stages, 1):
+            found = {name: _STAGED.fullmatch(name) for name in prompts if name not in self.prompts}
+            mine = {match[2]: prompts[name] for name, match in found.items() if match and int(match[1]) == number}
+            stages.append(stage.with_prompts(mine))
+        return self.model_copy(update={"prompts": own, "stages": tuple(stages)})._fresh()
+
+    def _fresh(self) -> Plan:
+        """A copy that has its ids computed anew, and everything checked."""
+        return Plan.model_validate(self.model_dump())
 
     def narrowed(self, allow: Any = None, limits: Mapping[str, Any] | None = None) -> Plan:
         """The plan with fewer tools or lower limits; never more.
@@ -86,7 +152,7 @@ class Plan(_Data):
             if extra:
                 raise AllowListError("Not on the allow-list, which can be narrowed and never widened", value=", ".join(extra),
                                      remedy=f"Choose from: {', '.join(self.allow) or 'no tools'}.")  # fmt: skip
-            plan = plan.model_copy(update={"allow": tuple(sorted(allow))})
+            plan = plan._allowing(frozenset(allow))
         if limits:
             if not isinstance(limits, Mapping):
                 raise PlanError("Limits are given by name", value=limits, remedy='Write limits={"model_calls": 3}.')
@@ -95,12 +161,22 @@ class Plan(_Data):
                 raise PlanError("There is no such limit", value=", ".join(unknown),
                                 remedy=f"Limits are: {', '.join(Limits.model_fields)}.")  # fmt: skip
             try:
-                plan = plan.model_copy(update={"limits": plan.limits.tightened(**limits)})
+                lower = plan.limits.tightened(**limits)
+                stages = tuple(stage.model_copy(update={"limits": lower}) for stage in plan.stages)
+                plan = plan.model_copy(update={"limits": lower, "stages": stages})
             except (ValueError, AttributeError) as exc:
                 raise PlanError(
                     "Limits can be lowered, never raised", value=str(exc), remedy="Use a lower number."
                 ) from None
-        return Plan.model_validate(plan.model_dump())
+        return plan._fresh()
+
+    def _allowing(self, allow: frozenset[str]) -> Plan:
+        """The same with those of its tools that are in `allow`, in every stage."""
+        return self.model_copy(update={
+            "allow": tuple(name for name in self.allow if name in allow),
+            "stages": tuple(stage._allowing(allow) for stage in self.stages),
+            "overlays": {name: text for name, text in self.overlays.items() if name in allow},
+        })  # fmt: skip
 
 
 def program_id(spec: SignatureSpec, plan: Plan, toolbox: Toolbox, model_name: str, params: Mapping[str, Any]) -> str:

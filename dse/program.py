@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dse import durable, telemetry
+from dse.contracts.check import Check, checks_by_name
 from dse.contracts.signature import Signature, SignatureSpec
 from dse.contracts.toolbox import Toolbox
 from dse.durable import Decision
@@ -40,7 +41,7 @@ from dse.portal import finish_sync, run_sync, start_soon
 from dse.redaction import REDACTED, redact, safe_message
 from dse.runtime.dispatcher import Dispatcher, Middleware
 from dse.runtime.run import Run
-from dse.strategies.base import check_plan, seed_plan, strategy
+from dse.strategies.base import check_plan, needs_model, seed_plan, strategy
 
 if TYPE_CHECKING:
     from dse.artifacts.artifact import Artifact
@@ -130,6 +131,9 @@ class Program:
             call and per tool call). ``power``: the loss of power, too (the write waits for the disk). ``exit``: nothing;
             it is written when it stops, and lost if its process dies before.
         approval_expires_s: how long a decision about a call may take, in seconds, before it counts as denied.
+        checks: functions declared with ``@dse.check``; those that the plan names are used.
+
+    A model that the plan does not need (modes ``script``, and ``cascade`` of scripts) is not used.
 
     Raises:
         PlanError, ToolboxError: before anything runs.
@@ -139,7 +143,7 @@ class Program:
         self, signature: type[Signature], plan: Plan | str, *, lm: Any = None, toolbox: Toolbox | None = None,
         deps: Any = None, approve: Callable[[Any], Any] | None = None, middleware: Sequence[Middleware] = (),
         store: Store | str | Path | None = None, durability: Durability = "call", approval_expires_s: float | None = None,
-        stamp: Mapping[str, Any] | None = None,
+        stamp: Mapping[str, Any] | None = None, checks: Sequence[Check] = (),
     ) -> None:  # fmt: skip
         self.signature = signature
         self.spec: SignatureSpec = signature.spec()
@@ -149,12 +153,17 @@ class Program:
         self.toolbox = toolbox if toolbox is not None else self.spec.toolbox()
         check_toolbox(self.spec, self.plan, self.toolbox)
         self.strategy = strategy(self.plan.mode)
+        self.checks = checks_by_name(checks)
+        prepare = getattr(self.strategy, "prepare", None)
+        if prepare is not None:
+            prepare(self.spec, self.plan, {name: self.toolbox[name].contract for name in self.plan.allow}, self.checks)
         self.lm: LanguageModel | None = None
-        if lm is not None:
+        needed = needs_model(self.plan)
+        if lm is not None and needed:
             from dse.models.lm import resolve_model
 
             self.lm = resolve_model(lm)
-        elif self.strategy.needs_model:
+        elif needed:
             raise ModelError(f"Mode {self.plan.mode!r} needs a model", remedy="Pass lm='provider/model' or 'replay:FILE'.")
         self.deps = deps
         self.approve = approve
@@ -257,6 +266,7 @@ class Program:
         run.dispatcher = Dispatcher(run, tools, deps=given, approve=approve or self.approve,
                                     middleware=(*self.middleware, *middleware))  # fmt: skip
         run.expires_s = self.approval_expires_s
+        run.checks = self.checks
         if run.journal.recording is None:
             await durable.begin(run, self.store, self.durability, self.lm)
         run.start()
@@ -325,6 +335,7 @@ class Program:
             "effects": run.effects.summary(), "calls": [secrets.scrub(call) for call in run.receipts],
             "usage": dict(run.meter.to_dict()), "attempts": run.attempt + 1, "seed": run.seed,
             "clock": run.clock.isoformat(), "transcript_hash": run.journal.transcript_hash(),
+            **({"stages": _stages(run)} if run.stages else {}),
         }  # fmt: skip
         if self.store is not None:
             try:
@@ -394,7 +405,9 @@ class Program:
         if kept.row["outcome"] not in ("ok", "failed"):
             raise RunNotResumable("Only a finished run can be replayed", value=kept.row["outcome"], remedy="Resume it first.")
         run = durable.revive(kept, self.spec, self.plan, self.lm, only=True)
-        return await Program(self.signature, self.plan, lm=self.lm, toolbox=self.toolbox, stamp=self.stamp).execute(run)
+        program = Program(self.signature, self.plan, lm=self.lm, toolbox=self.toolbox, stamp=self.stamp,
+                          checks=tuple(self.checks.values()))  # fmt: skip
+        return await program.execute(run)
 
     def fork(self, run_id: str, call_id: int, *, value: Any = None, error: str | None = None) -> str:
         """A new run with the journal of another one up to a call, which gives something else; `resume` executes the rest.
@@ -436,7 +449,8 @@ class Program:
         """The same program with fewer tools or lower limits, never more."""
         return Program(self.signature, self.plan.narrowed(allow, limits), lm=self.lm, toolbox=self.toolbox, deps=self.deps,
                        approve=self.approve, middleware=self.middleware, store=self.store, durability=self.durability,
-                       approval_expires_s=self.approval_expires_s, stamp=self.stamp)  # fmt: skip
+                       approval_expires_s=self.approval_expires_s, stamp=self.stamp,
+                       checks=tuple(self.checks.values()))  # fmt: skip
 
     def as_dspy(self, *, environment: Any = None) -> Any:
         """A ``dspy.Module`` whose predictors dspy's optimizers and ``dspy.Evaluate`` can drive.
@@ -470,6 +484,12 @@ def _outcome(exc: BaseException | None) -> str:
 
 def _shown(run: Run, fields: Mapping[str, Any]) -> Any:
     return run.secrets.scrub(redact(dict(fields), run.spec.sensitive))
+
+
+def _stages(run: Run) -> list[dict[str, Any]]:
+    """How the stages of a cascade ended, fit to be shown: a reason may quote an input or an output."""
+    hidden = {"reason": REDACTED} if run.secrets.replies else {}
+    return [{**run.secrets.scrub(stage), **(hidden if stage["reason"] is not None else {})} for stage in run.stages]
 
 
 def check_limits(spec: SignatureSpec, plan: Plan) -> None:
@@ -507,6 +527,7 @@ def load(
     deps: Any = None, allow: Any = None, limits: Mapping[str, Any] | None = None, allow_unproven: bool = False,
     require_signature: bool = False, approve: Callable[[Any], Any] | None = None, middleware: Sequence[Middleware] = (),
     store: Store | str | Path | None = None, durability: Durability = "call", approval_expires_s: float | None = None,
+    checks: Sequence[Check] = (),
 ) -> Program:  # fmt: skip
     """Load an artifact as a program that executes exactly its plan.
 
@@ -516,7 +537,7 @@ def load(
         lm: must be the model that the evidence is for; default that model. Another one needs `allow_unproven`
             and is stamped ``unproven`` on every receipt.
         allow: fewer tools than the artifact allows; `limits`: lower ones.
-        store, durability, approval_expires_s: as for `Program`.
+        store, durability, approval_expires_s, checks: as for `Program`.
 
     Raises:
         ArtifactError, SignatureMismatch, ContractMismatch, AllowListError, UnprovenModel
@@ -538,7 +559,7 @@ def load(
     plan = program.plan.narrowed(allow, limits) if allow is not None or limits else program.plan
     model, stamp = _proven(artifact, lm, plan, allow_unproven)
     return Program(signature, plan, lm=model, toolbox=tools, deps=deps, approve=approve, middleware=middleware, store=store,
-                   durability=durability, approval_expires_s=approval_expires_s, stamp=stamp)  # fmt: skip
+                   durability=durability, approval_expires_s=approval_expires_s, stamp=stamp, checks=checks)  # fmt: skip
 
 
 def _proven(artifact: Artifact, lm: Any, plan: Plan, allow_unproven: bool) -> tuple[Any, dict[str, Any]]:
@@ -546,7 +567,7 @@ def _proven(artifact: Artifact, lm: Any, plan: Plan, allow_unproven: bool) -> tu
 
     proven = artifact.program.model
     stamp: dict[str, Any] = {"artifact_id": artifact.artifact_id, "unproven": False}
-    if not strategy(plan.mode).needs_model:
+    if not needs_model(plan):
         return None, stamp
     model = resolve_model(proven.name if lm is None else lm, params=dict(proven.params) if lm is None else None)
     if (model.name, dict(model.params)) != (proven.name, dict(proven.params)):

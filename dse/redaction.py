@@ -14,7 +14,7 @@ _SHORTEST_SECRET = 4  # shorter values would take innocent text with them
 # Where a journal entry may hold a sensitive output, or argument, before it is parsed.
 _UNPARSED = {
     "model_call": ("text",), "repair": ("problem",), "feed": ("code",), "print": ("text",), "observation": ("value", "shown"),
-    "code_error": ("message", "problems", "shown"),
+    "code_error": ("message", "problems", "shown"), "stage_ended": ("shown",),
 }  # fmt: skip
 
 

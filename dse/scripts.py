@@ -28,6 +28,7 @@ class _Given:
 
     mode = MODE
     needs_model = False
+    seeded = listed = False
 
     def fits(self, spec: SignatureSpec) -> bool:
         return False

@@ -278,12 +278,29 @@ def test_sensitive_values_do_not_get_into_an_artifact(tmp_path: Path) -> None:
 # ---- which rows are used for what -------------------------------------------------------------------------
 
 
-def test_all_candidates_run_on_the_same_select_rows(best_code: Compiled) -> None:
+def rows_of(result: CompileResult) -> dict[str, set[str]]:
     used: dict[str, set[str]] = {}
-    for record in best_code.result.records["select"]:
+    for record in result.records["select"]:
         used.setdefault(record.candidate, set()).add(record.row_hash)
-    assert set(used) == set(best_code.result.plans)
-    assert set(map(frozenset, used.values())) == {frozenset(r.row_hash for r in WORLD.dataset().split("select"))}
+    return used
+
+
+def test_all_candidates_of_a_round_run_on_the_same_select_rows(best_code: Compiled) -> None:
+    result, every = best_code.result, {r.row_hash for r in WORLD.dataset().split("select")}
+    used = rows_of(result)
+    assert set(used) == set(result.plans), "each ran, on rows that who stayed longer ran too"
+    assert all(a <= b or b <= a for a, b in itertools.combinations(used.values(), 2))
+    assert used[result.winner] == used[result.incumbent] == max(used.values(), key=len) <= every
+    assert result.race is not None and result.race.rollouts == sum(map(len, used.values())) <= result.race.grid_rollouts
+    race = result.artifact.evidence.race
+    assert race is not None and (race.rollouts, race.grid_rollouts) == (result.race.rollouts, result.race.grid_rollouts)
+    left = {name for one in race.rounds for name in one.dropped}
+    assert set(result.plans) - set(race.finalists) <= left, "who did not reach the end has a reason"
+
+
+def test_the_full_grid_runs_everything(tmp_path: Path) -> None:
+    result = quick(tmp_path, allocation="grid").result
+    assert set(map(frozenset, rows_of(result).values())) == {frozenset(r.row_hash for r in QUICK.dataset().split("select"))}
 
 
 def test_the_holdout_is_opened_once_at_the_end_for_winner_and_incumbent(best_code: Compiled) -> None:
@@ -344,7 +361,7 @@ def test_an_artifact_says_what_it_was_compiled_from(best_code: Compiled) -> None
     assert evidence.spend.model_calls == sum(r.model_calls for r in every.values()) == len(best_code.model.requests)
     assert evidence.spend.cost_usd == pytest.approx(sum(r.cost_usd or 0 for r in every.values()))
     assert (evidence.spend.cost_source, evidence.spend.usage_source) == ("estimated", "estimated")
-    assert envelope.budget == {"usd": None, "model_calls": None, "minutes": 10}
+    assert envelope.budget == {"usd": None, "model_calls": None, "minutes": 10, "tokens": None}
     assert best_code.result.spent["model_calls"] == len(best_code.model.requests)
 
 
@@ -380,8 +397,9 @@ def test_insufficient_sets_the_candidate_only(tmp_path: Path) -> None:
 
 
 def test_a_champion_that_cannot_run_here_is_neither_incumbent_nor_replaced(tmp_path: Path) -> None:
-    first = quick(tmp_path)
-    other = Compiled(QUICK, tmp_path, ScriptedModel(QUICK.reply, "scripted/other")).run(QUICK.task(**QUICK_MODES))
+    world = replace(QUICK, clusters=60)
+    first = quick(tmp_path, world)
+    other = Compiled(world, tmp_path, ScriptedModel(world.reply, "scripted/other")).run(world.task(**QUICK_MODES))
     assert other.result.verdict == "PROMOTE" and other.result.artifact.evidence.incumbent.kind == "baseline"
     assert other.aliases["champion"] == first.result.artifact.artifact_id
     assert other.aliases["candidate"] == other.result.artifact.artifact_id

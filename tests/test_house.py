@@ -112,10 +112,10 @@ def test_light_imports(code: str) -> None:
 
 def test_public_names() -> None:
     assert dse.__all__ == [
-        "__version__", "Approval", "Artifact", "Budget", "Dataset", "Decision", "DseError", "Environment", "Example", "InputField", "Limits",
+        "__version__", "Approval", "Artifact", "Budget", "Check", "Dataset", "Decision", "DseError", "Environment", "Example", "InputField", "Limits",
         "Metric", "MetricContext", "Objective", "OutputField", "Plan", "Prediction", "PriceTable", "Program", "Prompt", "Rate",
         "Registry", "RunHandle", "Score", "Script", "Signature", "Store", "Task", "Tool", "ToolContext", "ToolContract", "Toolbox", "World",
-        "arun_script", "compile", "environment", "evaluate", "load", "metric", "run_script", "script_tool", "tool",
+        "arun_script", "check", "compile", "environment", "evaluate", "load", "metric", "run_script", "script_tool", "tool",
     ]  # fmt: skip
     for name in dse.__all__:
         assert getattr(dse, name) is not None

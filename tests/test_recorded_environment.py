@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -723,6 +724,17 @@ def test_a_compile_in_a_replayed_world(tmp_path: Path) -> None:
     recorded = go(recording)
     recording.close()
     assert go(dse.Environment.recorded(tmp_path / "r.jsonl")) == recorded == go(warehouse)
+
+
+def test_a_replay_goes_to_another_process_and_a_recording_does_not(tmp_path: Path) -> None:
+    path = recording_of(tmp_path / "r.jsonl", LOOK)
+    replay = dse.Environment.recorded(path)
+    rollout(replay, "tool_call", model("tool_call", LOOK))
+    there = pickle.loads(pickle.dumps(replay))
+    assert there.revision == replay.revision
+    assert seen(rollout(there, "code", model("code", LOOK)))["outcome"] == "ok"
+    with pytest.raises(UserError, match="one process"):
+        pickle.dumps(dse.Environment.recorded(path, mode="record"))
 
 
 def test_as_dspy_drives_a_recorded_world(tmp_path: Path) -> None:

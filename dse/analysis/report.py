@@ -49,10 +49,12 @@ def decision_table(table: Mapping[str, Mapping[str, Any]], *, winner: str = "", 
 def print_compile(console: Console, result: Any) -> None:
     """The decision table, the gate and the artifact of a compile."""
     evidence = result.artifact.evidence
-    rows = next(iter(result.table.values()))["n"]
+    rows = max(row["n"] for row in result.table.values())
     console.print(decision_table(result.table, winner=result.winner, incumbent=result.incumbent, plans=result.plans,
                                  title=f"{result.artifact.program.signature['name']}: {len(result.table)} candidates on "
                                        f"{rows} select rows"))  # fmt: skip
+    for line in race_lines(evidence):
+        console.print(line, markup=False)
     for line in gate_lines(result.artifact, result.winner, result.incumbent, result.holdout_table):
         console.print(line, markup=False)
     lists = result.lists.named()
@@ -60,15 +62,39 @@ def print_compile(console: Console, result: Any) -> None:
     if lists["all"]:
         console.print(f"Allow-lists: {len(lists['all'])} declared, {len(lists['union'])} used by successful runs, "
                       f"{enough} ({', '.join(lists['minimal']) or 'none'})", markup=False)  # fmt: skip
+    for one in evidence.removals:
+        console.print(f"  without {', '.join(one.removed)}: {one.change:+.3f} [{one.low:+.3f}, {one.high:+.3f}] in utility on "
+                      f"{one.rows} select rows ({one.narrow} against {one.wide}); {one.effects} effects less", markup=False)  # fmt: skip
     spend = evidence.spend
     console.print(f"Completions: {evidence.model_label}; {spend['model_calls']} of them, "
                   f"{spend['input_tokens'] + spend['output_tokens']} tokens ({spend['usage_source']}), "
                   f"cost {_money(evidence)}", markup=False)  # fmt: skip
+    if len(evidence.stages) > 1:
+        for one in evidence.stages:
+            console.print(f"  {one.stage}, {one.model}: {one.rollouts} rollouts, {one.model_calls} completions"
+                          + ("" if one.cost_usd is None else f", {one.cost_usd:.4f} USD"), markup=False)  # fmt: skip
+    for name, why in evidence.pruned.items():
+        console.print(f"Not tried: {name}: {why}", markup=False)
     for note in result.notes:
         console.print(f"Note: {note}", markup=False)
     if evidence.holdout_openings > 1:
         console.print(f"Note: {openings_note(evidence.holdout_openings)}", markup=False)
     console.print(f"Artifact {result.ref} in mode {result.artifact.program.plan.mode}", markup=False)
+
+
+def race_lines(evidence: Any) -> list[str]:
+    """How the select split was spent, and which candidates no other one beats in everything."""
+    race = evidence.race
+    if race is None:
+        return []
+    lines = []
+    if race.rollouts < race.grid_rollouts:
+        lines.append(f"Select took {race.rollouts} of the {race.grid_rollouts} rollouts of a full grid, in {len(race.rounds)} "
+                     "rounds; a row shows the rows that its candidate ran on.")  # fmt: skip
+    lines.append(f"Chosen: {race.chosen_because}.")
+    if len(evidence.front) > 1:
+        lines.append(f"Pareto front of quality, cost, latency and effects: {', '.join(evidence.front)}.")
+    return lines
 
 
 def _money(evidence: Any) -> str:
@@ -97,7 +123,7 @@ def print_eval(console: Console, report: Any) -> None:
 def openings_note(openings: int) -> str:
     """What a p-value is worth on a holdout that was opened `openings` times in its store."""
     return (f"this holdout (or part of it) was opened {openings} times in this store: "
-            "read p with that in mind")  # fmt: skip
+            f"p was tested at 0.05/{openings}")  # fmt: skip
 
 
 def explain(artifact: Any) -> str:

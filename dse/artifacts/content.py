@@ -182,6 +182,8 @@ class CandidateRow(Data):
     model_calls: Amount
     tool_calls: Amount
     failures: Count
+    model: str | None = None
+    source: str | None = None
 
 
 class PairedData(Data):
@@ -209,6 +211,7 @@ class IncumbentData(Data):
     artifact_id: Id | None
     kind: Literal["baseline", "champion"]
     mode: str
+    model: str | None = None
 
 
 class SpendData(Data):
@@ -218,6 +221,60 @@ class SpendData(Data):
     usage_source: Source
     cost_usd: Amount | None
     cost_source: Source
+
+
+class StageSpend(SpendData):
+    """What one stage took of one model. Replayed completions count with what they cost when they were recorded."""
+
+    stage: str
+    model: str
+    rollouts: Count
+
+
+class RoundData(Data):
+    """One round of a race: rollouts made in it, who stayed, and why the others left."""
+
+    rollouts: Count
+    rows: Count
+    kept: tuple[str, ...]
+    dropped: dict[str, str]
+
+
+class RaceData(Data):
+    """How the select split was spent. ``units`` are the race's cost units, ``grid_units`` what the full grid would take."""
+
+    allocation: str
+    rollouts: Count
+    grid_rollouts: Count
+    units: Amount
+    grid_units: Amount
+    rounds: tuple[RoundData, ...]
+    finalists: tuple[str, ...]
+    chosen_because: str
+
+
+class ProposerData(Data):
+    """What one proposer did: rollouts on search rows, requests to the reflection model, candidates it gave."""
+
+    name: str
+    revision: str
+    candidates: tuple[str, ...]
+    rollouts: Count
+    reflections: Count
+    notes: tuple[str, ...]
+
+
+class RemovalData(Data):
+    """The measured cost of leaving tools out, all else equal: utility of ``narrow`` minus ``wide`` on select rows."""
+
+    wide: str
+    narrow: str
+    removed: tuple[str, ...]
+    effects: Count
+    change: float
+    low: float
+    high: float
+    rows: Count
 
 
 class RemovedTool(Data):
@@ -260,6 +317,15 @@ class Evidence(Data):
     model_label: str
     price_table: str | None
     notes: tuple[str, ...]
+    stages: tuple[StageSpend, ...] = ()
+    race: RaceData | None = None
+    proposers: tuple[ProposerData, ...] = ()
+    pruned: dict[str, str] = Field(default_factory=dict)
+    front: tuple[str, ...] = ()
+    removals: tuple[RemovalData, ...] = ()
+    models: tuple[str, ...] = ()
+    reflection_model: str | None = None
+    replicates: Count = 1
 
     @field_validator("gate")
     @classmethod

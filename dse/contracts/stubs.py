@@ -19,7 +19,7 @@ from dse.contracts.schema import resolve
 from dse.contracts.schema_check import check_parameters, check_schema, expressible
 from dse.contracts.tool import ToolContract
 
-__all__ = ["function_schema", "input_declarations", "stubs_for"]
+__all__ = ["function_schema", "input_declarations", "presented", "stubs_for"]
 
 _FORMATS = {
     "date-time": "datetime.datetime", "date": "datetime.date", "time": "datetime.time", "duration": "datetime.timedelta",
@@ -33,6 +33,9 @@ _NOTES = {
     "minItems": "at least {} items", "maxItems": "at most {} items",
 }  # fmt: skip
 
+_ABSTAIN = """def abstain(reason: str = "") -> NoReturn:
+    \"\"\"Leave this input to somebody else instead of guessing. Ends the task.\"\"\"
+    ..."""
 _INNER = "_In."  # a class of its own for each is what keeps their names, also in what the checker says
 _READING = "from typing import Mapping as _Mapping, ReadOnly as _ReadOnly, Sequence as _Sequence"
 
@@ -242,11 +245,18 @@ def _function(writer: _Writer, name: str, parameters: Mapping[str, Any], returns
     return f"{prefix} {name}({', '.join(star + first + rest)}) -> {returns}:\n{body}"
 
 
-def stubs_for(contracts: Iterable[ToolContract], *, outputs: Mapping[str, Any] | None = None, checking: bool = False) -> str:
+def presented(contract: ToolContract, overlays: Mapping[str, str]) -> ToolContract:
+    """The contract as a model reads it: with the description that a plan lays over its own."""
+    text = overlays.get(contract.name)
+    return contract if text is None else ToolContract.model_validate({**contract.model_dump(), "description": text})
+
+
+def stubs_for(contracts: Iterable[ToolContract], *, outputs: Mapping[str, Any] | None = None, checking: bool = False,
+              abstain: bool = False) -> str:  # fmt: skip
     """The ``.pyi`` text of some tools, and of ``submit`` where `outputs` (an object schema) is given.
 
     The text is deterministic: contracts in the order given. With `checking` it is for the type checker only: then
-    what one tool returned may be given to another.
+    what one tool returned may be given to another. With `abstain` there is also the function of that name, at the end.
 
     Raises:
         ContractError: a schema that is none, or that no stub can express.
@@ -258,11 +268,11 @@ def stubs_for(contracts: Iterable[ToolContract], *, outputs: Mapping[str, Any] |
         check_parameters(contract.name, contract.parameters)
         check_schema(contract.name, contract.returns)
     with expressible(", ".join(contract.name for contract in contracts)):
-        return _stubs(contracts, outputs, checking)
+        return _stubs(contracts, outputs, checking, abstain)
 
 
-def _stubs(contracts: list[ToolContract], outputs: Mapping[str, Any] | None, checking: bool) -> str:
-    writer = _Writer(taken={c.name for c in contracts} | _IMPORTED | {"submit"})
+def _stubs(contracts: list[ToolContract], outputs: Mapping[str, Any] | None, checking: bool, abstain: bool) -> str:
+    writer = _Writer(taken={c.name for c in contracts} | _IMPORTED | {"submit", *(("abstain",) if abstain else ())})
     functions = []
     if outputs is not None:
         functions.append(_function(writer, "submit", outputs, "NoReturn", "Give the final answer. Ends the task.",
@@ -274,6 +284,8 @@ def _stubs(contracts: list[ToolContract], outputs: Mapping[str, Any] | None, che
             doc = f"{doc}\n\nThis call changes state."
         functions.append(_function(writer, contract.name, contract.parameters, returns, doc.strip(), prefix="async def",
                                    checking=checking))  # fmt: skip
+    if abstain:
+        functions.append(_ABSTAIN)
     inner = ["\n".join(["class _In:", *(textwrap.indent(text, "    ") for text in writer.inner.values())])] if writer.inner else []
     body = "\n\n".join([*writer.classes.values(), *inner, *functions])
     heads = [_READING] if inner else []

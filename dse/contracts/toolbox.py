@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -18,6 +18,7 @@ from dse.errors import ContractMismatch, ToolboxError
 __all__ = ["Toolbox"]
 
 Rule = Callable[[dict[str, Any]], bool]
+Slots = Callable[[str, Rate, float], Awaitable[float | None]]  # as `Toolbox.reserve_slot`, of the process that keeps the rates
 
 
 class Toolbox:
@@ -33,6 +34,7 @@ class Toolbox:
         self._windows: dict[str, deque[float]] = {}  # start times per rated tool, shared by merged copies
         self._lock = threading.Lock()
         self.rules: dict[str, Rule] = dict(rules or {})
+        self.elsewhere: Slots | None = None
         for one in tools:
             self.add(one)
 
@@ -84,7 +86,7 @@ class Toolbox:
         """A copy in which some implementations are replaced (an environment's, a test's)."""
         copy = Toolbox(rules=self.rules)
         copy._tools = dict(self._tools)
-        copy._windows, copy._lock = self._windows, self._lock
+        copy._windows, copy._lock, copy.elsewhere = self._windows, self._lock, self.elsewhere
         for name, fn in overrides.items():
             copy.bind(name, fn)
         return copy
@@ -139,6 +141,12 @@ class Toolbox:
                 return None
             window.append(start)
             return start - now
+
+    async def slot(self, name: str, rate: Rate, now: float, longest_s: float) -> float | None:
+        """`reserve_slot`, in the process that keeps the rates."""
+        if self.elsewhere is not None:
+            return await self.elsewhere(name, rate, longest_s)
+        return self.reserve_slot(name, rate, now, longest_s)
 
     def contracts(self) -> dict[str, ToolContract]:
         return {name: one.contract for name, one in self._tools.items()}

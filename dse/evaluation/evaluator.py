@@ -9,7 +9,7 @@ else is retried and then aborts the evaluation.
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
+import functools
 import random
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -19,23 +19,17 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from dse import telemetry
-from dse.canonical import canonical_json, digest, parse_json
+from dse.canonical import digest
 from dse.errors import (
     BudgetExhausted,
     CassetteMiss,
-    DseError,
     EnvironmentRequired,
     InfrastructureError,
-    MetricError,
-    ModelUnavailable,
-    RunFailed,
-    RunSuspended,
-    Unserialisable,
-    UserError,
 )
-from dse.evaluation.environment import World
+from dse.evaluation.executor import Executor, check_executor, executor_for
 from dse.evaluation.judge import Meter
 from dse.evaluation.metric import MetricContext, Score
+from dse.evaluation.rollout import Answered, Rollout, cassette_of
 from dse.evaluation.task import Task
 from dse.plan import SEMANTICS_VERSION, Plan
 from dse.program import Prediction, Program
@@ -47,7 +41,7 @@ if TYPE_CHECKING:
     from dse.models.prices import PriceTable
     from dse.store.journal import Store
 
-__all__ = ["Evaluator", "LiveReads", "RolloutRecord", "evaluate", "summarise"]
+__all__ = ["Evaluator", "LiveReads", "RolloutRecord", "cassette_of", "evaluate", "summarise"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -121,6 +115,8 @@ class Evaluator:
         sleep: waits between attempts.
         progress: called with (what, done, total).
         prices: costs are this table's, also those of rollouts that were stored under another one.
+        executor: where rollouts run: ``local`` (this process), ``ray`` (a Ray cluster, by default one on this machine), or
+            an `Executor`, which stays open. The model is asked, metrics are computed and the store is written here.
         judge_meter: counts what a judge metric uses, and can put a budget around its model.
 
     ``live`` names the read tools that candidates may call outside an environment.
@@ -137,6 +133,7 @@ class Evaluator:
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep
     progress: Progress | None = None
     prices: PriceTable | None = None
+    executor: Executor | str = "local"
     judge_meter: Meter = field(default_factory=Meter)
     live: set[str] = field(default_factory=set)
     _programs: dict[str, Program] = field(default_factory=dict)
@@ -144,12 +141,31 @@ class Evaluator:
     _answers: dict[str, dict[str, Completion]] = field(default_factory=dict)
     _pauses: set[anyio.CancelScope] = field(default_factory=set)
     _ending: bool = False
+    _started: Executor | None = None
 
     def __post_init__(self) -> None:
         if self.store is None:
             from dse.store.journal import Store
 
             self.store = Store(":memory:")
+        check_executor(self.executor)
+
+    def _executor(self) -> Executor:
+        if self._started is None:
+            self._started = executor_for(self.executor)
+        return self._started
+
+    async def aclose(self) -> None:
+        """End the workers, where this evaluator started them."""
+        if self._started is not None and self._started is not self.executor:
+            started, self._started = self._started, None
+            await started.aclose()
+
+    async def __aenter__(self) -> Evaluator:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
     def program(self, plan: Plan) -> Program:
         if plan.plan_id not in self._programs:
@@ -198,7 +214,13 @@ class Evaluator:
             BudgetExhausted, UserError
         """
         jobs = [(name, plan, example) for example in examples for name, plan in candidates.items()]
-        for plan in candidates.values():
+        return await self.rollouts(jobs, replicate=replicate, what=what)
+
+    async def rollouts(
+        self, jobs: Sequence[tuple[str, Plan, Example]], *, replicate: int = 0, what: str = "rollouts"
+    ) -> list[RolloutRecord]:
+        """`evaluate` for any pairs of a named candidate and an example, in their order."""
+        for plan in {plan.plan_id: plan for _, plan, _ in jobs}.values():
             self.program(plan)
         results: list[RolloutRecord | None] = [None] * len(jobs)
         failures: list[Exception] = []
@@ -284,12 +306,25 @@ class Evaluator:
     async def _run(self, program: Program, example: Example, rollout_id: str, replicate: int) -> dict[str, Any]:
         from dse.models.lm import wait_asked_for
 
-        answers = self._answers.setdefault(rollout_id, {})
+        rollout = Rollout(rollout_id, program, example, replicate, self.task.environment, self.task.deps,
+                          kept=cassette_of(program.lm) is not None)  # fmt: skip
+        answers = self._answers.get(rollout_id)
+        keep = None
+        if program.lm is not None and not rollout.kept:  # a recording keeps them itself
+            keep = functools.partial(self._keep_answer, rollout_id)
+        if answers is None:
+            assert self.store is not None
+            answers = await self.store.threaded(self.store.answers, rollout_id) if keep else {}
+            self._answers[rollout_id] = answers
         tries, furthest = 0, -1
         while True:
-            model = None if program.lm is None else _Answered(program.lm, answers)
+            model = None if program.lm is None else Answered(program.lm, answers, keep)
             try:
-                row = await self._attempt(program, example, rollout_id, replicate, model)
+                row = await self._executor().run(rollout, model)
+                # An endpoint that used up the run's time says nothing about the candidate.
+                active_s = program.plan.limits.active_s
+                if model is not None and row["receipt"]["limit"] == "active_s" and model.fell_silent(active_s):
+                    raise model.silence(active_s)
             except CassetteMiss:
                 raise  # asking again cannot help
             except InfrastructureError as exc:
@@ -306,6 +341,10 @@ class Evaluator:
                 del self._answers[rollout_id]
                 return row
 
+    async def _keep_answer(self, rollout_id: str, key: str, completion: Completion) -> None:
+        assert self.store is not None
+        await self.store.threaded(self.store.save_answer, rollout_id, key, completion)
+
     async def _paused(self, seconds: float) -> bool:
         """Wait; False where the evaluation ends meanwhile, or already does."""
         if self._ending:
@@ -319,54 +358,6 @@ class Evaluator:
             finally:
                 self._pauses.discard(scope)
         return not scope.cancel_called
-
-    async def _attempt(self, program: Program, example: Example, rollout_id: str, replicate: int,
-                       model: _Answered | None) -> dict[str, Any]:  # fmt: skip
-        # Clock and random come from the row, so that all candidates see the same on the same row.
-        basis = int(digest([example.row_hash, replicate])[7:], 16)
-        clock = dt.datetime(2026, 1, 1, tzinfo=dt.UTC) + dt.timedelta(minutes=basis % 525_600)
-        run = program.new_run(example.inputs, run_id=f"rollout-{rollout_id[7:39]}", seed=basis % 2**48, clock=clock,
-                              evaluation=True, replicate=replicate)  # fmt: skip
-        run.model = model
-        environment = self.task.environment
-        entered = environment.enter(example) if environment else contextlib.nullcontext(World(deps=self.task.deps))
-        prediction: Prediction | None = None
-        error: Exception | None = None
-        state = None
-        async with entered as world:
-            toolbox = world.bound(program.toolbox)
-            approve = world.approve or (_yes if environment else None)
-            try:
-                prediction = await program.execute(run, deps=world.deps, toolbox=toolbox, approve=approve,
-                                                   middleware=world.middleware)  # fmt: skip
-            except RunFailed as exc:
-                if model is not None and exc.details.get("limit") == "active_s" and model.fell_silent(run.limits.active_s):
-                    raise model.silence(exc) from exc
-                error = exc
-            except RunSuspended as exc:
-                raise EnvironmentRequired("A call needs a decision, and nobody decides during an evaluation",
-                                          value=exc.what, remedy="Give the task an environment=.") from exc  # fmt: skip
-            state = _end_state(world)
-        receipt = prediction.receipt if prediction else error.details["receipt"]  # type: ignore[union-attr]
-        usage = receipt["usage"]
-        recorded = [e["recorded"] for e in run.journal.entries if e["kind"] == "model_call"]
-        replayed = bool(recorded) and all(recorded)
-        kept = replayed or cassette_of(program.lm) is not None
-        # Times of this machine say nothing about a recorded run, and differ between two replays of it.
-        stable = {**receipt, "usage": {k: v for k, v in usage.items() if k not in ("active_s", "interpreter_s")},
-                  "calls": [{k: v for k, v in c.items() if k != "latency_s"} for c in receipt["calls"]]}  # fmt: skip
-        return {
-            "rollout_id": rollout_id, "program_id": program.program_id, "signature": program.spec.name,
-            "mode": program.plan.mode, "model": program.lm.name if program.lm else None, "allow": list(program.plan.allow),
-            "row_id": example.id, "row_hash": example.row_hash, "cluster": example.cluster, "replicate": replicate,
-            "outcome": "ok" if prediction else "failed", "error_class": type(error).__name__ if error else None,
-            "outputs": prediction.outputs if prediction else None, "end_state": state,
-            "receipt": stable if replayed else dict(receipt), "journal": run.journal.entries,
-            "model_calls": usage["model_calls"], "tool_calls": usage["tool_calls"],
-            "input_tokens": usage["input_tokens"], "output_tokens": usage["output_tokens"],
-            "usage_source": usage["usage_source"], "cost_usd": usage["cost_usd"], "cost_source": usage["cost_source"],
-            "latency_s": usage["model_latency_s"], "latency_source": "recorded" if kept else "measured",
-        }  # fmt: skip
 
     async def _score(self, program: Program, row: Mapping[str, Any], example: Example) -> dict[str, Any]:
         if row["outcome"] != "ok":
@@ -396,82 +387,8 @@ class Evaluator:
         return await score_repeatedly(self.task.metric, example, prediction, context, self.judge_meter, load, save)
 
 
-def _yes(_: Any) -> bool:
-    return True
-
-
-def _end_state(world: World) -> Any:
-    """A copy, so that cleaning the world up cannot change it."""
-    if world.state is None:
-        return None
-    try:
-        return parse_json(canonical_json(world.state()))
-    except Unserialisable as exc:
-        raise MetricError("An environment's end state must be plain JSON data", value=exc.what,
-                          remedy="Return dicts, lists, strings and numbers from state().") from None  # fmt: skip
-    except DseError:
-        raise
-    except Exception as exc:
-        raise UserError(f"The end state of a world cannot be read: {type(exc).__name__}", value=str(exc),
-                        remedy="Correct the environment's state().") from exc  # fmt: skip
-
-
-class _Answered:
-    """A model that is not asked again what it answered in an earlier attempt at the same rollout.
-
-    ``given`` counts the answers of this attempt, ``longest_s`` is the time of the slowest. ``unanswered_s`` is the time
-    that brought none: requests that were given up, and what a patient model waited besides its successful attempts.
-    """
-
-    def __init__(self, inner: LanguageModel, answers: dict[str, Completion]) -> None:
-        self.inner = inner
-        self.name = inner.name
-        self.params = inner.params
-        self.supports_tools = inner.supports_tools
-        self._answers = answers
-        self.given = 0
-        self.longest_s = 0.0
-        self.unanswered_s = 0.0
-
-    async def complete(self, request: Any, *, replicate: int = 0, occurrence: int = 0) -> Completion:
-        key = digest([request, occurrence])
-        if key not in self._answers:
-            started, answering_s = anyio.current_time(), 0.0
-            try:
-                completion = await self.inner.complete(request, replicate=replicate, occurrence=occurrence)
-                answering_s = completion.latency_s or anyio.current_time() - started
-            finally:
-                self.longest_s = max(self.longest_s, answering_s)
-                self.unanswered_s += max(0.0, anyio.current_time() - started - answering_s)
-            self._answers[key] = completion
-        self.given += 1
-        return self._answers[key]
-
-    def fell_silent(self, active_s: float) -> bool:
-        """Whether a run that used up its time did so for want of answers, and not by asking for many."""
-        return self.unanswered_s > max(2 * self.longest_s, active_s / 10)
-
-    def silence(self, limit: RunFailed) -> ModelUnavailable:
-        """An endpoint that used up the run's time says nothing about the candidate."""
-        return ModelUnavailable(f"{self.name} gave no answer until the run's active time was over", kind="timeout",
-                                value=limit.value, unanswered_s=self.unanswered_s,
-                                remedy="It is asked again. Raise Limits(active_s=...) if the model is just slow.")  # fmt: skip
-
-    async def aclose(self) -> None:
-        """The inner model is not ours."""
-
-
 def live_reads(tools: Iterable[str]) -> str:
     return f"read tools outside an environment make the evidence live: {', '.join(sorted(tools))}"
-
-
-def cassette_of(model: Any) -> Any:
-    """The cassette that `model` answers from or records to, through its wrappers; None without one."""
-    while model is not None:
-        if (cassette := getattr(model, "cassette", None)) is not None:
-            return cassette
-        model = getattr(model, "inner", None)
-    return None
 
 
 def _first(failures: Sequence[Exception]) -> Exception:
@@ -509,7 +426,8 @@ def _worst(sources: set[str]) -> str:
 
 
 async def _evaluate(task: Task, plan: Plan | str, lm: Any, split: str, max_rows: int | None, store: Any, concurrency: int,
-                    progress: Progress | None, prices: PriceTable | None) -> list[RolloutRecord]:  # fmt: skip
+                    progress: Progress | None, prices: PriceTable | None,
+                    executor: Executor | str) -> list[RolloutRecord]:  # fmt: skip
     from dse.evaluation.sampling import check_rows, spread
     from dse.store.journal import opened
 
@@ -519,8 +437,9 @@ async def _evaluate(task: Task, plan: Plan | str, lm: Any, split: str, max_rows:
     rows = spread(task.load_dataset().split(split), max_rows)
     async with model_for(lm, prices=prices) as model:
         with opened(store if store is not None else ":memory:") as kept:
-            evaluator = Evaluator(task, model, kept, concurrency=concurrency, progress=progress, prices=prices)
-            return await evaluator.evaluate({plan.mode: plan}, rows, what=split)
+            async with Evaluator(task, model, kept, concurrency=concurrency, progress=progress, prices=prices,
+                                 executor=executor) as evaluator:  # fmt: skip
+                return await evaluator.evaluate({plan.mode: plan}, rows, what=split)
 
 
 @contextlib.asynccontextmanager
@@ -541,7 +460,7 @@ async def model_for(lm: Any, **options: Any) -> AsyncIterator[LanguageModel | No
 
 def evaluate(
     task: Task, plan: Plan | str, *, lm: Any = None, split: str = "select", max_rows: int | None = None, store: Any = None,
-    concurrency: int = 8, progress: Progress | None = None, prices: PriceTable | None = None,
+    concurrency: int = 8, progress: Progress | None = None, prices: PriceTable | None = None, executor: Executor | str = "local",
 ) -> list[RolloutRecord]:  # fmt: skip
     """Score one plan on an open split of the task's dataset.
 
@@ -551,10 +470,11 @@ def evaluate(
         max_rows: at most this many rows, spread over clusters.
         store: a ``dse.Store`` or its file; default in memory.
         prices: costs are this table's.
+        executor: where rollouts run: ``local``, ``ray`` or an `Executor`; see `Evaluator`.
 
     Raises:
         Refused: for the sealed holdout, which only a compile opens.
     """
     from dse.portal import run_sync
 
-    return run_sync(_evaluate, task, plan, lm, split, max_rows, store, concurrency, progress, prices)
+    return run_sync(_evaluate, task, plan, lm, split, max_rows, store, concurrency, progress, prices, executor)

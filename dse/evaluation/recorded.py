@@ -125,11 +125,14 @@ class RecordedEnvironment(Environment):
         self._state = state
         self._simulator_revision = simulator_revision
         self._header = header
-        self.factory = self._refuse
+        self.factory = _refuse
         self.__doc__ = f"{path.name}, {mode}"
 
-    def _refuse(self, example: Any) -> Any:
-        raise UserError("A recorded environment has no factory", value=self.name, remedy="Use enter(example).")
+    def __getstate__(self) -> dict[str, Any]:
+        if self.mode == "record":
+            raise UserError("A recording is made in one process", value=str(self.path),
+                            remedy='Record with executor="local"; a replay runs anywhere.')  # fmt: skip
+        return {name: value for name, value in self.__dict__.items() if name != "cassette"}  # opened again where it goes
 
     @functools.cached_property
     def cassette(self) -> EffectCassette:
@@ -199,6 +202,10 @@ class RecordedEnvironment(Environment):
         except Exception as exc:
             raise UserError(f"The state of row {getattr(example, 'id', None)!r} cannot be had: {type(exc).__name__}",
                             value=str(exc), remedy="Give plain JSON data from state=.") from exc  # fmt: skip
+
+
+def _refuse(example: Any) -> Any:
+    raise UserError("A recorded environment has no factory", remedy="Use enter(example).")
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from dse.artifacts.artifact import Artifact
 from dse.artifacts.registry import DEFAULT_ROOT, Registry
 from dse.errors import DatasetError, UserError
 from dse.evaluation.evaluator import Evaluator, Progress, RolloutRecord, model_for, summarise
+from dse.evaluation.executor import Executor
 from dse.evaluation.sampling import check_rows, spread
 from dse.evaluation.task import Task
 from dse.portal import run_sync
 from dse.program import load
 from dse.statistics import paired_interval
-from dse.strategies.base import strategy
+from dse.strategies.base import needs_model
 
 if TYPE_CHECKING:
     from dse.models.prices import PriceTable
@@ -50,7 +51,7 @@ class EvalReport:
 def evaluate_artifact(
     ref: Any, task: Task, *, data: Any = None, split: str = "select", lm: Any = None, against: Any = None,
     max_rows: int | None = None, min_score: float | None = None, allow_unproven: bool = False, concurrency: int = 8,
-    store: Any = None, progress: Progress | None = None, prices: PriceTable | None = None,
+    store: Any = None, progress: Progress | None = None, prices: PriceTable | None = None, executor: Executor | str = "local",
 ) -> EvalReport:  # fmt: skip
     """Run an artifact, and optionally another one, on the same open rows.
 
@@ -63,6 +64,7 @@ def evaluate_artifact(
         min_score: the report fails if the mean score is below it.
         store: a ``dse.Store`` or its file; default in memory.
         prices: costs are this table's; default what the model's engine reports.
+        executor: where rollouts run: ``local``, ``ray`` or an `Executor`; see `Evaluator`.
 
     Raises:
         ArtifactError, SignatureMismatch, DatasetError, Refused, InfrastructureError
@@ -90,9 +92,9 @@ def evaluate_artifact(
                     # Loading checks signature, contracts and model exactly as production does.
                     program = load(one, signature=task.signature, lm=model, toolbox=task.toolbox, deps=task.deps,
                                    allow_unproven=allow_unproven)  # fmt: skip
-                    evaluator = Evaluator(task, model, kept, concurrency=concurrency, progress=progress,
-                                          prices=prices)  # fmt: skip
-                    records += await evaluator.evaluate({name: program.plan}, rows, what=name)
+                    async with Evaluator(task, model, kept, concurrency=concurrency, progress=progress, prices=prices,
+                                         executor=executor) as evaluator:  # fmt: skip
+                        records += await evaluator.evaluate({name: program.plan}, rows, what=name)
         return records
 
     records = run_sync(measured)
@@ -113,7 +115,7 @@ def evaluate_artifact(
 
 
 def _proven(artifact: Artifact) -> str | None:
-    return artifact.model_name if strategy(artifact.plan.mode).needs_model else None
+    return artifact.model_name if needs_model(artifact.plan) else None
 
 
 def _params(artifact: Artifact, lm: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import inspect
 import operator
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -210,6 +210,11 @@ class Dispatcher:
         """One that begins to count again, for the same run."""
         return Dispatcher(self.run, self.toolbox, deps=self.deps, approve=self.approve, middleware=self.middleware,
                           clock=self._clock, sleep=self._sleep)  # fmt: skip
+
+    def begin_stage(self, allow: Iterable[str]) -> None:
+        """From here on only these tools may be called. Equal calls have equal keys in every stage, as in every attempt."""
+        self.allow = frozenset(allow)
+        self._same.clear()
 
     def reserve(self) -> int:
         """The id of the next call. Calls that start together get theirs in an order that never changes."""
@@ -485,7 +490,7 @@ class Dispatcher:
         if contract.rate is None:
             return None
         now = self._clock()
-        wait = self.toolbox.reserve_slot(contract.name, contract.rate, now, contract.timeout_s)
+        wait = await self.toolbox.slot(contract.name, contract.rate, now, contract.timeout_s)
         if wait is None:
             raise ToolRateLimited(f"{contract.name} is limited to {contract.rate.calls} calls in {contract.rate.per_s:g} s",
                                   remedy="Call it less often.")  # fmt: skip

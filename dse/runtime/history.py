@@ -18,7 +18,7 @@ from dse.errors import ReplayDiverged
 __all__ = ["CALLS", "NESTED", "PATH", "CallRecord", "Frozen", "Journal", "Recording", "RunLog", "shown_id"]
 
 PATH = frozenset({"model_call", "model_error", "feed", "print", "observation", "code_error", "repair", "round", "delivered",
-                  "retry", "run_finished"})  # fmt: skip
+                  "stage", "checked", "stage_ended", "retry", "run_finished"})  # fmt: skip
 """Kinds that come one after another, in an order that is the same whenever the run is executed."""
 CALLS = frozenset({"tool_intent", "tool_outcome", "tool_refused", "approval"})
 """Kinds that belong to one tool call; parallel calls mix."""

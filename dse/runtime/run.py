@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from dse import telemetry
 from dse.canonical import canonical_json, sha256_hex
+from dse.contracts.check import Check
 from dse.contracts.script import Script, scripts_in
 from dse.contracts.signature import SignatureSpec
 from dse.errors import (
@@ -107,6 +108,8 @@ class Run:
         self.secrets.remember(self.wire_inputs, spec.sensitive)
         self.effects = Effects()
         self.receipts: list[dict[str, Any]] = []
+        self.stages: list[dict[str, Any]] = []  # of a cascade: those that ran, and how each ended
+        self.checks: Mapping[str, Check] = {}
         self.dispatcher: Dispatcher = None  # type: ignore[assignment]  # set by the program right after
         self.trace: Callable[[str, dict[str, Any], dict[str, Any]], None] | None = None
         self._occurrences: Counter[str] = Counter()

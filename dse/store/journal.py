@@ -24,6 +24,7 @@ from dse.canonical import canonical_json, digest
 from dse.errors import StoreError, StoreUnavailable
 from dse.store import postgresql
 from dse.store.keys import Keys
+from dse.store.progress import ProgressTables
 from dse.store.runs import RunTables
 from dse.store.tables import SCHEMA_VERSION, migrate, tables
 from dse.store.writer import Batch, Writer, taken
@@ -42,7 +43,7 @@ def _value(text: str | None) -> Any:
     return None if text is None else json.loads(text)
 
 
-class Store(RunTables):
+class Store(RunTables, ProgressTables):
     """One database of runs, rollouts, scores and holdout openings.
 
     Args:
@@ -361,8 +362,10 @@ class Store(RunTables):
         """Record a rollout once; a second recording of the same id changes nothing."""
         t = self._tables["rollouts"]
         values = {k: _text(v) if k in _JSON else v for k, v in row.items()}
+        answers = self._tables["answers"]
         with self._write() as c:
             c.execute(self._insert(t).values(created=_now(), **values).on_conflict_do_nothing())
+            c.execute(answers.delete().where(answers.c.owner == row["rollout_id"]))
 
     def rollout(self, rollout_id: str) -> dict[str, Any] | None:
         t = self._tables["rollouts"]

@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["SCHEMA_VERSION", "migrate", "tables"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def tables(dialect: str = "sqlite") -> Any:
@@ -59,6 +59,9 @@ def tables(dialect: str = "sqlite") -> Any:
         may("created"),
     )  # fmt: skip
     sa.Table("scores", meta, key("rollout_id"), key("metric"), must("value", real), may("feedback"), may("components"))
+    # --- compiles under way: completions of unfinished rollouts and of reflections, the state each began with
+    sa.Table("answers", meta, key("owner"), key("key"), must("completion"))
+    sa.Table("unfinished", meta, key("key"), must("state"), may("spent"))
     # --- the ledger of holdout openings
     sa.Table("openings", meta, key("id"), may("dataset"), may("revision"), may("compile_id"), may("purpose"), may("created"))
     sa.Table("opening_rows", meta, key("opening_id"), sa.Column("row_hash", text, primary_key=True, index=True))
@@ -83,7 +86,11 @@ def _runs_that_go_on(connection: Any, meta: Any) -> None:
     meta.create_all(connection)
 
 
-_STEPS: dict[int, Callable[[Any, Any], None]] = {1: _runs_that_go_on}
+def _compiles_that_go_on(connection: Any, meta: Any) -> None:
+    meta.create_all(connection)
+
+
+_STEPS: dict[int, Callable[[Any, Any], None]] = {1: _runs_that_go_on, 2: _compiles_that_go_on}
 """From a version to the next one."""
 
 

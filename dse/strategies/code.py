@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from dse import telemetry
 from dse.contracts.schema import guest_from_wire, wire_from_guest
 from dse.contracts.signature import SignatureSpec, dspy_signature, validation_summary
-from dse.contracts.stubs import input_declarations, stubs_for
+from dse.contracts.stubs import input_declarations, presented, stubs_for
 from dse.contracts.tool import ToolContract
 from dse.errors import (
     LimitExceeded,
@@ -109,12 +109,13 @@ class _Texts(NamedTuple):
 _texts: dict[tuple[str, ...], _Texts] = {}
 
 
-def _texts_for(spec: SignatureSpec, contracts: tuple[ToolContract, ...]) -> _Texts:
-    key = (spec.signature_id, *(contract.interface_id for contract in contracts))
+def _texts_for(spec: SignatureSpec, contracts: tuple[ToolContract, ...], overlays: Mapping[str, str]) -> _Texts:
+    shown = tuple(presented(contract, overlays) for contract in contracts)
+    key = (spec.signature_id, *(contract.interface_id for contract in shown))
     if key not in _texts:
         if len(_texts) >= 256:
             _texts.clear()
-        stubs = stubs_for(contracts, outputs=spec.output_schema)
+        stubs = stubs_for(shown, outputs=spec.output_schema)
         classes, declarations = input_declarations(spec.input_schema)
         # Models sometimes await `submit`; harmless, because a valid answer ends the run inside the call.
         lenient = stubs_for(contracts, outputs=spec.output_schema, checking=True).replace(") -> NoReturn:", ") -> Any:")
@@ -131,7 +132,7 @@ class _CodeSession:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.contracts = {name: run.dispatcher.toolbox[name].contract for name in run.plan.allow}
-        texts = _texts_for(run.spec, tuple(self.contracts.values()))
+        texts = _texts_for(run.spec, tuple(self.contracts.values()), run.plan.overlays)
         self.declarations, self.checker_stubs, self.api = texts.declarations, texts.checker_stubs, texts.api
         self.known = frozenset(run.spec.inputs) | {"asyncio", "datetime", "Decimal"}
         self.session: sandbox.Session | None = None
@@ -286,7 +287,7 @@ class _CodeSession:
             self._collect(turn)
             results: dict[int, Any] = {}
             for call in turn.calls:
-                if call.name == "submit":
+                if call.name not in self.contracts:
                     results[call.call_id] = await self._submit(call)
                     if self.outputs is not None:
                         await settle(self.tasks)
@@ -404,7 +405,7 @@ class _CodeSession:
         passed: list[Mapping[str, Any]] = []
         end: Mapping[str, Any] | None = None
         for entry in recording.path[recording.at :]:
-            if entry["kind"] in ("model_call", "model_error", "retry", "run_finished"):
+            if entry["kind"] in ("model_call", "model_error", "retry", "run_finished", "stage_ended"):
                 break
             passed.append(entry)
             if entry["kind"] in ("observation", "code_error"):

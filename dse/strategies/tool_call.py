@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from dse.contracts.signature import SignatureSpec, dspy_signature, validation_summary
-from dse.contracts.stubs import function_schema
+from dse.contracts.stubs import function_schema, presented
 from dse.contracts.tool import ToolContract
 from dse.errors import NoSubmission, ToolFault
 from dse.plan import Prompt
@@ -122,7 +122,8 @@ class ToolCalling:
         return {"act": {"inputs": dict(inputs), "rounds": rounds, "outputs": dict(outputs)}}
 
     async def run(self, run: Run) -> dict[str, Any]:
-        tools = _native_tools((run.dispatcher.toolbox[name].contract for name in run.plan.allow), run.spec)
+        contracts = (presented(run.dispatcher.toolbox[name].contract, run.plan.overlays) for name in run.plan.allow)
+        tools = _native_tools(contracts, run.spec)
         native = run.model is not None and run.model.supports_tools
         return await (_Native(run, tools) if native else _Text(run, tools)).loop()
 

@@ -1,0 +1,177 @@
+"""From select rollouts to the one candidate that goes to the gate: utilities, limits, the Pareto front, allow-lists."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dse.compiler.allowlist import exposure
+from dse.compiler.space import Candidate
+from dse.evaluation.evaluator import RolloutRecord
+from dse.objective import Objective, unknown
+from dse.statistics import paired_interval, quantile, sign_flip
+
+__all__ = ["Measured", "Removal", "front", "measure", "removals", "winner"]
+
+#: A wider allow-list wins over a narrower one of the same mode, prompt and model only where its gain has a p of at most this.
+WIDENING = 0.10
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate on select rows: means per run, and the utility of each row.
+
+    Attributes:
+        broken: which hard limit of the objective the means miss; empty for none.
+        exposure: effects that the plan can have.
+    """
+
+    candidate: Candidate
+    by_row: Mapping[str, float]
+    clusters: Mapping[str, str]
+    utility: float
+    quality: float
+    cost_usd: float | None
+    p95_latency_s: float
+    tokens: float
+    exposure: int
+    broken: str = ""
+
+
+def measure(
+    candidates: Mapping[str, Candidate], records: Sequence[RolloutRecord], objective: Objective, effects: Mapping[str, str],
+) -> dict[str, Measured]:  # fmt: skip
+    """Every candidate that has select rollouts.
+
+    Raises:
+        UserError: the objective needs a cost that is unknown.
+    """
+    by_name: dict[str, list[RolloutRecord]] = {}
+    for record in records:
+        if objective.needs_cost and record.cost_usd is None:
+            raise unknown("cost", "cost_weight" if objective.cost_weight else "max_cost")
+        by_name.setdefault(record.candidate, []).append(record)
+    measured = {}
+    most = exposure(effects, effects)
+    for name, mine in by_name.items():
+        one, n = candidates[name], len(mine)
+        removed = most - exposure(one.plan.allow, effects)
+        utilities = {r.row_hash: objective.utility(r.score, r.cost_usd, r.latency_s, removed) for r in mine}
+        costs = [r.cost_usd for r in mine]
+        quality = math.fsum(r.score for r in mine) / n
+        cost = None if None in costs else math.fsum(c for c in costs if c is not None) / n
+        slowest = quantile([r.latency_s for r in mine], 0.95)
+        broken = _broken(objective, quality, cost, slowest)
+        measured[name] = Measured(
+            one, utilities, {r.row_hash: r.cluster for r in mine}, math.fsum(utilities.values()) / n, quality, cost, slowest,
+            math.fsum(r.input_tokens + r.output_tokens for r in mine) / n, exposure(one.plan.allow, effects), broken,
+        )  # fmt: skip
+    return measured
+
+
+def _broken(objective: Objective, quality: float, cost: float | None, slowest: float) -> str:
+    for name, bound, value, worse in (
+        ("max_cost", objective.max_cost, cost, 1), ("max_p95_latency_s", objective.max_p95_latency_s, slowest, 1),
+        ("min_quality", objective.min_quality, quality, -1),
+    ):  # fmt: skip
+        if bound is not None and value is not None and (value - bound) * worse > 0:
+            return name
+    return ""
+
+
+def winner(measured: Mapping[str, Measured], among: Iterable[str] | None = None,
+           expected: Mapping[str, float] | None = None) -> tuple[str, str]:  # fmt: skip
+    """The candidate for the gate, and why not the one with the highest mean, where that is another one.
+
+    Highest mean utility within the limits; among equals fewer effects, fewer tokens, then by name. A wider allow-list
+    has to earn its gain: its narrower twin (same mode, prompt and model) is taken unless the wider one is better on the
+    same rows with p <= 0.1 (sign-flip, one-sided).
+
+    Args:
+        expected: utilities to rank by instead of the means, such as a race's pooled ones.
+    """
+    expected = expected or {}
+
+    def rank(name: str) -> tuple[Any, ...]:
+        one = measured[name]
+        return bool(one.broken), -round(expected.get(name, one.utility), 9), one.exposure, round(one.tokens, 6), name
+
+    names = list(measured if among is None else among)
+    best, why = min(names, key=rank), ""
+    # What pooling says of two that gave the same on every row comes from others: they are equal.
+    alike = [name for name in names if measured[name].by_row == measured[best].by_row and not measured[name].broken]
+    if alike and not measured[best].broken:
+        best = min(alike, key=lambda name: (measured[name].exposure, round(measured[name].tokens, 6), name))
+    while True:
+        mine = measured[best]
+        twins = [name for name in names if _narrower(measured[name], mine) and bool(measured[name].broken) <= bool(mine.broken)]
+        for twin in sorted(twins, key=rank):
+            rows = sorted(mine.by_row.keys() & measured[twin].by_row.keys())
+            gains = [mine.by_row[row] - measured[twin].by_row[row] for row in rows]
+            p = sign_flip(gains, [mine.clusters[row] for row in rows]).p_value if rows else 1.0
+            if p > WIDENING:
+                why = f"{best} is not shown to be better than {twin}, which has fewer tools (p = {p:.2g} on select rows)"
+                best = twin
+                break
+        else:
+            return best, why
+
+
+def _narrower(one: Measured, than: Measured) -> bool:
+    mine, other = one.candidate, than.candidate
+    same = all(mine.factors[name] == other.factors[name] for name in ("mode", "prompt", "model"))
+    return same and set(mine.plan.allow) < set(other.plan.allow)
+
+
+def front(measured: Mapping[str, Measured], among: Iterable[str]) -> tuple[str, ...]:
+    """Names that no other one of `among` beats in quality, cost, p95 latency and effects at once; best quality first."""
+    names = [name for name in among if not measured[name].broken]
+
+    def figures(name: str) -> tuple[float, ...]:
+        one = measured[name]
+        paid = one.tokens if one.cost_usd is None else one.cost_usd
+        return -one.quality, paid, one.p95_latency_s, one.exposure
+
+    def beaten(name: str) -> bool:
+        mine = figures(name)
+        return any(all(a <= b for a, b in zip(figures(other), mine, strict=True)) and figures(other) != mine for other in names)
+
+    return tuple(sorted((name for name in names if not beaten(name)), key=lambda name: (*figures(name), name)))
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What it costs to leave tools out: `narrow` minus `wide` on the same select rows (utility, 95% interval)."""
+
+    wide: str
+    narrow: str
+    removed: tuple[str, ...]
+    effects: int
+    change: float
+    low: float
+    high: float
+    rows: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"wide": self.wide, "narrow": self.narrow, "removed": list(self.removed), "effects": self.effects,
+                "change": self.change, "low": self.low, "high": self.high, "rows": self.rows}  # fmt: skip
+
+
+def removals(measured: Mapping[str, Measured], effects: Mapping[str, str]) -> list[Removal]:
+    """The measured cost of every pair of allow-lists that differ in nothing else."""
+    found = []
+    for wide_name, wide in measured.items():
+        for narrow_name, narrow in measured.items():
+            if not _narrower(narrow, wide):
+                continue
+            rows = sorted(wide.by_row.keys() & narrow.by_row.keys())
+            clusters = [wide.clusters[row] for row in rows]
+            if len(set(clusters)) < 2:
+                continue
+            interval = paired_interval([narrow.by_row[row] - wide.by_row[row] for row in rows], clusters, unseen=1.0)
+            removed = tuple(sorted(set(wide.candidate.plan.allow) - set(narrow.candidate.plan.allow)))
+            found.append(Removal(wide_name, narrow_name, removed, exposure(removed, effects), interval.estimate, interval.low,
+                                 interval.high, len(rows)))  # fmt: skip
+    return found

@@ -1,0 +1,158 @@
+"""What a compile will take, before it spends anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dse.errors import DseError, ModelUnavailable
+from dse.statistics import minimum_detectable_effect
+
+if TYPE_CHECKING:
+    from dse.evaluation.dataset import Example
+    from dse.evaluation.task import Task
+    from dse.models.lm import Completion
+    from dse.models.prices import PriceTable
+    from dse.plan import Plan
+
+__all__ = ["Forecast", "ModeForecast", "first_request_tokens", "per_run"]
+
+#: Model calls of a run and tokens of an answer, where no earlier run of the mode says more.
+_CALLS = {"direct": 1.0, "code": 1.5, "tool_call": 4.0}
+_ANSWER_TOKENS = 300
+_DISCORDANCE = 0.34  # rows in which two candidates differ; measured on real pairs of programs
+
+
+@dataclass(frozen=True)
+class ModeForecast:
+    """One run of a mode: expected and most model calls and tokens, and where the expectation comes from."""
+
+    model_calls: float
+    most_model_calls: float
+    tokens: float
+    most_tokens: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The plan of a compile and what it is expected to take; nothing was spent for it.
+
+    Costs are None without a price. ``most_*`` are what it takes if every run uses all that its limits allow.
+
+    Attributes:
+        rows: per split. stages: rollouts per stage, expected and at most.
+        mde: the smallest true gain in quality that the sealed rows find with 80% probability, if a third of the rows
+            differ; None where they can find none.
+        openings: how often this holdout was opened before in the store.
+    """
+
+    signature: str
+    models: tuple[str, ...]
+    modes: Mapping[str, ModeForecast]
+    rows: Mapping[str, int]
+    clusters: int
+    candidates: int
+    stages: Mapping[str, tuple[int, int]]
+    model_calls: float
+    most_model_calls: float
+    tokens: float
+    most_tokens: float
+    usd: float | None
+    most_usd: float | None
+    mde: float | None
+    openings: int
+    recorded: bool
+    proposers: tuple[str, ...] = ()
+    budget: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        def money(value: float | None) -> str:
+            return "unknown (no price)" if value is None else f"{value:.2f} USD"
+
+        lines = [f"{self.signature}: {self.candidates} candidates before proposals, model {', '.join(self.models)}"]
+        if self.proposers:
+            lines.append(f"  proposals: {', '.join(self.proposers)} (what they take is in the search stage)")
+        for stage, (expected, most) in self.stages.items():
+            lines.append(f"  {stage}: about {expected} rollouts, at most {most}")
+        for mode, one in self.modes.items():
+            lines.append(f"  {mode}: {one.model_calls:.1f} model calls and {one.tokens:.0f} tokens a run, at most "
+                         f"{one.most_model_calls:.0f} and {one.most_tokens:.0f} ({one.source})")  # fmt: skip
+        lines.append(f"  expected: {self.model_calls:.0f} model calls, {self.tokens:.0f} tokens, {money(self.usd)}"
+                     + ("; a recording answers them" if self.recorded else ""))  # fmt: skip
+        lines.append(f"  at most: {self.most_model_calls:.0f} model calls, {self.most_tokens:.0f} tokens, {money(self.most_usd)}")
+        bounds = {name: bound for name, bound in self.budget.items() if bound is not None}
+        lines.append(f"  budget: {', '.join(f'{v:g} {k}' for k, v in bounds.items()) or 'none'}")
+        lines.append(f"  {self.clusters} independent sealed rows find "
+                     + ("no gain" if self.mde is None else f"a gain of {self.mde:.2f} or more in quality with 80% probability")
+                     + ", if a third of the rows differ")  # fmt: skip
+        if self.openings:
+            lines.append(f"  the holdout was opened {self.openings} times before: the next look is tested at "
+                         f"0.05/{self.openings + 1}")  # fmt: skip
+        return "\n".join(lines)
+
+
+def detectable(rows: int, clusters: int) -> float | None:
+    return minimum_detectable_effect(max(1, min(rows, clusters)), discordance=_DISCORDANCE)
+
+
+class _Probe:
+    """A model that is asked, and never answers: it gives the size of a first request without spending anything."""
+
+    supports_tools = True
+
+    def __init__(self, name: str, params: Mapping[str, Any], tools: bool) -> None:
+        self.name, self.params, self.supports_tools = name, dict(params), tools
+        self.request: Any = None
+
+    async def complete(self, request: Any, *, replicate: int = 0, occurrence: int = 0) -> Completion:
+        self.request = request
+        raise ModelUnavailable("A forecast asks no model", kind="other")
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+async def first_request_tokens(task: Task, plan: Plan, model: Any, example: Example) -> int:
+    """Input tokens (estimated) of the first request of a run; 0 where none is made."""
+    from dse.models.lm import estimate_usage
+    from dse.program import Program
+
+    probe = _Probe(model.name, model.params, model.supports_tools)
+    program = Program(task.signature, plan, lm=probe, toolbox=task.toolbox, deps=task.deps)
+    try:
+        await program.execute(program.new_run(example.inputs, evaluation=True), deps=object() if task.deps is None else None)
+    except DseError:
+        pass
+    return 0 if probe.request is None else estimate_usage(probe.request, "").input_tokens or 0
+
+
+def per_run(mode: str, first: int, earlier: Sequence[Mapping[str, Any]], most_calls: int | None,
+            most_tokens: int | None) -> ModeForecast:  # fmt: skip
+    """From earlier rollouts of the mode in the store, else from assumptions that the forecast names."""
+    ceiling = float(most_calls or 50)
+    if earlier:
+        n = len(earlier)
+        calls = math.fsum(r["model_calls"] for r in earlier) / n
+        tokens = math.fsum((r["input_tokens"] or 0) + (r["output_tokens"] or 0) for r in earlier) / n
+        source = f"as {n} earlier rollouts"
+    else:
+        calls = min(_CALLS.get(mode, 2.0), ceiling)
+        # Each round repeats what went before.
+        tokens = calls * first + _ANSWER_TOKENS * calls * (calls + 1) / 2
+        source = "assumed: no earlier rollouts"
+    longest = ceiling * first + 4_096 * ceiling * (ceiling + 1) / 2
+    return ModeForecast(calls, ceiling, tokens, min(longest, most_tokens) if most_tokens else longest, source)
+
+
+def price(prices: PriceTable | None, model: str, tokens: float, *, most: bool = False) -> float | None:
+    """USD for tokens of which four fifths go in; at most: all at the dearer rate."""
+    pair = prices.models.get(model) if prices is not None else None
+    if pair is None:
+        return None
+    return tokens * (max(pair) if most else 0.8 * pair[0] + 0.2 * pair[1]) / 1e6
