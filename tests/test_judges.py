@@ -72,6 +72,29 @@ def test_repeats_are_averaged_and_their_disagreement_is_known() -> None:
     assert summary["judged"] == 1 and summary["judge_agreement"] == pytest.approx(1 / 3)
 
 
+def test_an_evaluation_tells_of_its_judge(tmp_path: Path) -> None:
+    import io
+
+    from rich.console import Console
+
+    from dse.analysis.report import print_eval
+    from dse.evaluation.report import evaluate_artifact
+    from dse.testing.worlds import PlantedWorld
+
+    world = PlantedWorld({"direct": 1.0}, clusters=40, writes=0.0)
+    artifact = dse.compile(world.task(modes=["direct"]), lm=world.model(), registry=tmp_path).artifact
+    opinions = iter(range(10_000))
+
+    @dse.metric(kind="judge", revision="1", judge=Judge(ScriptedModel(lambda r: f"{4 + next(opinions) % 2}", "scripted/judge"), repeats=2))
+    async def plausible(example: Any, prediction: Any, ctx: Any) -> float:
+        return await ctx.lm.ask(f"{example.request} {prediction.left}", parse=rating(1, 5))  # type: ignore[no-any-return]
+
+    report = evaluate_artifact(artifact, world.task(metric=plausible), lm=world.model(), concurrency=1)
+    shown = io.StringIO()
+    print_eval(Console(file=shown, width=200), report)
+    assert "rows: repeats apart by 0.177 (standard deviation), 0% of pairs equal, 2.0 calls" in shown.getvalue()
+
+
 def test_a_judge_that_agrees_with_itself() -> None:
     record = evaluate(polite(Judge(grades("3", "3"), repeats=2)), rows=ROWS[:1])[0]
     assert (record.score, record.components["judge_disagreement"], record.components["judge_agreement"]) == (0.5, 0.0, 1.0)

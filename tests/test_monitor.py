@@ -20,7 +20,7 @@ from dse.analysis.monitor import MonitorReport, monitor, reference_of
 from dse.artifacts.artifact import Artifact
 from dse.errors import DatasetError, MetricError, UserError
 from dse.statistics import clopper_pearson, confidence_sequence, e_process, score_interval
-from dse.testing import ScriptedModel, call
+from dse.testing import PlantedWorld, ScriptedModel, call
 
 ROOT = Path(__file__).parent.parent
 
@@ -114,8 +114,19 @@ class Echo(dse.Signature):
 
 
 @pytest.fixture(scope="module")
-def artifact() -> Artifact:
-    return dse.Registry(ROOT / "artifacts").get("TriageTicket@champion")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a champion that was promoted."""
+    folder = tmp_path_factory.mktemp("registry")
+    world = PlantedWorld({"direct": 0.95, "tool_call": 0.3}, clusters=60, writes=0.0)
+    objective = dse.Objective(max_quality_loss=0.05)
+    made = dse.compile(world.task(modes=["direct", "tool_call"], objective=objective), lm=world.model(), registry=folder)
+    assert made.verdict == "PROMOTE"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artifact(registry: Path) -> Artifact:
+    return dse.Registry(registry).get("AskWarehouse@champion")
 
 
 class Production:
@@ -293,13 +304,13 @@ def command(*words: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_the_command_says_so_and_its_exit_code_too(artifact: Artifact, tmp_path: Path) -> None:
+def test_the_command_says_so_and_its_exit_code_too(artifact: Artifact, registry: Path, tmp_path: Path) -> None:
     made = Production()
     path = str(tmp_path / "runs.db")
     made.store = dse.Store(path)
     made.judged(artifact.artifact_id, [1.0] * 3)
     made.store.close()
-    ref = "artifacts/TriageTicket@champion"
+    ref = f"{registry}/AskWarehouse@champion"
     code, shown = command(ref, "--store", path)
     assert code == 0 and "Nothing speaks for a rollback so far" in shown
     made.store = dse.Store(path)
@@ -307,6 +318,8 @@ def test_the_command_says_so_and_its_exit_code_too(artifact: Artifact, tmp_path:
     made.store.close()
     code, shown = command(ref, "--store", path, "--json")
     assert code == 1 and json.loads(shown)["advice"] == "rollback"
+    code, shown = command(ref, "--store", path, "--against", "previous")
+    assert code == 0 and "0 pairs of runs" in shown
     code, shown = command(ref, "--store", str(tmp_path / "none.db"))
     assert code == 2 and "There is no store here" in shown
 

@@ -300,8 +300,7 @@ def test_a_script_tool_is_run_and_what_it_calls_is_recorded(tmp_path: Path) -> N
 def test_shipped_tasks(name: str, tmp_path: Path) -> None:
     shipped = next(s for s in SHIPPED if s.name == name)
     made = shipped.task()
-    artifact = dse.Registry("artifacts").get(f"{made.spec.name}@champion")
-    plans = {"champion": artifact.plan, "tool_call": seed_plan(made.spec, "tool_call", limits=made.limits)}
+    plans = {mode: seed_plan(made.spec, mode, limits=made.limits) for mode in MODES}
     rows = made.load_dataset().split("select")
 
     def go(environment: Any) -> list[dict[str, Any]]:
