@@ -1,4 +1,4 @@
-"""The shell face: ``dse compile | eval | run | run-script | artifacts | runs | stubs | dataset | explain | doctor``."""
+"""The shell face: ``dse compile | eval | run | run-script | artifacts | runs | stubs | dataset | explain | monitor | doctor``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from dse import __version__
+from dse.cli_evidence import add_to
 from dse.cli_runs import runs_app
 from dse.errors import (
     ArtifactNotFound,
@@ -49,6 +50,7 @@ dataset_app = typer.Typer(no_args_is_help=True, help="Check and seal datasets.")
 app.add_typer(artifacts_app, name="artifacts")
 app.add_typer(runs_app, name="runs")
 app.add_typer(dataset_app, name="dataset")
+add_to(app)
 
 
 RegistryOption = Annotated[str, typer.Option("--registry", help="Folder of artifacts and aliases.")]
@@ -294,15 +296,6 @@ def stubs_command(task: Annotated[str, typer.Argument(help="MODULE:TASK or MODUL
     text = stubs_for([tool.contract for tool in spec.tools], outputs=spec.output_schema)
     run_sync(sandbox.checker().validate_stubs, text)
     print(text, end="")
-
-
-@app.command("explain")
-def explain_command(ref: Annotated[str, typer.Argument(help="Artifact reference.")]) -> None:
-    """Say in words why this mode, these prompts and this allow-list."""
-    from dse.analysis.report import explain
-    from dse.artifacts.registry import Registry
-
-    say(explain(Registry.resolve(ref)))
 
 
 @app.command("doctor")

@@ -77,9 +77,9 @@ class DseModule(dspy.Module):  # type: ignore[misc]
             # dspy hands over the inputs only: the world cannot depend on labels or meta fields.
             example = Example(run.run_id, run.wire_inputs)
             async with environment.enter(example) as world:
-                toolbox = program.toolbox.merged(world.tools) if world.tools else None
                 approve = world.approve or (lambda _: True)
-                made = await program.execute(run, deps=world.deps, toolbox=toolbox, approve=approve)
+                made = await program.execute(run, deps=world.deps, toolbox=world.bound(program.toolbox), approve=approve,
+                                             middleware=world.middleware)  # fmt: skip
         return dspy.Prediction(**{name: getattr(made, name) for name in program.spec.outputs})
 
 

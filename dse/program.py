@@ -251,8 +251,8 @@ class Program:
 
     @telemetry.running
     async def execute(self, run: Run, *, deps: Any = None, toolbox: Toolbox | None = None,
-                      approve: Callable[[Any], Any] | None = None) -> Prediction:  # fmt: skip
-        """Run `run` to its end and write its receipt.
+                      approve: Callable[[Any], Any] | None = None, middleware: Sequence[Middleware] = ()) -> Prediction:  # fmt: skip
+        """Run `run` to its end and write its receipt; `middleware` stands inside the program's own.
 
         Raises:
             RunFailed: with ``details['receipt']``; the candidate's failure.
@@ -264,7 +264,7 @@ class Program:
             called = getattr(self.strategy, "calls", None)  # a mode may know that it calls fewer
             tools.check_deps(run.plan.allow if called is None else called(run))
         run.dispatcher = Dispatcher(run, tools, deps=given, approve=approve or self.approve,
-                                    middleware=self.middleware)  # fmt: skip
+                                    middleware=(*self.middleware, *middleware))  # fmt: skip
         run.expires_s = self.approval_expires_s
         run.checks = self.checks
         if run.journal.recording is None:

@@ -16,7 +16,7 @@ ROOT = Path(dse.__file__).parent
 # Rooms from the top floor down. A module may import its own floor's room and anything below it.
 FLOORS: list[tuple[str, ...]] = [
     ("cli",),
-    ("cli_runs",),
+    ("cli_evidence", "cli_runs"),
     ("shell",),
     ("doctor",),
     ("analysis",),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,9 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from dse.analysis.verdict import gate_lines
-from dse.artifacts.registry import Registry
 
-__all__ = ["decision_table", "explain", "print_compile", "print_eval"]
+__all__ = ["decision_table", "print_compile", "print_eval"]
 
 
 def _number(value: Any, pattern: str = "{:.3f}") -> str:
@@ -110,6 +108,8 @@ def print_eval(console: Console, report: Any) -> None:
     console.print(decision_table({labels[name]: row for name, row in report.table.items()},
                                  plans={labels[name]: plan for name, plan in report.plans.items()},
                                  title=f"{next(iter(report.table.values()))['n']} rows of split {report.split}"))  # fmt: skip
+    for line in judge_lines(report.records, labels):
+        console.print(line, markup=False)
     if report.difference:
         low, mean, high = report.difference
         console.print(f"Difference in quality: {mean:+.3f} [{low:+.3f}, {high:+.3f}]", markup=False)
@@ -120,47 +120,25 @@ def print_eval(console: Console, report: Any) -> None:
                       markup=False)  # fmt: skip
 
 
+def judge_lines(records: Any, labels: Mapping[str, str]) -> list[str]:
+    """How far a judge disagreed with itself, and what it took; nothing where no judge was asked.
+
+    Args:
+        labels: what candidates are called.
+    """
+    from dse.evaluation.judge import judge_summary
+
+    lines = []
+    for name, row in judge_summary(records).items():
+        apart = (f"repeats apart by {row['judge_disagreement']:.3f} (standard deviation), {row['judge_agreement']:.0%} of pairs equal, "
+                 if "judge_disagreement" in row else "asked once, so its disagreement is not known, ")  # fmt: skip
+        cost = f", {row['judge_cost_usd']:.5f} USD" if "judge_cost_usd" in row else ""
+        lines.append(f"Judge on {labels.get(name, name)}, {row['judged']:.0f} rows: {apart}{row['judge_calls']:.1f} calls, "
+                     f"{row['judge_tokens_in'] + row['judge_tokens_out']:.0f} tokens{cost} per row")  # fmt: skip
+    return lines
+
+
 def openings_note(openings: int) -> str:
     """What a p-value is worth on a holdout that was opened `openings` times in its store."""
     return (f"this holdout (or part of it) was opened {openings} times in this store: "
             f"p was tested at 0.05/{openings}")  # fmt: skip
-
-
-def explain(artifact: Any) -> str:
-    """In words and numbers: why this mode, these prompts and this allow-list; what was tried; what is not known.
-
-    `artifact` may also be a reference (``artifacts/Name@champion``) or a file.
-    """
-    if isinstance(artifact, (str, Path)):
-        artifact = Registry.resolve(artifact)
-    program, evidence = artifact.program, artifact.evidence
-    gate = evidence.gate
-    plan = program.plan
-    names = {row["program_id"]: row["candidate"] for row in evidence.modes}
-    winner = names.get(program.program_id, plan.mode)
-    incumbent = names.get(evidence.incumbent["program_id"], evidence.incumbent["mode"])
-    lines = [f"{program.signature['name']} runs in mode {plan.mode} with {program.model.name}.", ""]
-    lines.append(f"Tried on the same select rows ({evidence.candidates_tried} candidates):")
-    for row in sorted(evidence.modes, key=lambda r: -r["quality"]):
-        mark = " <- this artifact" if row["program_id"] == program.program_id else ""
-        lines.append(f"  {row['candidate']:32} quality {_interval(row)}, {row['model_calls']:.1f} model calls, "
-                     f"{row['tokens_in'] + row['tokens_out']:.0f} tokens{mark}")  # fmt: skip
-    lines += ["", *gate_lines(artifact, winner, incumbent), ""]
-    lines.append(f"Tools it may call: {', '.join(plan.allow) or 'none'}.")
-    if evidence.removed_tools:
-        removed = ", ".join(f"{t['name']} ({t['effect']})" for t in evidence.removed_tools)
-        lines.append(f"Declared but out of reach: {removed}.")
-    demos = sum(len(prompt.demos) for prompt in plan.prompts.values())
-    lines.append(f"Prompts: seed instructions with {demos} demonstrations from search rows." if demos else
-                 "Prompts: seed instructions, no demonstrations.")  # fmt: skip
-    spend = evidence.spend
-    lines.append(f"It took {spend['model_calls']} completions, {spend['input_tokens'] + spend['output_tokens']} tokens "
-                 f"({spend['usage_source']}); cost {_money(evidence)}. Completions: {evidence.model_label}.")  # fmt: skip
-    lines += ["", "Not known:"]
-    lines.append("  this holdout can find no difference" if gate["mde"] is None else
-                 f"  differences below {gate['mde']:.3f} in utility would mostly go unseen on this holdout")  # fmt: skip
-    if evidence.holdout_openings > 1:
-        lines.append(f"  {openings_note(evidence.holdout_openings)}")
-    lines.append("  how it does on inputs unlike the dataset's, and with any other model")
-    lines += [f"  {note}" for note in evidence.notes]
-    return "\n".join(lines)

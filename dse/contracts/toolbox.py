@@ -91,6 +91,12 @@ class Toolbox:
             copy.bind(name, fn)
         return copy
 
+    def replaced(self, tools: Iterable[Tool]) -> Toolbox:
+        """A copy with these in place of the tools of the same names; rates go on being shared."""
+        copy = self.merged({})
+        copy._tools |= {one.name: one for one in tools}
+        return copy
+
     def __getitem__(self, name: str) -> Tool:
         try:
             return self._tools[name]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dse.contracts.tool import source_revision
 from dse.errors import DseError, UserError
+
+if TYPE_CHECKING:
+    from dse.contracts.toolbox import Toolbox
 
 __all__ = ["Environment", "World", "environment"]
 
@@ -24,16 +28,34 @@ class World:
         state: called once after the run; its result (plain JSON data) is the end state that the metric sees.
         approve: decides about calls that need approval, ``callable(request) -> bool``; default: yes, because
             nothing outside the world can be reached.
+        middleware: wraps the execution of every tool, inside what the program itself wraps it in.
     """
 
     deps: Any = None
     tools: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     state: Callable[[], Any] | None = None
     approve: Callable[[Any], Any] | None = None
+    middleware: Sequence[Callable[..., Any]] = ()
+
+    def bound(self, toolbox: Toolbox) -> Toolbox | None:
+        """The tools of a run in this world; None where they are the toolbox's own."""
+        return toolbox.merged(self.tools) if self.tools else None
 
 
 class Environment:
-    """A factory of worlds: a function, or a generator that cleans up after its ``yield``, sync or async."""
+    """A factory of worlds: a function, or a generator that cleans up after its ``yield``, sync or async.
+
+    ``note`` says what evidence from this environment must be read with; None where there is nothing to say.
+    """
+
+    note: str | None = None
+
+    @staticmethod
+    def recorded(cassette: str | Path, **options: Any) -> Environment:
+        """An environment whose tool calls are answered from a recording; see `dse.evaluation.recorded.recorded`."""
+        from dse.evaluation.recorded import recorded
+
+        return recorded(cassette, **options)
 
     def __init__(self, factory: Callable[[Any], Any], *, name: str, revision: str) -> None:
         self.factory = factory

@@ -27,7 +27,8 @@ from dse.errors import (
     InfrastructureError,
 )
 from dse.evaluation.executor import Executor, check_executor, executor_for
-from dse.evaluation.metric import MetricContext
+from dse.evaluation.judge import Meter
+from dse.evaluation.metric import MetricContext, Score
 from dse.evaluation.rollout import Answered, Rollout, cassette_of
 from dse.evaluation.task import Task
 from dse.plan import SEMANTICS_VERSION, Plan
@@ -118,6 +119,7 @@ class Evaluator:
         prices: costs are this table's, also those of rollouts that were stored under another one.
         executor: where rollouts run: ``local`` (this process), ``ray`` (a Ray cluster, by default one on this machine), or
             an `Executor`, which stays open. The model is asked, metrics are computed and the store is written here.
+        judge_meter: counts what a judge metric uses, and can put a budget around its model.
 
     ``live`` names the read tools that candidates may call outside an environment.
     """
@@ -134,6 +136,7 @@ class Evaluator:
     progress: Progress | None = None
     prices: PriceTable | None = None
     executor: Executor | str = "local"
+    judge_meter: Meter = field(default_factory=Meter)
     live: set[str] = field(default_factory=set)
     _programs: dict[str, Program] = field(default_factory=dict)
     _underway: dict[str, anyio.Lock] = field(default_factory=dict)
@@ -369,8 +372,25 @@ class Evaluator:
                     + (f" ({error['value']})" if error.get("value") else "")}  # fmt: skip
         prediction = Prediction(program.spec.validate_outputs(row["outputs"]), row["outputs"], row["receipt"])
         context = MetricContext(run=row["receipt"], state=row["end_state"], lm=None)
-        score = await self.task.metric.score(example, prediction, context)
+        if self.task.metric.judge is None:
+            score = await self.task.metric.score(example, prediction, context)
+        else:
+            score = await self._judged(row["rollout_id"], example, prediction, context)
         return {"value": score.value, "feedback": score.feedback, "components": dict(score.components)}
+
+    async def _judged(self, rollout_id: str, example: Example, prediction: Prediction, context: MetricContext) -> Score:
+        from dse.evaluation.judge import score_repeatedly
+
+        store = self.store
+        assert store is not None
+
+        async def load(name: str) -> Any:
+            return await store.threaded(store.score, rollout_id, name)
+
+        async def save(name: str, score: Score) -> None:
+            await store.threaded(store.save_score, rollout_id, name, score.value, score.feedback, dict(score.components))
+
+        return await score_repeatedly(self.task.metric, example, prediction, context, self.judge_meter, load, save)
 
 
 @dataclass

@@ -87,7 +87,7 @@ class MetricContext:
     Attributes:
         run: the receipt of the run.
         state: end state of the environment, or None without one.
-        lm: a recorded, metered model for judges, or None.
+        lm: of a metric with a judge, its model for this judgement (`dse.evaluation.judge.JudgeLM`); else None.
     """
 
     run: Mapping[str, Any] = field(default_factory=dict)
@@ -101,12 +101,22 @@ class Metric:
     Calling it calls the function as it was written; `score` is what the evaluator uses.
     """
 
-    def __init__(self, fn: Callable[..., Any], *, name: str, revision: str, kind: Kind = "exact") -> None:
+    def __init__(
+        self, fn: Callable[..., Any], *, name: str, revision: str, kind: Kind = "exact", judge: Any = None
+    ) -> None:
         self.fn = fn
         self.name = name
-        self.revision = revision
+        self.own_revision = revision
         self.kind = kind
+        self.judge = judge
         functools.update_wrapper(self, fn, updated=())
+
+    @property
+    def revision(self) -> str:
+        """The function's revision, and of a judge its model, parameters and number of repeats."""
+        if self.judge is None:
+            return self.own_revision
+        return f"{self.own_revision}+{self.judge.judge_id}x{self.judge.repeats}"
 
     def __repr__(self) -> str:
         return f"<dse.Metric {self.name} {self.revision} ({self.kind})>"
@@ -150,8 +160,9 @@ class Metric:
 
 
 def metric(
-    fn: Callable[..., Any] | None = None, /, *, revision: str | None = None, kind: Kind = "exact", name: str | None = None
-) -> Any:
+    fn: Callable[..., Any] | None = None, /, *, revision: str | None = None, kind: Kind = "exact", name: str | None = None,
+    judge: Any = None,
+) -> Any:  # fmt: skip
     """Declare a metric: ``@metric`` or ``@metric(revision="1")``.
 
     Args:
@@ -159,18 +170,22 @@ def metric(
             changes in what the function calls.
         kind: ``exact`` (a computation) or ``judge`` (asks a model).
         name: default the function's name.
+        judge: a `dse.Judge`, the model that the function finds as ``ctx.lm``; only with ``kind="judge"``.
 
     Raises:
         MetricError: not a function of three positional arguments, unknown kind, empty revision.
     """
     if fn is None:
-        return lambda function: metric(function, revision=revision, kind=kind, name=name)
+        return lambda function: metric(function, revision=revision, kind=kind, name=name, judge=judge)
     if isinstance(fn, Metric):
         return fn
     if not callable(fn):
         raise MetricError("A metric is a function", value=repr(fn), remedy="Decorate (example, prediction, ctx) -> float.")
     if kind not in ("exact", "judge"):
         raise MetricError("Unknown kind of metric", value=kind, remedy='Use kind="exact" or kind="judge".')
+    if judge is not None and (kind != "judge" or not hasattr(judge, "judge_id")):
+        raise MetricError('judge= is a dse.Judge, and goes together with kind="judge"', value=judge,
+                          remedy='Write @dse.metric(kind="judge", judge=dse.Judge("provider/model")).')  # fmt: skip
     if revision is not None and (not isinstance(revision, str) or not revision):
         raise MetricError("A metric's revision is not a text", value=revision, remedy='Write revision="1".')
     try:
@@ -181,7 +196,7 @@ def metric(
         raise MetricError("A metric takes (example, prediction, ctx)", value=str(inspect.signature(fn)),
                           remedy="Declare three positional parameters.") from None  # fmt: skip
     return Metric(fn, name=name or str(getattr(fn, "__name__", type(fn).__name__)),
-                  revision=_source_revision(fn) if revision is None else revision, kind=kind)  # fmt: skip
+                  revision=_source_revision(fn) if revision is None else revision, kind=kind, judge=judge)  # fmt: skip
 
 
 def _source_revision(fn: Callable[..., Any]) -> str:

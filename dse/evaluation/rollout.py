@@ -77,10 +77,11 @@ async def attempt(rollout: Rollout, model: LanguageModel | None) -> dict[str, An
     error: Exception | None = None
     state = None
     async with entered as world:
-        toolbox = program.toolbox.merged(world.tools) if world.tools else None
+        toolbox = world.bound(program.toolbox)
         approve = world.approve or (_yes if environment else None)
         try:
-            prediction = await program.execute(run, deps=world.deps, toolbox=toolbox, approve=approve)
+            prediction = await program.execute(run, deps=world.deps, toolbox=toolbox, approve=approve,
+                                               middleware=world.middleware)  # fmt: skip
         except RunFailed as exc:
             error = exc
         except RunSuspended as exc:

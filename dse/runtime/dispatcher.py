@@ -32,6 +32,7 @@ from dse.contracts.tool import Tool, ToolContext, ToolContract
 from dse.contracts.toolbox import Toolbox
 from dse.errors import (
     BudgetExhausted,
+    CassetteMiss,
     DseError,
     InfrastructureError,
     LimitExceeded,
@@ -54,7 +55,8 @@ from dse.runtime.history import NESTED, CallRecord, Recording, diverged
 from dse.runtime.nesting import Caller
 from dse.runtime.run import Run
 
-__all__ = ["ApprovalRequest", "CallResult", "Dispatcher", "Middleware", "ToolCall"]
+__all__ = ["ApprovalRequest", "CallResult", "Dispatcher", "Middleware", "ToolCall", "WireResult", "being_cancelled",
+           "faults_by_code", "own_class"]  # fmt: skip
 
 SYNC_TOOL_THREADS = 512
 _LONGEST_NAME = 100
@@ -101,6 +103,14 @@ class ApprovalRequest:
     arguments: Mapping[str, Any]
     arguments_hash: str
     run_id: str
+
+
+@dataclass(frozen=True)
+class WireResult:
+    """What middleware may give that has a result in wire form already, or the fault of a call that took effect."""
+
+    value: Any = None
+    fault: ToolFault | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +163,7 @@ def _invalid(exc: Exception, contract: ToolContract) -> str:
                      for e in found[:8])  # fmt: skip
 
 
-def _own_class(fault: ToolFault) -> type[ToolFault]:
+def own_class(fault: ToolFault) -> type[ToolFault]:
     return next(cls for cls in type(fault).__mro__ if cls.__module__ == ToolFault.__module__)
 
 
@@ -329,7 +339,7 @@ class Dispatcher:
             self._note(contract, entry, receipt)
         if entry.get("outcome") == "ok":
             return copy.deepcopy(entry["result"])
-        fault = _faults().get(entry["fault"], ToolFailed)(entry["message"], remedy=entry["remedy"])
+        fault = faults_by_code().get(entry["fault"], ToolFailed)(entry["message"], remedy=entry["remedy"])
         receipt.update(fault=fault.code, message=self.run.secrets.text(fault.what))
         raise fault
 
@@ -522,7 +532,7 @@ class Dispatcher:
             with run.waiting():
                 decision = await self._decision(request)
         except (Exception, SystemExit, asyncio.CancelledError) as exc:
-            if _being_cancelled(exc):
+            if being_cancelled(exc) or isinstance(exc, CassetteMiss):
                 raise
             raise InfrastructureError(
                 f"No decision about {contract.name} could be had", value=safe_message(exc),
@@ -577,7 +587,7 @@ class Dispatcher:
                                   remedy=f"Effects so far: {run.effects.summary()}." if caller is not None else "")  # fmt: skip
             if progress.state == "untouched":  # middleware answered in the tool's place
                 progress.state = "completed"
-            value = self._returned(tool, raw)
+            value = self.returned(tool, raw)
         except BaseException as exc:
             error = exc if caller is not None and caller.ends(exc) else self._failure(tool, exc, progress)
         told = error if isinstance(error, DseError) else None
@@ -602,14 +612,14 @@ class Dispatcher:
         """The fault that the program sees for whatever was raised, or `exc` itself where it ends the run."""
         contract = tool.contract
         fault: ToolFault
-        if _being_cancelled(exc) or isinstance(
+        if being_cancelled(exc) or isinstance(
             exc, (InfrastructureError, BudgetExhausted, GeneratorExit, KeyboardInterrupt)
         ):
             return exc
         if isinstance(exc, ToolFault):
             if isinstance(exc, ToolFailed) and progress.state == "untouched":
                 progress.state = "none"  # middleware refused on purpose before anything was done
-            fault = _own_class(exc)(without_paths(exc.what), remedy=without_paths(exc.remedy))
+            fault = own_class(exc)(without_paths(exc.what), remedy=without_paths(exc.remedy))
         else:
             fault = ToolFailed(f"{contract.name} failed: {safe_message(exc)}")
         if contract.effect == "write" and progress.state != "none" and tool.nests is None:
@@ -633,9 +643,18 @@ class Dispatcher:
             step = _wrap(layer, step)
         return await step(call)
 
-    def _returned(self, tool: Tool, raw: Any) -> Any:
-        """The wire form of a result."""
+    @staticmethod
+    def returned(tool: Tool, raw: Any) -> Any:
+        """The wire form of what an implementation (or middleware in its place) gave.
+
+        Raises:
+            ToolFault: it does not fit the contract.
+        """
         contract = tool.contract
+        if isinstance(raw, WireResult):
+            if raw.fault is not None:
+                raise raw.fault
+            return raw.value
         if isinstance(raw, (Iterator, AsyncIterator)):  # validating one that never ends would stop the host
             raise ToolReturnError(f"{contract.name} returned an iterator, not data")
         if isinstance(raw, (str, bytes, list, tuple, dict)) and len(raw) > max(contract.max_output_bytes, _LOOK_INSIDE):
@@ -656,7 +675,7 @@ class Dispatcher:
 
 
 @functools.cache
-def _faults() -> dict[str, type[ToolFault]]:
+def faults_by_code() -> dict[str, type[ToolFault]]:
     """The faults of the error tree by code."""
     kinds = [ToolFault]
     for kind in kinds:
@@ -664,7 +683,7 @@ def _faults() -> dict[str, type[ToolFault]]:
     return {kind.code: kind for kind in kinds}
 
 
-def _being_cancelled(exc: BaseException) -> bool:
+def being_cancelled(exc: BaseException) -> bool:
     """Whether `exc` cancels this task; an implementation may also raise CancelledError all by itself."""
     task = asyncio.current_task()
     return isinstance(exc, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
