@@ -26,7 +26,7 @@ def results(out: Path = ROOT / "out" / "demo") -> Path:
         name = shipped.task().spec.name
         if shipped.cassette.exists() and not (out / name / "aliases.json").exists():
             compile_task(shipped.task(), lm=f"replay:{shipped.cassette}", registry=out, prices=prices, rows=shipped.rows,
-                         space=shipped.space)  # fmt: skip
+                         space=shipped.space, allocation=shipped.allocation)  # fmt: skip
     return out
 
 
@@ -49,7 +49,7 @@ def main() -> None:
         lm = f"replay:{shipped.cassette}"
         console.rule(shipped.name)
         result = compile_task(
-            shipped.task(), lm=lm, registry=args.out, prices=prices, rows=shipped.rows, space=shipped.space
+            shipped.task(), lm=lm, registry=args.out, prices=prices, rows=shipped.rows, space=shipped.space, allocation=shipped.allocation
         )
         print_compile(console, result)
         console.print(f"Compiled by replay in {time.monotonic() - started:.1f} s.\n")

@@ -50,7 +50,7 @@ def record(shipped: Shipped, args: argparse.Namespace) -> None:
     task = dataclasses.replace(task, limits=task.limits.model_copy(update={"active_s": 36_000.0}))
     with tempfile.TemporaryDirectory() as folder:
         result = compile_task(
-            task, lm=model, registry=folder, prices=PriceTable.load(PRICES), rows=shipped.rows, space=shipped.space,
+            task, lm=model, registry=folder, prices=PriceTable.load(PRICES), rows=shipped.rows, space=shipped.space, allocation=shipped.allocation,
             concurrency=args.concurrency, progress=_progress(shipped.name), say=lambda line: print(line, flush=True),
         )  # fmt: skip
         inputs, deps = shipped.extra(shipped.load())

@@ -28,6 +28,7 @@ _EXPORTS = {
     "Evolve": "dse.compiler.evolve",
     "Example": "dse.evaluation.dataset",
     "InputField": "dse.contracts.signature",
+    "Judge": "dse.evaluation.judge",
     "Limits": "dse.limits",
     "Metric": "dse.evaluation.metric",
     "MetricContext": "dse.evaluation.metric",
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
     from dse.evaluation.environment import World as World
     from dse.evaluation.environment import environment as environment
     from dse.evaluation.evaluator import evaluate as evaluate
+    from dse.evaluation.judge import Judge as Judge
     from dse.evaluation.metric import Metric as Metric
     from dse.evaluation.metric import MetricContext as MetricContext
     from dse.evaluation.metric import Score as Score

@@ -112,11 +112,14 @@ def test_light_imports(code: str) -> None:
 
 def test_public_names() -> None:
     assert dse.__all__ == [
-        "__version__", "Approval", "Artifact", "Budget", "Check", "Dataset", "Decision", "DseError", "Environment", "Example", "InputField", "Limits",
-        "Metric", "MetricContext", "Objective", "OutputField", "Plan", "Prediction", "PriceTable", "Program", "Prompt", "Rate",
-        "Registry", "RunHandle", "Score", "Script", "Signature", "Store", "Task", "Tool", "ToolContext", "ToolContract", "Toolbox", "World",
-        "arun_script", "check", "compile", "environment", "evaluate", "load", "metric", "run_script", "script_tool", "tool",
-    ]  # fmt: skip
+            "__version__", "Approval", "Artifact", "Budget", "Cascades", "Check", "Dataset", "Decision",
+            "Demonstrations", "Distill", "DseError", "DspyOptimizer", "Environment", "Evolve", "Example", "InputField",
+            "Judge", "Limits", "Metric", "MetricContext", "Objective", "OutputField", "Plan", "Prediction",
+            "PriceTable", "Program", "Prompt", "Proposal", "Proposer", "Rate", "Registry", "Rows", "RunHandle", "Score",
+            "Script", "Search", "Signature", "Space", "Store", "Task", "Tool", "ToolContext", "ToolContract", "Toolbox",
+            "World", "arun_script", "check", "compile", "environment", "evaluate", "forecast", "load", "metric",
+            "run_script", "script_tool", "tool",
+        ]  # fmt: skip
     for name in dse.__all__:
         assert getattr(dse, name) is not None
 

@@ -26,6 +26,7 @@ from dse.artifacts.content import (
     Data,
     Envelope,
     Evidence,
+    IncumbentData,
     ProgramData,
     envelope_digest,
 )
@@ -503,12 +504,13 @@ def _parse(data: bytes, source: str) -> dict[str, Any]:
 def published_schema() -> dict[str, Any]:
     """The JSON Schema of artifact files; ``schema.json`` next to this module is its text."""
     schema = Artifact.model_json_schema(mode="serialization", by_alias=True)
-    left_out = {name for name, field in Plan.model_fields.items() if field.exclude_if is not None}
+    left_out = {of.__name__: {name for name, field in of.model_fields.items() if field.exclude_if is not None}
+                for of in (Plan, Evidence, CandidateRow, IncumbentData)}  # fmt: skip
     for of, model in (("Artifact", schema), *schema["$defs"].items()):
         model.pop("description", None)  # docstrings are for readers of the code, and change without the format
         model.pop("title", None)
-        # A file states everything, also what has a default; but a plan leaves out what it does without.
-        model["required"] = sorted(set(model["properties"]) - (left_out if of == "Plan" else set()))
+        # A file states everything, also what has a default, but what came with version 2 where it is empty.
+        model["required"] = sorted(set(model["properties"]) - left_out.get(of, set()))
         for part in model["properties"].values():
             part.pop("title", None)
             part.pop("default", None)

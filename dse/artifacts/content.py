@@ -42,6 +42,14 @@ Score = Annotated[float, Field(ge=0, le=1)]
 Source = Literal["exact", "estimated", "unknown"]
 
 
+def _unset(value: Any) -> bool:
+    return not value
+
+
+def _once(value: Any) -> bool:
+    return value == 1
+
+
 class Data(BaseModel):
     """A part of an artifact. Fields are attributes and, as in the file, keys: ``row.quality``, ``row["quality"]``."""
 
@@ -182,8 +190,8 @@ class CandidateRow(Data):
     model_calls: Amount
     tool_calls: Amount
     failures: Count
-    model: str | None = None
-    source: str | None = None
+    model: str | None = Field(default=None, exclude_if=_unset)
+    source: str | None = Field(default=None, exclude_if=_unset)
 
 
 class PairedData(Data):
@@ -211,7 +219,7 @@ class IncumbentData(Data):
     artifact_id: Id | None
     kind: Literal["baseline", "champion"]
     mode: str
-    model: str | None = None
+    model: str | None = Field(default=None, exclude_if=_unset)
 
 
 class SpendData(Data):
@@ -317,15 +325,15 @@ class Evidence(Data):
     model_label: str
     price_table: str | None
     notes: tuple[str, ...]
-    stages: tuple[StageSpend, ...] = ()
-    race: RaceData | None = None
-    proposers: tuple[ProposerData, ...] = ()
-    pruned: dict[str, str] = Field(default_factory=dict)
-    front: tuple[str, ...] = ()
-    removals: tuple[RemovalData, ...] = ()
-    models: tuple[str, ...] = ()
-    reflection_model: str | None = None
-    replicates: Count = 1
+    stages: tuple[StageSpend, ...] = Field(default=(), exclude_if=_unset)
+    race: RaceData | None = Field(default=None, exclude_if=_unset)
+    proposers: tuple[ProposerData, ...] = Field(default=(), exclude_if=_unset)
+    pruned: dict[str, str] = Field(default_factory=dict, exclude_if=_unset)
+    front: tuple[str, ...] = Field(default=(), exclude_if=_unset)
+    removals: tuple[RemovalData, ...] = Field(default=(), exclude_if=_unset)
+    models: tuple[str, ...] = Field(default=(), exclude_if=_unset)
+    reflection_model: str | None = Field(default=None, exclude_if=_unset)
+    replicates: Count = Field(default=1, exclude_if=_once)
 
     @field_validator("gate")
     @classmethod

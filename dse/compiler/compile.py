@@ -45,6 +45,7 @@ from dse.errors import (
 )
 from dse.evaluation.evaluator import Evaluator, Progress, RolloutRecord, cassette_of, live_reads, summarise
 from dse.evaluation.executor import Executor, check_executor, executor_for
+from dse.evaluation.judge import Meter
 from dse.evaluation.sampling import spread
 from dse.evaluation.task import Task
 from dse.objective import unknown
@@ -182,6 +183,7 @@ class _Compile:
     models: Models
     evaluators: Mapping[str, Evaluator]
     reflect: Reflector
+    judges: Meter
     compile_id: str
 
     def __init__(
@@ -239,6 +241,7 @@ class _Compile:
                 self.label = self.label or _label(self.models.default)
                 runner = executor_for(self.executor)
                 try:
+                    self.judges = Meter(self.models.judging)
                     self.evaluators = {name: self._evaluator(name, runner) for name in self.models.names}
                     return await work()
                 finally:
@@ -249,7 +252,7 @@ class _Compile:
 
     def _evaluator(self, name: str, runner: Executor) -> Evaluator:
         return Evaluator(self.task, self.models.by_name[name], self.store, concurrency=self.concurrency, prices=self.prices,
-                         executor=runner, progress=self.progress, before_pause=self.models.budgeted[name].before_wait)  # fmt: skip
+                         executor=runner, judge_meter=self.judges, progress=self.progress, before_pause=self.models.budgeted[name].before_wait)  # fmt: skip
 
     def _check_data(self) -> None:
         """What can be known before anything runs."""
@@ -402,7 +405,7 @@ class _Compile:
             shown = tuple(parent.evidence.demos.rows) if parent is not None else ()
             factors = {"mode": base.mode, "allow": "own", "prompt": "own", "model": base_model}
             found[incumbent] = Candidate(incumbent, base, base_model, factors, shown, incumbent)
-        found = self._prune(found, incumbent)
+        found = await self._prune(found, incumbent)
         self._tell_rest(found, base, records, took_s / asked if asked else None)
         purse.stage = "select"
         selected, result = await self._select(found, incumbent, records)
@@ -413,6 +416,9 @@ class _Compile:
         chosen, why = winner(measured, among, expected)
         purse.stage = "holdout"
         opened = await self._holdout(found[chosen], found[incumbent])
+        environment = self.task.environment
+        if environment is not None and environment.note and "simulat" in environment.note:
+            self.notes.append(environment.note)
         live = set().union(*(one.live for one in self.evaluators.values()))
         if live:
             self.notes.append(live_reads(live))
@@ -441,21 +447,29 @@ class _Compile:
     ) -> tuple[dict[str, Candidate], list[RolloutRecord], AllowLists]:  # fmt: skip
         """What the proposers give, each of which sees what those before it ran."""
         every = list(records)
-        allowed = {row.row_hash for row in rows}
+        split = self.data.split("search")
+        allowed = {row.row_hash for row in split}
+        ran = {row.row_hash for row in rows}
+        more = [row for row in spread(split, None) if row.row_hash not in ran]
+        pool = {name: Proposal(one.plan, one.factors["prompt"], one.rows) for name, one in found.items()
+                if one.model == self.models.names[0]}  # fmt: skip
+        run_as: dict[str, str] = {}  # the name under which a plan's records are, by its id
         for one in self.proposers:
             stage = self.models.purse.stage = f"search: {one.name}"
             self.say(f"search: {one.name}")
             made: list[RolloutRecord] = []
 
-            async def evaluate(plans: Mapping[str, Plan], examples: Sequence[Example], model: str | None = None,
-                               made: list[RolloutRecord] = made, stage: str = stage) -> list[RolloutRecord]:  # fmt: skip
+            async def evaluate(plans: Mapping[str, Plan], examples: Sequence[Example], model: str | None = None, /, *,
+                               replicate: int = 0, made: list[RolloutRecord] = made,
+                               stage: str = stage) -> list[RolloutRecord]:  # fmt: skip
                 if not {example.row_hash for example in examples} <= allowed:
                     raise ContaminatedSplit("A proposer may run search rows only", value=stage,
                                             remedy="Use the rows of the search it was given.")  # fmt: skip
                 name = model or self.models.names[0]
                 if name not in self.evaluators:
                     raise UserError("No such model in this compile", value=name, remedy=f"Use {', '.join(self.models.names)}.")
-                fresh = await self.evaluators[name].evaluate(plans, examples, what=stage)
+                fresh = await self.evaluators[name].evaluate(plans, examples, replicate=replicate, what=stage)
+                run_as.update({plan.plan_id: one for one, plan in plans.items()})
                 made.extend(fresh)
                 self.spending.add(stage, fresh, name)
                 return fresh
@@ -464,12 +478,17 @@ class _Compile:
             proposals = list(await one.propose(Search(
                 spec=self.spec, toolbox=self.task.toolbox, limits=self.task.limits, required=tuple(self.task.required),  # type: ignore[arg-type]
                 modes=self.modes, models=self.models.names, rows=rows, records=tuple(every), lists=lists, evaluate=evaluate,
-                reflect=self.reflect, success=self.success, seed=self.seed, say=self.say)))  # fmt: skip
+                reflect=self.reflect, success=self.success, seed=self.seed, say=self.say, objective=self.task.objective,
+                more=more, pool=dict(pool))))  # fmt: skip
             for proposal in proposals:
                 self._check_proposal(one, proposal, allowed)
             before = set(found)
             found = with_proposals(found, [(one.name, proposal) for proposal in proposals], lists, self.models.names)
-            self.spending.reflections.setdefault(stage, []).extend(self.reflect.asked[asked:])
+            for proposal in proposals:
+                plan_id = proposal.plan.plan_id
+                pool[run_as.get(plan_id, f"{one.name}: {proposal.prompt} {plan_id[7:19]}")] = proposal
+            if self.reflect.asked[asked:]:
+                self.spending.reflections.setdefault(stage, []).extend(self.reflect.asked[asked:])
             self.reports.append({
                 "name": one.name, "revision": revision_of(one), "candidates": [n for n in found if n not in before],
                 "rollouts": len({r.rollout_id for r in made}), "reflections": len(self.reflect.asked) - asked,
@@ -486,7 +505,7 @@ class _Compile:
                                     remedy="Show rows of the search only.", proposer=one.name)  # fmt: skip
         check_plan(self.spec, proposal.plan)
 
-    def _prune(self, found: Mapping[str, Candidate], incumbent: str) -> dict[str, Candidate]:
+    async def _prune(self, found: Mapping[str, Candidate], incumbent: str) -> dict[str, Candidate]:
         """Without the candidates of which it is certain, before any model call, that they cannot be used."""
         from dse.compiler.prune import why_not
 
@@ -494,8 +513,9 @@ class _Compile:
         for name, one in found.items():
             why = None
             if name != incumbent:
-                why = why_not(self.spec, self.task.toolbox, one.plan, self.task.limits, objective=self.task.objective,
-                              prices=self.prices, model=one.model)  # fmt: skip
+                assert self.task.toolbox is not None
+                why = await why_not(self.spec, self.task.toolbox, one.plan, self.task.limits, self.prices,
+                                    objective=self.task.objective, model=one.model)  # fmt: skip
             if why is None:
                 kept[name] = one
             else:

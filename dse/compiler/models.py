@@ -63,6 +63,10 @@ class Models:
         model = patient.over(budgeted, budgeted.before_wait) if patient else budgeted
         return resolve_model(model, record=record, prices=self.prices), budgeted
 
+    def judging(self, model: LanguageModel, free: bool) -> LanguageModel:
+        """A judge's model under the same budget."""
+        return BudgetedModel(model, self.purse.budget, self.prices, free=free, owned=False, purse=self.purse)
+
     @property
     def free(self) -> bool:
         """Whether recordings answer everything."""
