@@ -10,11 +10,13 @@ counted from outside) it may ask again only for what was in flight when it was k
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import shutil
 import signal
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -111,6 +113,21 @@ def in_process(folder: Path, model: Any, delay_s: float | None) -> str | None:
     return str(json.loads(answer.read_text())[0])
 
 
+def finished(folder: Path) -> str | None:
+    """The artifact of a compile that had ended when its process was killed: the same call would begin another one."""
+    file = folder / "registry" / "dse.db"
+    if not file.exists():
+        return None
+    with contextlib.closing(sqlite3.connect(file)) as store:
+        try:
+            if store.execute("SELECT count(*) FROM unfinished").fetchone()[0]:
+                return None
+            row = store.execute("SELECT artifact_id FROM compiles").fetchone()
+        except sqlite3.OperationalError:  # killed while the store was made
+            return None
+    return None if row is None else str(row[0])
+
+
 @dataclass(frozen=True)
 class Prepared:
     """An undisturbed compile: its artifact, how long it takes, how often it asks, and its recording."""
@@ -155,12 +172,13 @@ def trial(prepared: Prepared, folder: Path, *, live: bool, kills: int, seed: int
     folder.mkdir(parents=True)
     model = (lambda place: Counted(place / "asked")) if live else prepared.replay
     done = 0
-    for _ in range(kills):
-        if in_process(folder, model, rng.random() * prepared.took_s * 1.05) is None:
-            done += 1
-        else:
-            break  # it was faster
-    found = in_process(folder, model, None)
+    found = None
+    while found is None and done < kills:
+        found = in_process(folder, model, rng.random() * prepared.took_s * 1.05)
+        done += found is None
+        found = found or finished(folder)
+    if found is None:
+        found = in_process(folder, model, None)
     asked = len((folder / "asked").read_text().splitlines()) if live else 0
     wrong = ""
     champion = dse.Registry(folder / "registry").aliases("AskWarehouse")

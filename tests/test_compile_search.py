@@ -1,0 +1,160 @@
+"""A compile with proposers, several models, budgets that all share, and processes that die."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dse
+from benchmarks import compile_chaos
+from dse.compiler.choose import measure, winner
+from dse.errors import BudgetExhausted, ContaminatedSplit, UserError
+from dse.strategies.base import seed_plan
+from dse.testing.scripted import ScriptedModel, say
+from dse.testing.worlds import PlantedWorld
+
+WORLD = PlantedWorld({"direct": 1.0, "tool_call": 0.25}, clusters=40, writes=0.0)
+MODES = {"modes": ["direct", "tool_call"]}
+
+
+@dataclass(frozen=True)
+class Told:
+    """Proposes what the reflection model says, as instructions of mode ``direct``."""
+
+    rows: tuple[str, ...] = ()
+    name: str = "told"
+
+    async def propose(self, search: dse.Search) -> Sequence[dse.Proposal]:
+        text = await search.reflect("How should one answer?")
+        seed = seed_plan(search.spec, "direct", limits=search.limits)
+        prompts = {name: dse.Prompt(instructions=f"{one.instructions}\n{text}") for name, one in seed.prompts.items()}
+        plan = dse.Plan(mode="direct", prompts=prompts, limits=search.limits)
+        await search.evaluate({"direct/none/told": plan}, search.rows[:2], None)
+        return [dse.Proposal(plan, "told", self.rows, ("as told",))]
+
+
+def reflecting(world: PlantedWorld = WORLD, name: str = "scripted/planted") -> ScriptedModel:
+    def reply(request: Any) -> Any:
+        if request["messages"][0]["content"].startswith("How should"):
+            return say("Count well.")
+        return world.reply(request)
+
+    return ScriptedModel(reply, name)
+
+
+def test_what_a_proposer_gives_is_raced_and_accounted_for(tmp_path: Path) -> None:
+    model = reflecting()
+    result = dse.compile(WORLD.task(**MODES), lm=model, registry=tmp_path, search=[Told()])
+    evidence = result.artifact.evidence
+    assert "direct/none/told" in result.table and result.candidates["direct/none/told"].source == "told"
+    (report,) = evidence.proposers
+    assert (report.name, report.candidates, report.rollouts, report.reflections) == ("told", ("direct/none/told",), 2, 1)
+    assert report.notes == ("as told",) and evidence.reflection_model == model.name
+    stages = {one.stage: one.model_calls for one in evidence.stages}
+    assert stages["search: told"] == 3, "two rollouts of one call, one reflection"
+    assert sum(stages.values()) == evidence.spend.model_calls == len(model.requests) == result.spent["model_calls"]
+
+
+def test_the_same_compile_again_asks_for_no_reflection_twice(tmp_path: Path) -> None:
+    model = reflecting()
+    first = dse.compile(WORLD.task(**MODES), lm=model, registry=tmp_path / "a", store=tmp_path / "s.db", search=[Told()])
+    asked = len(model.requests)
+    again = dse.compile(WORLD.task(**MODES), lm=model, registry=tmp_path / "b", store=tmp_path / "s.db", search=[Told()])
+    assert len(model.requests) == asked and again.artifact.program_id == first.artifact.program_id
+
+
+def test_a_proposal_may_show_search_rows_only(tmp_path: Path) -> None:
+    shown = WORLD.dataset().split("select")[0].row_hash
+    with pytest.raises(ContaminatedSplit, match="not search rows"):
+        dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path, search=[Told((shown,))])
+
+
+@dataclass(frozen=True)
+class Peeking:
+    """Runs a select row."""
+
+    row: Any
+    name: str = "peeking"
+    revision: str = "1"
+
+    async def propose(self, search: dse.Search) -> Sequence[dse.Proposal]:
+        assert not any(hasattr(search, name) for name in ("dataset", "data", "task", "open_holdout"))
+        await search.evaluate({"x": seed_plan(search.spec, "direct")}, [self.row], None)
+        return []
+
+
+def test_a_proposer_cannot_run_rows_of_another_split(tmp_path: Path) -> None:
+    with pytest.raises(ContaminatedSplit, match="search rows only"):
+        dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path, search=[Peeking(WORLD.dataset().split("select")[0])])
+
+
+def test_what_is_no_proposer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="proposers"):
+        dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path, search=[Told])  # type: ignore[list-item]
+
+
+def test_the_best_of_several_models_wins_and_is_named(tmp_path: Path) -> None:
+    weak = PlantedWorld({"direct": 0.2, "tool_call": 0.25}, clusters=40, writes=0.0)
+    models = [reflecting(weak, "scripted/weak"), reflecting(WORLD, "scripted/strong")]
+    result = dse.compile(WORLD.task(**MODES), lm=models, registry=tmp_path)
+    assert result.artifact.model_name == "scripted/strong" and result.winner.endswith("@scripted/strong")
+    evidence = result.artifact.evidence
+    assert evidence.incumbent.model == "scripted/weak" and evidence.models == ("scripted/weak", "scripted/strong")
+    assert {row.model for row in evidence.modes} == set(evidence.models)
+    with pytest.raises(UserError, match="given twice"):
+        dse.compile(WORLD.task(**MODES), lm=[models[0], models[0]], registry=tmp_path / "twice")
+
+
+def test_tokens_are_a_budget_that_proposals_share(tmp_path: Path) -> None:
+    model = reflecting()
+    with pytest.raises(BudgetExhausted, match="tokens") as caught:
+        dse.compile(WORLD.task(**MODES), lm=model, registry=tmp_path, search=[Told()], budget=dse.Budget(tokens=30_000))
+    assert caught.value.details["spent"]["tokens"] <= 30_000 and model.requests
+
+
+def test_a_forecast_spends_nothing(tmp_path: Path) -> None:
+    model = reflecting()
+    told = dse.forecast(WORLD.task(**MODES), lm=model, registry=tmp_path, rows=dse.Rows(search=5), search=[Told()])
+    assert not model.requests and told.proposers == ("told",) and not dse.Registry(tmp_path).aliases("AskWarehouse")
+    assert set(told.modes) == {"direct", "tool_call"} and 0 < told.tokens < told.most_tokens and told.usd is None
+    assert told.model_calls < told.most_model_calls and told.mde is not None
+    assert "at most" in str(told) and "unknown (no price)" in str(told)
+
+
+def test_replicates_are_averaged_on_the_holdout(tmp_path: Path) -> None:
+    result = dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path, replicates=2)
+    rows = WORLD.dataset().holdout_summary()["rows"]
+    assert len(result.records["holdout"]) == 4 * rows and result.gate.n_rows == rows
+    assert result.artifact.evidence.replicates == 2
+
+
+def test_a_second_look_at_the_same_rows_is_discounted(tmp_path: Path) -> None:
+    first = dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path)
+    second = dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path, seed=1)
+    assert (first.gate.alpha, second.gate.alpha) == (0.05, 0.025)
+    assert second.artifact.evidence.holdout_openings == 2
+
+
+def test_a_wider_allow_list_has_to_earn_its_gain(tmp_path: Path) -> None:
+    world = PlantedWorld({"direct": 0.1, "tool_call": 0.9}, clusters=40, detours=0.0)
+    result = dse.compile(world.task(**MODES), lm=reflecting(world), registry=tmp_path, allocation="grid")
+    task = world.task(**MODES)
+    effects = {name: task.toolbox[name].contract.effect for name in task.spec.tool_names}  # type: ignore[index]
+    found = measure(result.candidates, result.records["select"], task.objective, effects)
+    wide, narrow = "tool_call/all/seed", next(n for n in result.table if n.startswith("tool_call") and n != "tool_call/all/seed")
+    assert set(result.plans[narrow].allow) < set(result.plans[wide].allow)
+    assert winner(found, [wide, narrow], {wide: 1.0, narrow: 0.99})[0] == narrow, "a better estimate alone is not enough"
+    assert any((one.wide, one.narrow) == (wide, narrow) for one in result.removals)
+
+
+def test_a_killed_compile_ends_as_an_undisturbed_one() -> None:
+    """A sample of ``make chaos``: compiles in processes of their own, killed at random moments."""
+    command = [sys.executable, "-m", "benchmarks.compile_chaos", "--kills", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(compile_chaos.__file__).parent.parent)
+    assert done.returncode == 0 and done.stdout.rstrip().endswith(": 0 wrong"), done.stdout + done.stderr
