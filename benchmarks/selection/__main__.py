@@ -17,7 +17,13 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 from benchmarks.selection import outcomes, planted  # noqa: E402
 
 PAGE = Path(__file__).parent.parent / "SELECTION.md"
-_TITLE = "# How well candidates are chosen\n\nOne command: `python -m benchmarks.selection --write`.\n"
+_TITLE = """# How well candidates are chosen
+
+One command: `python -m benchmarks.selection --write` (`--fresh` runs every cell anew; about half an hour on two cores).
+The race (`dse/compiler/race.py`), the pooled estimates and the gate are those of every compile; only the outcomes are
+planted, or published by others. No model is asked, and no select score is a result: what a choice is worth is the
+planted truth, or items that it was not made on.
+"""
 
 
 def write(section: str, title: str, text: str, page: Path = PAGE) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -137,13 +138,23 @@ def _paired(differences: Any) -> list[float]:
     return [mean, mean - reach, mean + reach]
 
 
+def code() -> str:
+    """Digest of what decides: figures of other code are shown, and said to be."""
+    from dse import statistics
+    from dse.compiler import allocation, gate, pooling, race
+
+    files = [Path(module.__file__ or "") for module in (allocation, gate, pooling, race, statistics)]
+    files.append(Path(__file__).with_name("worlds.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
 def _task(job: tuple[Spec, int]) -> dict[str, Any]:
     return one_world(*job)
 
 
 def cell(spec: Spec, worlds: int, mapper: Callable[..., Iterable[dict[str, Any]]] = map) -> dict[str, Any]:
     """Run one cell."""
-    return judge(spec, list(mapper(_task, [(spec, number) for number in range(worlds)])))
+    return judge(spec, list(mapper(_task, [(spec, number) for number in range(worlds)]))) | {"code": code()}
 
 
 def run(worlds: int, *, place: Path, processes: int = 2, minutes: float = math.inf,
@@ -163,9 +174,12 @@ def run(worlds: int, *, place: Path, processes: int = 2, minutes: float = math.i
             began = time.monotonic()
             have[key] = cell(spec, worlds, lambda task, jobs: pool.map(task, jobs, chunksize=25))
             figures = have[key]
-            place.write_text(json.dumps(list(have.values()), indent=1) + "\n")
+            place.write_text("[\n" + ",\n".join(json.dumps(each) for each in have.values()) + "\n]\n")
             say(f"{spec.name}: race {figures['ways']['race']['regret']:.2f} grid {figures['ways']['grid']['regret']:.2f} "
                 f"cost {figures['ways']['race']['cost']:.0%} ({time.monotonic() - began:.0f} s)")  # fmt: skip
+    other = sum(each["code"] != code() for each in have.values())
+    if other:
+        say(f"{other} cells are figures of other code: --fresh runs them anew")
     order = {json.dumps(vars(spec), sort_keys=True): place for place, spec in enumerate(CELLS)}
     return sorted(have.values(), key=lambda each: order.get(json.dumps(each["spec"], sort_keys=True), len(order)))
 

@@ -172,7 +172,7 @@ class SignTest(_Base):
 
 def _sign_test(wins: int, losses: int) -> float:
     n = wins + losses
-    return sum(math.comb(n, k) for k in range(wins, n + 1)) / 2**n
+    return float(sum(math.comb(n, k) for k in range(wins, n + 1)) / 2**n)
 
 
 class Halving(_Base):
@@ -237,12 +237,12 @@ class Halving(_Base):
         if final:
             step = math.ceil((self.total - self.done) / max(1, self.FINAL_STEPS - self.finals))
             self.finals += 1
-            return min(self.total, self.done + step)
+            return int(min(self.total, self.done + step))
         share = self.FIRST_SHARE * self.count**-self.FIRST_POWER
         if self.board.budget is not None and (grid := float(self.board.unit_costs.sum()) * self.total) > 0:
             share = min(share, self.board.budget / grid / self.WHOLE)
         first = max(self.FIRST, math.ceil(share * self.total))
-        return min(self.total, first if self.done == 0 else max(self.done + 1, math.ceil(self.done * self.GROWTH)))
+        return int(min(self.total, first if self.done == 0 else max(self.done + 1, math.ceil(self.done * self.GROWTH))))
 
     def _drop(self) -> None:
         board = self.board

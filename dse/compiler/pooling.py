@@ -130,8 +130,9 @@ def _contrasts(noise: _Array) -> _Array:
 
 def _posterior(prior: _Array, information: _Array) -> _Array:
     inner = np.linalg.solve(np.eye(len(prior)) + information @ prior, information)
-    found = prior - prior @ inner @ prior
-    return (found + found.T) / 2
+    left = prior - prior @ inner @ prior
+    found: _Array = (left + left.T) / 2
+    return found
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def _noise(patterns: Sequence[_Pattern], indicators: Mapping[str, _Array], count
             parts[active] = fitted
             break
         active.pop(int(np.argmin(fitted[:-1])))
-    found = parts[-1] * np.eye(count)
+    found: _Array = parts[-1] * np.eye(count)
     for part, matrix in zip(parts[:-1], indicators.values(), strict=True):
         if part > 0:
             found += part * (matrix @ matrix.T)
