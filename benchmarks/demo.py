@@ -13,20 +13,16 @@ from pathlib import Path
 from rich.console import Console
 
 import dse
-from benchmarks.shipped import PRICES, ROOT, SHIPPED
+from benchmarks.shipped import ROOT, SHIPPED
 from dse.analysis.report import print_compile
-from dse.compiler.compile import compile as compile_task
-from dse.models.prices import PriceTable
 
 
 def results(out: Path = ROOT / "out" / "demo") -> Path:
     """The folder of the demo's artifacts and store; compiles by replay what is not there yet."""
-    prices = PriceTable.load(PRICES)
     for shipped in SHIPPED:
         name = shipped.task().spec.name
         if shipped.cassette.exists() and not (out / name / "aliases.json").exists():
-            compile_task(shipped.task(), lm=f"replay:{shipped.cassette}", registry=out, prices=prices, rows=shipped.rows,
-                         space=shipped.space, allocation=shipped.allocation)  # fmt: skip
+            shipped.replayed(out)
     return out
 
 
@@ -37,7 +33,6 @@ def main() -> None:
     args = parser.parse_args()
     console = Console(highlight=False, width=None if Console().is_terminal else 120)
     shutil.rmtree(args.out, ignore_errors=True)
-    prices = PriceTable.load(PRICES)
     names: list[str] = []
     for shipped in SHIPPED:
         if args.only and shipped.name not in args.only:
@@ -48,9 +43,7 @@ def main() -> None:
         started = time.monotonic()
         lm = f"replay:{shipped.cassette}"
         console.rule(shipped.name)
-        result = compile_task(
-            shipped.task(), lm=lm, registry=args.out, prices=prices, rows=shipped.rows, space=shipped.space, allocation=shipped.allocation
-        )
+        result = shipped.replayed(args.out)
         print_compile(console, result)
         console.print(f"Compiled by replay in {time.monotonic() - started:.1f} s.\n")
 

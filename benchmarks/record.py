@@ -16,10 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shipped import PRICES, ROOT, SHIPPED, Shipped
-from dse.compiler.compile import compile as compile_task
+from benchmarks.searched import measured
+from benchmarks.shipped import ROOT, SHIPPED, Shipped
 from dse.models.lm import LanguageModel, RetryingModel, resolve_model
-from dse.models.prices import PriceTable
 from dse.program import Program
 from dse.store.cassette import RecordModel, compact
 
@@ -49,10 +48,9 @@ def record(shipped: Shipped, args: argparse.Namespace) -> None:
     task = shipped.task()
     task = dataclasses.replace(task, limits=task.limits.model_copy(update={"active_s": 36_000.0}))
     with tempfile.TemporaryDirectory() as folder:
-        result = compile_task(
-            task, lm=model, registry=folder, prices=PriceTable.load(PRICES), rows=shipped.rows, space=shipped.space, allocation=shipped.allocation,
-            concurrency=args.concurrency, progress=_progress(shipped.name), say=lambda line: print(line, flush=True),
-        )  # fmt: skip
+        result = shipped.compile(model, folder, task=task, concurrency=args.concurrency, progress=_progress(shipped.name),
+                                 say=lambda line: print(line, flush=True))  # fmt: skip
+        measured(shipped, result, model, Path(folder), task=task, concurrency=args.concurrency, progress=_progress(shipped.name))
         inputs, deps = shipped.extra(shipped.load())
         program = Program(task.signature, result.plans[result.winner], lm=model, toolbox=task.toolbox, deps=deps)
         print(program(**inputs))

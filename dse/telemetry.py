@@ -391,7 +391,8 @@ class _Feed(_OfRun):
 class _Rollout(_Operation):
     own = True
 
-    def __init__(self, on: _Telemetry, evaluator: Any, name: str, plan: Any, example: Any, replicate: int = 0) -> None:
+    def __init__(self, on: _Telemetry, evaluator: Any, name: str, plan: Any, example: Any, replicate: int = 0,
+                 known: Any = None) -> None:
         signature = evaluator.task.spec.name
         super().__init__(on, f"rollout {signature}", {
             "dse.candidate": name, "dse.mode": plan.mode, "dse.plan_id": plan.plan_id, "dse.row_hash": example.row_hash,

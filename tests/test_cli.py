@@ -84,7 +84,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     WORLD.dataset().save(folder / "data")
     (folder / "prices.json").write_text(json.dumps(PRICES.to_dict()))
     task = WORLD.task(modes=["direct", "tool_call"], dataset=folder / "data")
-    dse.compile(task, lm=WORLD.model(), registry=folder / "recorded", record=folder / "c.jsonl")
+    dse.compile(task, lm=WORLD.model(), registry=folder / "recorded", record=folder / "c.jsonl", allocation="grid")
     shutil.rmtree(folder / "recorded")
     here, path = os.getcwd(), list(sys.path)
     os.chdir(folder)

@@ -11,6 +11,7 @@ import pytest
 
 import dse
 from dse.analysis.explain import explain
+from dse.artifacts.artifact import SCHEMA_VERSION
 from dse.artifacts.content import Content
 from dse.testing.worlds import PRICES, PlantedWorld
 
@@ -146,7 +147,7 @@ def test_what_a_larger_search_adds_is_told_where_it_is(artifact: Any) -> None:
         "reflection_model": "scripted/thinker", "replicates": 2,
     }  # fmt: skip
     content = Content.model_validate(json.loads(json.dumps({
-        "schema_version": 1, "kind": "dse-artifact", "artifact_id": artifact.artifact_id,
+        "schema_version": SCHEMA_VERSION, "kind": "dse-artifact", "artifact_id": artifact.artifact_id,
         "program": artifact.program.model_dump(mode="json"), "evidence": artifact.evidence.model_dump(mode="json") | extra})))  # fmt: skip
     text = explain(SimpleNamespace(program=content.program, evidence=content.evidence))
     for words in (

@@ -177,12 +177,12 @@ def test_forged_evidence_does_not_verify(change: Callable[[dict[str, Any]], Any]
 @pytest.mark.parametrize("text", [
     b"[" * 10**6, b'{"a":' * 10**5, b'{"content":{},"content":{},"envelope":{}}', b"\xef\xbb\xbf" + shipped(),
     b"\xff\xfe" + shipped().decode().encode("utf-16-le"), shipped() + b"\0", shipped() + shipped(), shipped()[:-2], b"", b"\0",
-    shipped().replace(b'"schema_version":1', b'"schema_version":NaN'), shipped().replace(b'"schema_version":1', b'"schema_version":1e400'),
-    shipped().replace(b'"schema_version":1', b'"schema_version":' + b"9" * 5000),
-    shipped().replace(b'"schema_version":1', b'"schema_version":-Infinity'),
-    shipped().replace(b'"schema_version":1', b'"schema_version":1,"schema_version":1'),
-    shipped().replace(b'"schema_version":1', b'"\\ud800":1,"schema_version":1'),
-    shipped().replace(b'"schema_version":1', b'"schema_version":1,"notes":' + b"[" * 190 + b"]" * 190),
+    shipped().replace(b'"schema_version":2', b'"schema_version":NaN'), shipped().replace(b'"schema_version":2', b'"schema_version":2e400'),
+    shipped().replace(b'"schema_version":2', b'"schema_version":' + b"9" * 5000),
+    shipped().replace(b'"schema_version":2', b'"schema_version":-Infinity'),
+    shipped().replace(b'"schema_version":2', b'"schema_version":2,"schema_version":2'),
+    shipped().replace(b'"schema_version":2', b'"\\ud800":1,"schema_version":2'),
+    shipped().replace(b'"schema_version":2', b'"schema_version":2,"notes":' + b"[" * 190 + b"]" * 190),
 ], ids=range(17))  # fmt: skip
 def test_text_that_no_artifact_has(text: bytes) -> None:
     with pytest.raises(ArtifactInvalid) as caught:
@@ -190,7 +190,7 @@ def test_text_that_no_artifact_has(text: bytes) -> None:
     assert caught.value.remedy and len(str(caught.value)) < 1500
 
 
-@pytest.mark.parametrize("version", [0, 2, 999, -1, 10**30])
+@pytest.mark.parametrize("version", [0, 3, 999, -1, 10**30])
 def test_schema_versions_of_others(version: int) -> None:
     with pytest.raises(ArtifactVersion):
         Artifact.from_bytes(forge(replaced("content.schema_version", version)))

@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 
 import dse
-from benchmarks.shipped import PRICES, ROOT, SHIPPED, Shipped
+from benchmarks.shipped import ROOT, SHIPPED, Shipped
 from dse.compiler.compile import CompileResult
-from dse.compiler.compile import compile as compile_task
 from dse.compiler.gate import recompute
-from dse.models.prices import PriceTable
 from dse.store.cassette import Cassette
 
 
@@ -20,8 +18,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Compil
     made = {}
     for shipped in SHIPPED:
         registry = tmp_path_factory.mktemp(shipped.name)
-        result = compile_task(shipped.task(), lm=f"replay:{shipped.cassette}", registry=registry,
-                              prices=PriceTable.load(PRICES), rows=shipped.rows, space=shipped.space, allocation=shipped.allocation, concurrency=3)  # fmt: skip
+        result = shipped.replayed(registry, concurrency=3)
         made[shipped.name] = result, registry
     return made
 
