@@ -126,6 +126,7 @@ def compile_command(
     reflection_lm: Annotated[str | None, typer.Option(help="The model that proposals are made with; default the first --lm.")] = None,
     allocation: Annotated[str, typer.Option(help="How the select rows are spent: race, grid, uniform or sign_test.")] = "race",
     replicates: Annotated[int, typer.Option(help="Runs of every holdout row.")] = 1,
+    executor: Annotated[str, typer.Option(help="Where rollouts run: local, or ray (a Ray cluster; needs the extra dse[ray]).")] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will take, and spend nothing.")] = False,
     concurrency: Annotated[int, typer.Option(help="Rollouts at a time.")] = 8,
     seed: int = 0,
@@ -147,7 +148,7 @@ def compile_command(
         record=None if not record else record if len(record) > 1 else record[0], prices=_prices(prices),
         budget=Budget(usd=budget_usd, model_calls=max_model_calls, minutes=max_minutes, tokens=max_tokens),
         rows=Rows(search_rows, select_rows, holdout_rows), search=proposers(search or ()), reflection_lm=reflection_lm,
-        allocation=allocation, replicates=replicates, concurrency=concurrency, seed=seed,
+        allocation=allocation, replicates=replicates, executor=executor, concurrency=concurrency, seed=seed,
     )  # fmt: skip
     if dry_run:
         out.print(str(forecast(load_task(task), **options)), markup=False)

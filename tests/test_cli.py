@@ -137,7 +137,7 @@ def test_compile_prints_the_decision(project: Path) -> None:
 
 def test_compile_options_reach_the_compile(project: Path) -> None:
     done = cli("compile", "planted:task", "--lm", "replay:c.jsonl", "--registry", "other", "--store", "other.db", "--search-rows", "6",
-               "--select-rows", "5", "--holdout-rows", "8", "--concurrency", "2", "--seed", "3")  # fmt: skip
+               "--select-rows", "5", "--holdout-rows", "8", "--concurrency", "2", "--seed", "3", "--executor", "local")  # fmt: skip
     assert done.code == 0, done.err
     candidate = dse.Registry("other").get("AskWarehouse@candidate")
     split = candidate.evidence.dataset.split

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,39 @@ def test_what_a_judge_uses_is_counted_apart() -> None:
     assert sum(r.components["judge_cost_usd"] for r in records) == pytest.approx(spent["cost_usd"])
     assert all(r.model_calls == 1 for r in records)  # of the candidate
     assert judge_summary(records)["it"]["judge_calls"] == 2
+
+
+def test_a_compile_accounts_for_its_judge(tmp_path: Path) -> None:
+    """By the scores that are kept: a compile that goes on from a store says what one says that was not stopped."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    from dse.analysis.report import print_compile
+    from dse.testing.worlds import PlantedWorld
+
+    world = PlantedWorld({"direct": 1.0, "tool_call": 0.25}, clusters=30, writes=0.0)
+    replies: Any = Judge(ScriptedModel(lambda request: "5", "scripted/judge"), repeats=2, prices=PRICES)
+
+    @dse.metric(kind="judge", revision="1", judge=replies)
+    async def plausible(example: Any, prediction: Any, ctx: dse.MetricContext) -> float:
+        return await ctx.lm.ask(f"{prediction.left}?", parse=rating(1, 5))
+
+    task = dataclasses.replace(world.task(modes=["direct", "tool_call"]), metric=plausible)
+    first = dse.compile(task, lm=world.model(), registry=tmp_path / "a", store=tmp_path / "runs.db")
+    stages = {(one.stage, one.model): one for one in first.artifact.evidence.stages}
+    judged = stages["holdout: judge", "scripted/judge"]
+    sealed = {r.rollout_id: r for r in first.records["holdout"]}.values()
+    assert judged.model_calls == sum(r.components["judge_calls"] for r in sealed) > 0 and judged.rollouts == len(sealed)
+    assert judged.cost_usd is not None and judged.cost_usd > 0 and judged.usage_source == "estimated"
+    total = first.artifact.evidence.spend
+    assert total["model_calls"] == sum(one.model_calls for one in first.artifact.evidence.stages)
+    shown = StringIO()
+    print_compile(Console(file=shown, width=200), first)
+    assert "holdout: judge, scripted/judge" in shown.getvalue() and "repeats apart by 0.000" in shown.getvalue()
+    again = dse.compile(task, lm=world.model(), registry=tmp_path / "b", store=tmp_path / "runs.db")
+    mine = [[one for one in each.artifact.evidence.stages if "judge" in one.stage] for each in (first, again)]
+    assert mine[0] == mine[1], "nothing was asked again, and it is all accounted for"
 
 
 def test_a_recorded_judge_costs_nothing_now(tmp_path: Path) -> None:

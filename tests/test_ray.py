@@ -121,6 +121,19 @@ def dse_replay(path: Path) -> Any:
     return resolve_model(f"replay:{path}")
 
 
+def test_a_compile_on_a_cluster_ends_with_the_artifact_of_a_local_one(workers: Executor, tmp_path: Path) -> None:
+    world = PlantedWorld({"direct": 0.5, "tool_call": 0.9, "code": 0.9}, clusters=30)
+    task = world.task(modes=["direct", "tool_call", "code"])
+    recorded = RecordModel(world.model(), tmp_path / "c.jsonl")
+    size = dse.Rows(search=4, select=6, holdout=8)
+    local = dse.compile(task, lm=recorded, registry=tmp_path / "local", rows=size)
+    anyio.run(recorded.aclose)
+    made = [dse.compile(task, lm=f"replay:{tmp_path / 'c.jsonl'}", registry=tmp_path / name, rows=size, executor=executor)
+            for name, executor in (("one", "local"), ("many", workers))]  # fmt: skip
+    assert made[0].artifact.artifact_id == made[1].artifact.artifact_id
+    assert (made[1].winner, made[1].verdict) == (local.winner, local.verdict)
+
+
 def test_tools_run_in_the_workers_and_the_model_here(workers: Executor) -> None:
     asked_in = set()
 

@@ -71,6 +71,8 @@ def print_compile(console: Console, result: Any) -> None:
         for one in evidence.stages:
             console.print(f"  {one.stage}, {one.model}: {one.rollouts} rollouts, {one.model_calls} completions"
                           + ("" if one.cost_usd is None else f", {one.cost_usd:.4f} USD"), markup=False)  # fmt: skip
+    for line in judge_lines(result.records["holdout"], {name: f"{name} on sealed rows" for name in result.plans}):
+        console.print(line, markup=False)
     for name, why in evidence.pruned.items():
         console.print(f"Not tried: {name}: {why}", markup=False)
     for note in result.notes:

@@ -214,7 +214,8 @@ class _Compile:
         self.say = say or (lambda _: None)
         self.label = model_label
         self.notes: list[str] = []
-        self.spending = Spending()
+        judge = task.metric.judge
+        self.spending = Spending(None if judge is None else str(judge.identity["model"]))
         self.reports: list[dict[str, Any]] = []  # of proposers
         self.pruned: dict[str, str] = {}
         self.started = time.monotonic()

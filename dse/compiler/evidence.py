@@ -14,7 +14,7 @@ __all__ = ["Reflection", "Spending", "spend", "worst"]
 
 @dataclass(frozen=True)
 class Reflection:
-    """One answer of the reflection model, or of a judge."""
+    """One answer of the reflection model, or what a judge was asked about one rollout."""
 
     model: str
     input_tokens: int | None
@@ -22,12 +22,18 @@ class Reflection:
     usage_source: str
     cost_usd: float | None
     cost_source: str
+    model_calls: int = 1
 
 
 @dataclass
 class Spending:
-    """Every completion that decided something, by stage: what the report accounts for."""
+    """Every completion that decided something, by stage: what the report accounts for.
 
+    Attributes:
+        judge: name of the model that a judge metric asks; its answers are accounted for as ``STAGE: judge``.
+    """
+
+    judge: str | None = None
     rollouts: dict[str, dict[str, RolloutRecord]] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
     reflections: dict[str, list[Reflection]] = field(default_factory=dict)
@@ -52,12 +58,32 @@ class Spending:
                 by_model.setdefault(one.model, []).append(one)
             found += [{"stage": stage, "model": model, "rollouts": sum(isinstance(r, RolloutRecord) for r in each),
                        **spend(each)} for model, each in sorted(by_model.items())]  # fmt: skip
+            if judged := self._judged(stage):
+                found.append({"stage": f"{stage}: judge", "model": self.judge, "rollouts": len(judged), **spend(judged)})
         return found
+
+    def _judged(self, stage: str) -> list[Reflection]:
+        """What the judge was asked, as the scores say that are kept: the same after a restart."""
+        if self.judge is None:
+            return []
+        return [asked for record in self.rollouts.get(stage, {}).values() if (asked := _asked(self.judge, record.components))]
 
     def total(self) -> dict[str, Any]:
         every = [*(r for mine in self.rollouts.values() for r in mine.values()),
-                 *(r for mine in self.reflections.values() for r in mine)]  # fmt: skip
+                 *(r for mine in self.reflections.values() for r in mine),
+                 *(r for stage in self.rollouts for r in self._judged(stage))]  # fmt: skip
         return spend(every)
+
+
+def _asked(judge: str, components: Mapping[str, float]) -> Reflection | None:
+    calls = int(components.get("judge_calls", 0))
+    if not calls:
+        return None
+    exact, estimated = (int(components.get(f"judge_calls_{source}", 0)) for source in ("exact", "estimated"))
+    source = "exact" if exact == calls else "estimated" if exact + estimated == calls else "unknown"
+    tokens = [None if source == "unknown" else int(components[f"judge_tokens_{way}"]) for way in ("in", "out")]
+    cost = components.get("judge_cost_usd")
+    return Reflection(judge, *tokens, source, cost, "unknown" if cost is None else source, calls)
 
 
 def spend(records: Sequence[RolloutRecord | Reflection]) -> dict[str, Any]:
@@ -69,7 +95,7 @@ def spend(records: Sequence[RolloutRecord | Reflection]) -> dict[str, Any]:
 
     costs = [r.cost_usd for r in records]
     return {
-        "model_calls": sum(r.model_calls if isinstance(r, RolloutRecord) else 1 for r in records),
+        "model_calls": sum(r.model_calls for r in records),
         "input_tokens": total(r.input_tokens for r in records), "output_tokens": total(r.output_tokens for r in records),
         "usage_source": worst(r.usage_source for r in records),
         "cost_usd": None if None in costs else math.fsum(c for c in costs if c is not None),

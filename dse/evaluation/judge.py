@@ -235,7 +235,10 @@ class JudgeLM:
     def used(self) -> dict[str, float]:
         """Components of a score: what this judgement took."""
         done = self.completions
-        found = {"judge_calls": float(len(done)), "judge_tokens_in": float(sum(c.usage.input_tokens or 0 for c in done)),
+        sources = Counter(c.usage.source for c in done)
+        found = {"judge_calls": float(len(done)), "judge_calls_exact": float(sources["exact"]),
+                 "judge_calls_estimated": float(sources["estimated"]),
+                 "judge_tokens_in": float(sum(c.usage.input_tokens or 0 for c in done)),
                  "judge_tokens_out": float(sum(c.usage.output_tokens or 0 for c in done))}  # fmt: skip
         costs = [c.cost_usd for c in done]
         known = [c for c in costs if c is not None]
