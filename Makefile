@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export LITELLM_LOCAL_MODEL_COST_MAP := true
 
-.PHONY: demo test lint record bench notebook chaos fuzz outside exits clean
+.PHONY: demo test lint record bench selection searched notebook chaos fuzz outside exits clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -30,6 +30,18 @@ record: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.durable --write
+	$(BIN)/python -m benchmarks.scripts --write
+	$(BIN)/python -m benchmarks.compile_cost --write
+	$(BIN)/python -m benchmarks.fanout --write
+
+# How well candidates are chosen: planted worlds and published outcomes; about half an hour.
+selection: $(STAMP)
+	$(BIN)/python -m benchmarks.selection --write
+
+# What searching gained on the shipped tasks, by replay.
+searched: $(STAMP)
+	$(BIN)/python -m benchmarks.searched --write
 
 notebook: $(STAMP)
 	$(BIN)/python -m benchmarks.notebook
