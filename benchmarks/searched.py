@@ -45,7 +45,7 @@ class Searched:
 def chosen(result: CompileResult) -> dict[str, tuple[str | None, str]]:
     """By mode the seed's name, if it has one, and that of the candidate with the highest expected utility on select rows."""
     assert result.race is not None
-    expected = {one.name: one.mean for one in result.race.ranking}
+    expected = {one.name: one.mean for one in result.race.ranking if one.mean is not None}
     best: dict[str, tuple[str | None, str]] = {}
     for mode in sorted({one.plan.mode for one in result.candidates.values()}):
         mine = [name for name, one in result.candidates.items() if one.plan.mode == mode and name in expected]

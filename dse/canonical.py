@@ -42,7 +42,7 @@ def _is_plain(value: Any, depth: int) -> bool:
     if kind is float:
         return math.isfinite(value)
     if kind is int:
-        return -_TOO_LONG < value < _TOO_LONG
+        return bool(-_TOO_LONG < value < _TOO_LONG)
     return value is None or kind is bool
 
 

@@ -47,7 +47,7 @@ def _unset(value: Any) -> bool:
 
 
 def _once(value: Any) -> bool:
-    return value == 1
+    return bool(value == 1)
 
 
 class Data(BaseModel):

@@ -226,10 +226,12 @@ class _Compile:
 
     @telemetry.compiling
     async def run(self) -> CompileResult:
-        return await self._with_models(self._stages)
+        result: CompileResult = await self._with_models(self._stages)
+        return result
 
     async def ahead(self) -> Forecast:
-        return await self._with_models(self._forecast)
+        result: Forecast = await self._with_models(self._forecast)
+        return result
 
     async def _with_models(self, work: Callable[[], Any]) -> Any:
         from dse.store.journal import opened
@@ -383,7 +385,7 @@ class _Compile:
         state = {"parent": champion.artifact_id if champion else None, "notes": self.notes}
         state, spent = await self.store.threaded(self.store.begin_compile, key, state)
         parent = self._parent(state)
-        self.notes = list(state["notes"])
+        self.notes = [str(note) for note in state["notes"] or ()]
         if spent is not None:
             self.models.purse.restore(spent)
             self.say("plan: goes on where an earlier compile of the same inputs stopped")
@@ -411,7 +413,7 @@ class _Compile:
         purse.stage = "select"
         selected, result = await self._select(found, incumbent, records)
         measured = measure(found, selected, self.task.objective, self.effects)
-        expected = {s.name: s.mean for s in result.ranking}
+        expected = {s.name: s.mean for s in result.ranking if s.mean is not None}
         most = max(s.n for s in result.ranking if s.finalist)  # who left after the last row is as well known
         among = [s.name for s in result.ranking if (s.finalist or s.n >= most) and s.name in measured]
         chosen, why = winner(measured, among, expected)

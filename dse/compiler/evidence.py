@@ -51,7 +51,7 @@ class Spending:
         """Per stage and model."""
         found = []
         for stage in dict.fromkeys((*self.rollouts, *self.reflections)):
-            by_model: dict[str, list[Any]] = {}
+            by_model: dict[str, list[RolloutRecord | Reflection]] = {}
             for rollout_id, record in self.rollouts.get(stage, {}).items():
                 by_model.setdefault(self.models[rollout_id], []).append(record)
             for one in self.reflections.get(stage, []):
@@ -69,9 +69,9 @@ class Spending:
         return [asked for record in self.rollouts.get(stage, {}).values() if (asked := _asked(self.judge, record.components))]
 
     def total(self) -> dict[str, Any]:
-        every = [*(r for mine in self.rollouts.values() for r in mine.values()),
-                 *(r for mine in self.reflections.values() for r in mine),
-                 *(r for stage in self.rollouts for r in self._judged(stage))]  # fmt: skip
+        every: list[RolloutRecord | Reflection] = []
+        for stage in dict.fromkeys((*self.rollouts, *self.reflections)):
+            every += [*self.rollouts.get(stage, {}).values(), *self.reflections.get(stage, ()), *self._judged(stage)]
         return spend(every)
 
 
@@ -81,9 +81,9 @@ def _asked(judge: str, components: Mapping[str, float]) -> Reflection | None:
         return None
     exact, estimated = (int(components.get(f"judge_calls_{source}", 0)) for source in ("exact", "estimated"))
     source = "exact" if exact == calls else "estimated" if exact + estimated == calls else "unknown"
-    tokens = [None if source == "unknown" else int(components[f"judge_tokens_{way}"]) for way in ("in", "out")]
+    read, written = (None if source == "unknown" else int(components[f"judge_tokens_{way}"]) for way in ("in", "out"))
     cost = components.get("judge_cost_usd")
-    return Reflection(judge, *tokens, source, cost, "unknown" if cost is None else source, calls)
+    return Reflection(judge, read, written, source, cost, "unknown" if cost is None else source, calls)
 
 
 def spend(records: Sequence[RolloutRecord | Reflection]) -> dict[str, Any]:

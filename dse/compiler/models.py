@@ -47,7 +47,7 @@ class Models:
         self.reflection = self.default
         self._own: LanguageModel | None = None
         if reflection is not None:
-            file = None if files[0] is None else Path(files[0]).with_suffix(".reflection.jsonl")
+            file = None if files[0] is None else Path(str(files[0])).with_suffix(".reflection.jsonl")
             self._own = self.reflection = self._resolve(reflection, file)[0]
 
     def _resolve(self, lm: Any, record: Any) -> tuple[LanguageModel, BudgetedModel]:
@@ -109,7 +109,8 @@ class Reflector:
         key = f"{key}-{occurrence}"
         if self._kept is None:
             self._kept = await self.store.threaded(self.store.answers, self.owner)
-        completion = self._kept.get(key)
+        kept: Mapping[str, Any] = self._kept or {}
+        completion = kept.get(key)
         if completion is None:
             completion = await model.complete(request, replicate=0, occurrence=occurrence)
             if cassette_of(model) is None:

@@ -73,7 +73,7 @@ def _config(lm15: Any, model: str, sampling: dict[str, Any], compat: Any = None)
 
 def _identity(model: str, params: dict[str, Any]) -> dict[str, Any]:
     try:
-        return json.loads(canonical_json(params))
+        return dict(json.loads(canonical_json(params)))
     except Unserialisable as exc:
         raise ModelError(f"A sampling parameter of {model} is not plain JSON data", value=exc.value,
                          remedy="They are part of a program's identity: give JSON values.") from exc  # fmt: skip

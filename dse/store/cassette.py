@@ -140,7 +140,7 @@ class RecordModel:
             file = self._path.open("a+b", buffering=0)
         except (OSError, ValueError) as exc:
             raise CassetteError(f"The cassette cannot be written: {exc}", value=str(path)) from exc
-        self._file: BinaryIO = file  # type: ignore[assignment]
+        self._file: BinaryIO = file
         try:
             _lock(self._file, self._path)
             self.cassette = self._continue(header, max_bytes)

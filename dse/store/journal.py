@@ -216,13 +216,14 @@ class Store(RunTables, RolloutTables, ProgressTables):
         try:
             with self._lock, self._engine.connect().execution_options(dse_write=True) as connection:
                 if self.dialect == "sqlite":
-                    self._ready(connection.connection.driver_connection, power)
+                    driver: Any = connection.connection.driver_connection
+                    self._ready(driver, power)
                     try:
                         with connection.begin():
                             yield connection
                     finally:
                         if power:
-                            connection.connection.driver_connection.execute("PRAGMA synchronous=NORMAL")
+                            driver.execute("PRAGMA synchronous=NORMAL")
                 else:
                     with connection.begin():
                         postgresql.transaction(connection, power=power, busy_s=self._busy_s)

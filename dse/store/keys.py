@@ -111,7 +111,7 @@ class Keys:
         return self._cipher.encrypt(text.encode()).decode() if self._cipher is not None else text
 
     def seal_bytes(self, data: bytes) -> bytes:
-        return self._cipher.encrypt(data) if self._cipher is not None else data  # type: ignore[no-any-return]
+        return self._cipher.encrypt(data) if self._cipher is not None else data
 
     def open(self, text: str) -> str:
         return self.open_bytes(text.encode()).decode()

@@ -11,7 +11,7 @@ from typing import Any
 
 from dse.errors import MetricError, StoreError
 from dse.store import owner
-from dse.store.keys import rotate
+from dse.store.keys import Keys, rotate
 
 __all__ = ["ReviewTables", "outcome_of"]
 
@@ -31,7 +31,11 @@ class ReviewTables:
     place: str
     _memory: bool
     _keys: Any
-    keys: Any
+
+    @property
+    def keys(self) -> Keys:
+        """What journals are signed with."""
+        raise NotImplementedError
 
     def find_run(self, beginning: str) -> str:
         """The id of the one run whose id begins like this.

@@ -17,7 +17,6 @@ from dse.store.review import ReviewTables, outcome_of
 from dse.store.runlog import Durability, RunLog, check_head, decode_event, decode_snapshot
 
 if TYPE_CHECKING:
-    from dse.store.keys import Keys
     from dse.store.writer import Writer
 
 __all__ = ["Kept", "RunTables", "request"]
@@ -54,7 +53,6 @@ class RunTables(ReviewTables):
     _insertion: Callable[[str, Mapping[str, Any]], str]
     _read: Callable[[str, str], list[dict[str, Any]]]
     _mark: str  # stands for a parameter in the text of a statement
-    keys: Keys
     writer: Writer
     place: str  # the same for all stores of one database
     now: Callable[[], dt.datetime] = staticmethod(lambda: dt.datetime.now(dt.UTC))

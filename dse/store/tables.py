@@ -37,6 +37,9 @@ def tables(dialect: str = "sqlite") -> Any:
     def may(name: str, kind: Any = text) -> Any:
         return sa.Column(name, kind)
 
+    # Naming both dialects would load both.
+    waiting: dict[str, Any] = {f"{dialect}_where": sa.text("granted IS NULL")}
+
     sa.Table("meta", meta, key("key"), must("value"))
     # --- runs. `outcome` is "running" until a receipt says how it stopped; `epoch` counts who has had the run.
     sa.Table(
@@ -53,8 +56,7 @@ def tables(dialect: str = "sqlite") -> Any:
         "approvals", meta, key("run_id"), key("call_id", sa.BigInteger), must("tool"), must("effect"), must("arguments"),
         must("arguments_hash"), must("requested"), may("expires"), may("granted", number), may("reason"), may("decided_by"),
         may("decided_at"), may("key_id"), may("mac"),
-        # Naming both dialects would load both.
-        sa.Index("ix_approvals_waiting", "requested", "call_id", **{f"{dialect}_where": sa.text("granted IS NULL")}),
+        sa.Index("ix_approvals_waiting", "requested", "call_id", **waiting),
     )  # fmt: skip
     sa.Table("judgements", meta, key("run_id"), key("name"), must("value", real), may("feedback"), may("judge"),
              must("created"))  # fmt: skip

@@ -12,7 +12,7 @@ import ast
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from dse.runtime.sandbox.records import Diagnostic
 from dse.runtime.sandbox.shims import provided
@@ -109,7 +109,7 @@ def fits(expected: str, found: str, types: TypeTable) -> bool:
 
 
 def _type(text: str) -> ast.expr:
-    return parse(text.strip().rstrip("*"), mode="eval").body  # type: ignore[attr-defined]
+    return cast(ast.Expression, parse(text.strip().rstrip("*"), mode="eval")).body
 
 
 def _fits(expected: ast.expr, found: ast.expr, types: TypeTable) -> bool:
