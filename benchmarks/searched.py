@@ -1,6 +1,6 @@
 """What searching gained on the shipped tasks, on their sealed holdouts, mode by mode; by replay of the recordings.
 
-    python -m benchmarks.searched [--write]        writes benchmarks/SEARCHED.md
+    python -m benchmarks.searched [--write]        writes benchmarks/SEARCHED.md and the README's table
 
 Each mode's seed program (its signature's own words, all tools) is *before*; the program of this mode that select rows
 expect to be best is *after*. The compile itself runs only its winner and the incumbent on the holdout; the others are
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shipped import PRICES, SHIPPED, Shipped
+from benchmarks.shipped import PRICES, ROOT, SHIPPED, Shipped
 from dse.compiler.compile import CompileResult
 from dse.evaluation.dataset import Example
 from dse.evaluation.evaluator import Evaluator, RolloutRecord, summarise
@@ -28,9 +28,11 @@ from dse.portal import run_sync
 from dse.store.cassette import Cassette
 from dse.store.journal import opened
 
-__all__ = ["REPORT", "Searched", "chosen", "measured", "replayed", "report", "table"]
+__all__ = ["README", "REPORT", "Searched", "between", "chosen", "measured", "replayed", "report", "summary", "table"]
 
 REPORT = Path(__file__).with_name("SEARCHED.md")
+README = ROOT / "README.md"
+_START, _END = "<!-- searched: python -m benchmarks.searched --write -->", "<!-- end of searched -->"
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,34 @@ def _figures(records: Sequence[RolloutRecord]) -> str:
             f"{row['tokens_in']:.0f} / {row['tokens_out']:.0f} | {cost}")  # fmt: skip
 
 
+def summary(all_of: Sequence[Searched]) -> str:
+    """Before and after of all tasks, one line per task and mode, for the README."""
+    lines = ["| task, sealed rows | mode | before: quality, USD per 1000 runs | after: quality (95%), USD per 1000 runs | model calls | program |",
+             "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for searched in all_of:
+        result = searched.result
+        sealed = len({r.row_hash for r in result.records["holdout"]})
+        task = f"`{result.artifact.program.signature['name']}`, {sealed}"
+        for mode, (seed, best) in chosen(result).items():
+            before = "none" if seed is None else _short(searched.records[seed], interval=False)
+            mark = " **(winner)**" if best == result.winner else ""
+            after, calls = ("the seed stays", "") if best == seed else (_short(searched.records[best]), _calls(searched.records[best]))
+            lines.append(f"| {task} | {mode}{mark} | {before} | {after} | {calls or _calls(searched.records[best])} | `{best}` |")
+            task = ""
+        lines.append(f"| | verdict | | **{result.verdict}** against `{result.incumbent}`, p = {result.gate.p_value:.2g} | | |")
+    return "\n".join(lines)
+
+
+def _short(records: Sequence[RolloutRecord], *, interval: bool = True) -> str:
+    row = summarise(records)[records[0].candidate]
+    reach = f" ({row['quality_low']:.2f}..{row['quality_high']:.2f})" if interval else ""
+    return f"{row['quality']:.3f}{reach}, " + ("unknown" if row["cost_usd"] is None else f"{1000 * row['cost_usd']:.2f}")
+
+
+def _calls(records: Sequence[RolloutRecord]) -> str:
+    return f"{sum(r.model_calls for r in records) / len(records):.2f}"
+
+
 def _section(searched: Searched) -> str:
     result, shipped = searched.result, searched.shipped
     header = Cassette.open(shipped.cassette).header
@@ -147,6 +177,11 @@ select rows expect to be best. Only winner and incumbent decide; the other lines
 {sections}"""
 
 
+def between(text: str) -> str:
+    """What stands between the marks of the README."""
+    return text.partition(_START)[2].partition(_END)[0].strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help=f"write {REPORT.name}")
@@ -160,7 +195,11 @@ def main() -> None:
     text = report(found)
     print(text)
     if args.write:
+        if args.only:
+            parser.error("--write writes the figures of all tasks")
         REPORT.write_text(text, encoding="utf-8")
+        before, _, rest = README.read_text(encoding="utf-8").partition(_START)
+        README.write_text(f"{before}{_START}\n{summary(found)}\n{_END}{rest.partition(_END)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
