@@ -205,6 +205,14 @@ def test_equal_wins_and_losses_are_no_proof_of_equal_quality() -> None:
     assert result.verdict == "KEEP" and result.quality_floor == "unmet"
 
 
+def test_the_noise_of_floats_is_no_worse_row() -> None:
+    noisy = 0.1 + 0.2  # 0.30000000000000004: the same score, added up in another way
+    pairs = rows([(0.3, noisy)] * 20 + [(1.0, 1.0)] * 20, costs=(0.01, 0.03))
+    assert pairs[0].candidate_score < pairs[0].incumbent_score
+    result = gate(pairs, objective=CHEAPER)
+    assert result.verdict == "PROMOTE" and result.quality_floor == "no row worse"
+
+
 def test_better_quality_meets_the_floor_despite_some_losses() -> None:
     result = gate(rows(outcomes(20, 10, 2, 8), costs=(0.01, 0.03)), objective=CHEAPER)
     assert result.verdict == "PROMOTE" and result.quality_floor == "quality better"

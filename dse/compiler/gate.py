@@ -346,7 +346,7 @@ class _Facts:
         allowed = -self.objective.max_quality_loss
         if not self.priced:
             return "not priced"
-        if min(self.quality) >= 0:
+        if min(self.quality) >= -_TIE:
             return "no row worse"
         if p_quality <= self.alpha:
             return "quality better"
