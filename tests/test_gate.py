@@ -213,6 +213,22 @@ def test_the_noise_of_floats_is_no_worse_row() -> None:
     assert result.verdict == "PROMOTE" and result.quality_floor == "no row worse"
 
 
+def test_small_losses_do_not_show_that_none_is_large() -> None:
+    arguments = {"objective": Objective(cost_weight=1.0, max_quality_loss=0.05)}
+    result = gate(rows([(0.999, 1.0)] + [(1.0, 1.0)] * 39, costs=(0.01, 0.03)), **arguments)
+    assert result.verdict == "INSUFFICIENT" and result.quality_floor == "unproven"
+    assert result.quality_lower_bound == pytest.approx(-0.001 / 40 - 1.685 * math.sqrt(2 / 42 / 41), abs=1e-4)
+    # A full point enters whatever the size of what was seen.
+    half = gate(rows([(0.5, 1.0)] + [(1.0, 1.0)] * 39, costs=(0.01, 0.03)), **arguments)
+    assert half.quality_lower_bound < result.quality_lower_bound < -0.05
+    shown = gate(rows([(0.999, 1.0)] + [(1.0, 1.0)] * 59, costs=(0.01, 0.03)), **arguments)
+    assert shown.verdict == "PROMOTE" and shown.quality_floor == "bound"
+    # What plans is in the size of what was seen; where only quality counts, there is no floor.
+    graded = rows([(0.5 + 0.01 * (index % 3), 0.5) for index in range(40)])
+    alone = gate(graded, objective=QUALITY)
+    assert alone.mean_difference == alone.quality_difference and alone.mde < 0.01
+
+
 def test_better_quality_meets_the_floor_despite_some_losses() -> None:
     result = gate(rows(outcomes(20, 10, 2, 8), costs=(0.01, 0.03)), objective=CHEAPER)
     assert result.verdict == "PROMOTE" and result.quality_floor == "quality better"
