@@ -468,6 +468,20 @@ def test_a_loss_at_the_margin_is_rarely_promoted_by_its_price() -> None:
     assert clopper_pearson(false, 600, level=0.99).low <= 0.05
 
 
+@pytest.mark.parametrize("large", [20, 40])
+def test_one_large_cluster_does_not_carry_a_loss_through_the_floor(large: int) -> None:
+    source = np.random.default_rng(large)
+    labels = ["large"] * large + [f"c{index}" for index in range(40)]
+
+    def draw() -> list[PairedRow]:  # a tenth of the clusters is lost, each with all of its rows
+        lost = source.random(41) < 0.1
+        return rows([(0, 1) if gone else (1, 1) for gone in [lost[0]] * large + lost[1:].tolist()],
+                    costs=(0.0, 1.0), clusters=labels)  # fmt: skip
+
+    false = _promotions(draw, 500, objective=Objective(cost_weight=1.0, max_quality_loss=0.1))
+    assert clopper_pearson(false, 500, level=0.99).low <= 0.05
+
+
 def test_a_gain_of_the_detectable_size_is_found_as_often_as_promised() -> None:
     source = np.random.default_rng(3)
     gain = minimum_detectable_effect(60, discordance=0.34, power=0.8)

@@ -340,7 +340,7 @@ class _Facts:
         self.absolute_bound = statistics.score_interval(mine, clusters, level=1 - 2 * alpha).low
         assert self.gain.se is not None
         can_reach = 0.5**self.count <= alpha
-        detectable = statistics.detectable(self.gain.se, self.count - 1, alpha=alpha, power=power)
+        detectable = statistics.detectable(self.gain.se, statistics.degrees_of_freedom(clusters), alpha=alpha, power=power)
         self.mde = detectable if can_reach else None
         self.floor = self._floor(quality_test.p_value)
         self.candidate_cost = _mean([row.candidate_cost for row in rows])
