@@ -73,8 +73,9 @@ class Compiled:
         return {row["request"]: assignment[row["site"]] for row in self.world.rows()}
 
 
-def quick(folder: Path, world: PlantedWorld = QUICK, **options: Any) -> Compiled:
-    return Compiled(world, folder, world.model()).run(world.task(**QUICK_MODES), **options)
+def quick(folder: Path, world: PlantedWorld = QUICK, dataset: Dataset | None = None, **options: Any) -> Compiled:
+    given = QUICK_MODES | ({} if dataset is None else {"dataset": dataset})
+    return Compiled(world, folder, world.model()).run(world.task(**given), **options)
 
 
 @pytest.fixture(scope="module")
@@ -531,6 +532,19 @@ def test_an_artifact_depends_on_what_went_into_it(tmp_path: Path, best_direct: C
     assert len({a.artifact_id for a in (base, seeded, priced, dearer)}) == 4
     assert len({a.evidence.inputs_digest for a in (base, seeded, priced, dearer)}) == 4
     assert {a.program_id for a in (base, seeded, priced, dearer)} == {base.program_id}
+
+
+def test_which_rows_belong_together_is_part_of_what_went_in(tmp_path: Path) -> None:
+    world = replace(QUICK, rows_per_cluster=2)
+    data, rows = world.dataset(), world.rows()
+    alone = Dataset.from_rows(rows, name="warehouse", fields=data.fields,  # the same rows and splits, each row on its own
+                              assignment={row["id"]: data.assignment[row["site"]] for row in rows})  # fmt: skip
+    assert (alone.revision, alone.split_hashes) == (data.revision, data.split_hashes)
+    assert all(alone.cluster_hashes[split] != data.cluster_hashes[split] for split in ("search", "select", "holdout"))
+    together, apart = (quick(tmp_path / name, world, which)
+                       for name, which in (("together", data), ("apart", alone)))  # fmt: skip
+    assert apart.result.gate.n_clusters == 2 * together.result.gate.n_clusters
+    assert apart.result.artifact.evidence.inputs_digest != together.result.artifact.evidence.inputs_digest
 
 
 # ---- budgets and interruptions ----------------------------------------------------------------------------

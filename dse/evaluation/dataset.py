@@ -100,7 +100,8 @@ class _Sealed:
 class Dataset:
     """Rows in three splits. Made by `load` and the ``from_...`` importers; never changes (`append` gives a new one).
 
-    ``rows``, iteration and ``len`` cover the open splits (search and select) only.
+    ``rows``, iteration and ``len`` cover the open splits (search and select) only. ``split_hashes`` and
+    ``cluster_hashes`` are digests, by split, of the sorted row hashes and of these with the cluster of each.
     """
 
     def __init__(
@@ -132,6 +133,8 @@ class Dataset:
         self.rows = tuple(row for row, split in pairs if split != "holdout")
         self._clusters = {name: len({row.cluster for row in rows}) for name, rows in members.items()}
         self.split_hashes = {name: digest(sorted(row.row_hash for row in rows)) for name, rows in members.items()}
+        # The same rows under another cluster key are other evidence, which no row hash tells.
+        self.cluster_hashes = {name: digest(sorted([row.row_hash, row.cluster] for row in rows)) for name, rows in members.items()}
         self.path = path
         self._on_disk = stored  # the revision that `path` held when it was read or written
 
