@@ -42,7 +42,9 @@ class Ledger(Protocol):
     def record(self, entry: dict[str, Any]) -> int:
         """Store one opening durably; give the openings so far of any overlapping rows, this one included.
 
-        `entry`: ``dataset`` (name), ``revision``, ``row_hashes`` (sorted list), ``purpose``, ``compile_id``.
+        `entry`: ``dataset`` (name), ``revision``, ``row_hashes`` and ``input_hashes`` (sorted lists), ``purpose``,
+        ``compile_id``. Rows overlap that have a row hash or the inputs in common: another label or meta field does not
+        make a row unseen.
         """
         ...
 
@@ -430,7 +432,8 @@ class Dataset:
             if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= rows.keys():
                 raise Refused("The chosen rows are none, repeated, or not of this holdout", value=len(chosen),
                               remedy="select(rows) gives some of the rows that it is given.")  # fmt: skip
-        entry = {"dataset": self.name, "revision": self.revision, "row_hashes": sorted(chosen), "purpose": purpose,
+        entry = {"dataset": self.name, "revision": self.revision, "row_hashes": sorted(chosen),
+                 "input_hashes": sorted({rows[row_hash].input_hash for row_hash in chosen}), "purpose": purpose,
                  "compile_id": compile_id}  # fmt: skip
         openings = ledger.record(entry)
         if isinstance(openings, bool) or not isinstance(openings, int) or openings < 1:
