@@ -74,6 +74,17 @@ def test_a_possible_gain_is_insufficient_and_says_how_many_rows_decide() -> None
     assert 0.7 <= found / 300 <= 0.97
 
 
+def test_what_is_needed_are_rows_in_new_clusters() -> None:
+    pairs = [pair for pair in outcomes(10, 3, 1, 1) for _ in range(2)]
+    labels = [f"c{index // 2}" for index in range(30)]
+    for result in (gate(rows(pairs, clusters=labels), objective=QUALITY),
+                   gate(rows(pairs, clusters=labels, costs=(0.0, 1.0)), objective=Objective(cost_weight=1.0, max_quality_loss=0.01)),
+                   gate(rows(pairs, clusters=labels), objective=Objective(min_quality=0.8))):  # fmt: skip
+        assert result.verdict == "INSUFFICIENT"
+        told = f"about {result.rows_needed} more rows in {math.ceil(result.rows_needed / 2)} new clusters"
+        assert any(told in reason for reason in result.reasons), result.reasons
+
+
 def test_a_loss_is_kept() -> None:
     result = gate(rows(outcomes(10, 2, 16, 12)), objective=QUALITY)
     assert result.verdict == "KEEP" and result.rows_needed is None

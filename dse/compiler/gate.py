@@ -29,8 +29,8 @@ what was measured on these rows.
 * KEEP: a limit or a floor is not met as measured; or no row is better (ties keep the incumbent); or the test
   is not significant and the 95% interval of the gain ends below ``worthwhile``.
 * INSUFFICIENT: the floor is met as measured but not shown; or the test is not significant and the interval
-  still holds a gain of ``worthwhile`` or lies wholly above zero. ``rows_needed`` further rows like these
-  would decide, with probability `power`, if the true gain is the larger of the measured one and
+  still holds a gain of ``worthwhile`` or lies wholly above zero. ``rows_needed`` further rows like these, in new
+  clusters, would decide, with probability `power`, if the true gain is the larger of the measured one and
   ``worthwhile`` (for a floor: if the true quality is as measured).
 
 The test is exact for differences that are symmetric about zero under the null hypothesis, as two programs of
@@ -136,7 +136,8 @@ class GateResult:
         candidate_cost, incumbent_cost: mean USD per run. candidate_p95_latency_s, incumbent_p95_latency_s:
             seconds. None where a row's is unknown.
         wins, losses, ties: rows by utility difference.
-        rows_needed: further rows that would decide an INSUFFICIENT, otherwise None.
+        rows_needed: further rows that would decide an INSUFFICIENT, otherwise None. They belong to new clusters, with
+            ``n_rows / n_clusters`` rows each as those measured: more rows of known clusters would not do.
     """
 
     verdict: Verdict
@@ -386,7 +387,7 @@ class _Facts:
         needed = max(needed or 1, self._more(self.gain.se, target),
                      math.ceil((reachable - self.count) * self.n / self.count))  # fmt: skip
         why = f"not decided: {gain}, 95% interval {self.gain.low:+.4g} to {self.gain.high:+.4g}"
-        more = f"about {needed} more rows would find a true gain of {target:.4g} with power {self.power:g}"
+        more = f"about {self._rows(needed)} would find a true gain of {target:.4g} with power {self.power:g}"
         return "INSUFFICIENT", [why, more, *unproven], needed
 
     def _broken(self) -> list[str]:
@@ -412,18 +413,22 @@ class _Facts:
             rows.append(self._more_for_rate(self.candidate, objective.min_quality))
             found.append(f"min_quality {objective.min_quality:g} is not shown: mean quality "
                          f"{self.candidate.estimate:.4g}, lower bound {self.absolute_bound:.4g}; "
-                         f"about {rows[-1]} more rows would show it")  # fmt: skip
+                         f"about {self._rows(rows[-1])} would show it")  # fmt: skip
         if self.floor == "unproven":
             assert self.quality_gain.se is not None
             distance = self.quality_gain.estimate + objective.max_quality_loss
             rows.append(self._more(self.quality_gain.se, distance))
             found.append(f"max_quality_loss {objective.max_quality_loss:g} is not shown: mean quality difference "
                          f"{self.quality_gain.estimate:+.4g}, lower bound {self.quality_bound:+.4g}; "
-                         f"about {rows[-1]} more rows would show it")  # fmt: skip
+                         f"about {self._rows(rows[-1])} would show it")  # fmt: skip
         return found, max(rows, default=None)
 
+    def _rows(self, more: int) -> str:
+        """Further rows in words: those of known clusters say little, so the clusters are named."""
+        return f"{more} more rows in {math.ceil(more * self.count / self.n)} new clusters"
+
     def _more(self, se: float, distance: float) -> int:
-        """Further rows until a true mean this far from the margin is found with the wanted power."""
+        """Further rows (in new clusters, as many to each as now) until a true mean this far from the margin is found with the wanted power."""
         needed = statistics.required_rows(distance, sd=se * math.sqrt(self.n), alpha=self.alpha, power=self.power)
         return max(1, needed - self.n)
 
