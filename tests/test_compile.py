@@ -124,13 +124,13 @@ def test_the_baseline_wins_and_stays(tmp_path: Path) -> None:
 
 
 def test_removing_an_effect_can_be_worth_something(tmp_path: Path) -> None:
-    world = PlantedWorld({"direct": 0.1, "tool_call": 0.95}, clusters=30, detours=0.0)
+    world = PlantedWorld({"direct": 0.1, "tool_call": 0.95}, clusters=60, detours=0.0)
     safer = Compiled(world, tmp_path, world.model()).run(world.task(objective=dse.Objective(exposure_weight=0.01), **QUICK_MODES))
     assert (safer.result.winner, safer.result.verdict) == ("tool_call/union/seed", "PROMOTE")
 
 
 def test_a_cheaper_program_wins_by_its_cost(tmp_path: Path) -> None:
-    world = PlantedWorld({"direct": 0.9, "tool_call": 0.9}, clusters=40, writes=0.0, same_rows=True)
+    world = PlantedWorld({"direct": 0.9, "tool_call": 0.9}, clusters=60, writes=0.0, same_rows=True)
     task = world.task(objective=dse.Objective(cost_weight=100.0), **QUICK_MODES)
     cheap = Compiled(world, tmp_path, world.model()).run(task, prices=PRICES)
     assert (cheap.result.winner, cheap.result.verdict) == ("direct/none/seed", "PROMOTE")

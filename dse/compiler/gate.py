@@ -15,10 +15,14 @@ hold, so no correction for several tests is needed.
 * ``min_quality``: the one-sided lower bound of the candidate's mean score reaches it.
 * ``max_quality_loss``, when anything but quality is priced, holds in one of three ways: no row scores worse;
   or quality by itself is significantly better (the same paired test); or the one-sided lower bound of the
-  quality difference is at least ``-max_quality_loss``. The first way is a rule, not a test at alpha: it lets a
-  cheaper or safer candidate of equal quality win with ``max_quality_loss=0``, which no bound on finite data
-  could show. How many worse clusters may have gone unseen is part of the reasons (7.2% with 40 clusters).
-  When only quality counts, promotion already requires it to be significantly better: nothing to add.
+  quality difference is at least ``-max_quality_loss``. When only quality counts, promotion already requires it to
+  be significantly better: nothing to add.
+* No row worse in n clusters still leaves ``1 - alpha^(1/n)`` of all clusters that may lose (31% with 8 clusters,
+  17% with 16, 7.2% with 40), each of them a full point. Where this is within ``max_quality_loss``, the floor is shown.
+  Where it is not, 16 clusters or fewer are INSUFFICIENT; with more, no row worse is enough. That is a rule, not
+  a test at alpha: it lets a cheaper or safer candidate of equal quality win with a ``max_quality_loss`` of 0, which no
+  number of clusters could show, or of 0.05, which takes 59. A candidate that truly loses 5% of the clusters passes
+  it with probability ``0.95^n``: 42% with 17 clusters, 13% with 40. The reasons say what is not shown.
 
 **Hard limits** (``max_cost`` on the mean, ``max_p95_latency_s`` on the nearest-rank 95th percentile) hold for
 what was measured on these rows.
@@ -64,6 +68,8 @@ Verdict = Literal["PROMOTE", "KEEP", "INSUFFICIENT"]
 
 #: Fewer independent clusters decide nothing: with 7, a gain of 20 points is found 40 times in 100.
 MIN_CLUSTERS = 8
+#: So few clusters without a worse row do not stand for a floor that they do not show.
+_FEW = 16
 _LEVEL = 0.95
 _SKEWED = -1.0
 _TIE = 1e-12
@@ -343,6 +349,8 @@ class _Facts:
         can_reach = 0.5**self.count <= alpha
         detectable = statistics.detectable(self.gain.se, statistics.degrees_of_freedom(clusters), alpha=alpha, power=power)
         self.mde = detectable if can_reach else None
+        self.none_worse = min(self.quality) >= -_TIE
+        self.hidden = 1 - alpha ** (1 / self.count)  # clusters that may be worse where none was
         self.floor = self._floor(quality_test.p_value)
         self.candidate_cost = _mean([row.candidate_cost for row in rows])
         self.incumbent_cost = _mean([row.incumbent_cost for row in rows])
@@ -353,12 +361,14 @@ class _Facts:
         allowed = -self.objective.max_quality_loss
         if not self.priced:
             return "not priced"
-        if min(self.quality) >= -_TIE:
+        if self.none_worse and (self.count > _FEW or self.hidden <= -allowed):
             return "no row worse"
         if p_quality <= self.alpha:
             return "quality better"
         if self.quality_bound >= allowed:
             return "bound"
+        if self.none_worse:
+            return "unproven"
         # A mean on the floor itself, with rows on both sides, is never shown by more rows like these.
         return "unproven" if self.quality_gain.estimate > allowed + _TIE else "unmet"
 
@@ -414,7 +424,12 @@ class _Facts:
             found.append(f"min_quality {objective.min_quality:g} is not shown: mean quality "
                          f"{self.candidate.estimate:.4g}, lower bound {self.absolute_bound:.4g}; "
                          f"about {self._rows(rows[-1])} would show it")  # fmt: skip
-        if self.floor == "unproven":
+        if self.floor == "unproven" and self.none_worse:
+            target = min(_FEW + 1, self._showing())
+            rows.append(max(1, math.ceil((target - self.count) * self.n / self.count)))
+            found.append(f"max_quality_loss {objective.max_quality_loss:g} is not shown: {self._unseen()}; "
+                         f"about {self._rows(rows[-1])} would do, if none of them is worse")  # fmt: skip
+        elif self.floor == "unproven":
             assert self.quality_gain.se is not None
             distance = self.quality_gain.estimate + objective.max_quality_loss
             rows.append(self._more(self.quality_gain.se, distance))
@@ -423,9 +438,19 @@ class _Facts:
                          f"about {self._rows(rows[-1])} would show it")  # fmt: skip
         return found, max(rows, default=None)
 
+    def _showing(self) -> float:
+        """Clusters without a worse row that show the floor at this alpha."""
+        loss = self.objective.max_quality_loss
+        return 1 if loss >= 1 else math.ceil(math.log(self.alpha) / math.log1p(-loss)) if loss > 0 else math.inf
+
+    def _unseen(self) -> str:
+        return (f"no row scored worse; with {self.count} clusters, up to {self.hidden:.1%} worse ones cannot be "
+                f"excluded at level {1 - self.alpha:g}")  # fmt: skip
+
     def _rows(self, more: int) -> str:
         """Further rows in words: those of known clusters say little, so the clusters are named."""
-        return f"{more} more rows in {math.ceil(more * self.count / self.n)} new clusters"
+        clusters = math.ceil(more * self.count / self.n)
+        return f"{more} more rows in {clusters} new cluster{'s' * (clusters != 1)}"
 
     def _more(self, se: float, distance: float) -> int:
         """Further rows (in new clusters, as many to each as now) until a true mean this far from the margin is found with the wanted power."""
@@ -444,9 +469,11 @@ class _Facts:
         """What a reader should know besides the deciding reason."""
         objective, found = self.objective, []
         if self.floor == "no row worse":
-            share = 1 - self.alpha ** (1 / self.count)
-            found.append(f"no row scored worse; with {self.count} clusters, up to {share:.1%} worse ones cannot be "
-                         f"excluded at level {1 - self.alpha:g}")  # fmt: skip
+            found.append(self._unseen())
+            if self.hidden > objective.max_quality_loss:
+                showing = self._showing()
+                found[-1] += (f", so that max_quality_loss {objective.max_quality_loss:g} is met and not shown ("
+                              f"{f'{showing} clusters' if math.isfinite(showing) else 'no number of clusters'} would show it)")  # fmt: skip
         elif self.floor in ("quality better", "bound"):
             found.append(f"quality holds ({self.floor}): mean difference {self.quality_gain.estimate:+.4g}, "
                          f"lower bound {self.quality_bound:+.4g}")  # fmt: skip
