@@ -202,7 +202,7 @@ def test_a_compile_is_told_with_all_its_figures(compiled: tuple[CompileResult, S
 
 def test_a_priced_verdict_is_told_by_its_parts(tmp_path: Path) -> None:
     """Equal quality, lower cost: the gain is in what has a price, and wins are counted in utility."""
-    world = PlantedWorld({"direct": 1.0, "tool_call": 1.0}, clusters=40, writes=0.0)
+    world = PlantedWorld({"direct": 1.0, "tool_call": 1.0}, clusters=60, writes=0.0)
     objective = dse.Objective(cost_weight=4.0, exposure_weight=0.01, max_quality_loss=0.05)
     result = dse.compile(world.task(modes=["direct", "tool_call"], objective=objective), lm=world.model(), registry=tmp_path,
                          prices=PRICES)  # fmt: skip

@@ -73,8 +73,9 @@ class Compiled:
         return {row["request"]: assignment[row["site"]] for row in self.world.rows()}
 
 
-def quick(folder: Path, world: PlantedWorld = QUICK, **options: Any) -> Compiled:
-    return Compiled(world, folder, world.model()).run(world.task(**QUICK_MODES), **options)
+def quick(folder: Path, world: PlantedWorld = QUICK, dataset: Dataset | None = None, **options: Any) -> Compiled:
+    given = QUICK_MODES | ({} if dataset is None else {"dataset": dataset})
+    return Compiled(world, folder, world.model()).run(world.task(**given), **options)
 
 
 @pytest.fixture(scope="module")
@@ -123,13 +124,13 @@ def test_the_baseline_wins_and_stays(tmp_path: Path) -> None:
 
 
 def test_removing_an_effect_can_be_worth_something(tmp_path: Path) -> None:
-    world = PlantedWorld({"direct": 0.1, "tool_call": 0.95}, clusters=30, detours=0.0)
+    world = PlantedWorld({"direct": 0.1, "tool_call": 0.95}, clusters=60, detours=0.0)
     safer = Compiled(world, tmp_path, world.model()).run(world.task(objective=dse.Objective(exposure_weight=0.01), **QUICK_MODES))
     assert (safer.result.winner, safer.result.verdict) == ("tool_call/union/seed", "PROMOTE")
 
 
 def test_a_cheaper_program_wins_by_its_cost(tmp_path: Path) -> None:
-    world = PlantedWorld({"direct": 0.9, "tool_call": 0.9}, clusters=40, writes=0.0, same_rows=True)
+    world = PlantedWorld({"direct": 0.9, "tool_call": 0.9}, clusters=60, writes=0.0, same_rows=True)
     task = world.task(objective=dse.Objective(cost_weight=100.0), **QUICK_MODES)
     cheap = Compiled(world, tmp_path, world.model()).run(task, prices=PRICES)
     assert (cheap.result.winner, cheap.result.verdict) == ("direct/none/seed", "PROMOTE")
@@ -531,6 +532,19 @@ def test_an_artifact_depends_on_what_went_into_it(tmp_path: Path, best_direct: C
     assert len({a.artifact_id for a in (base, seeded, priced, dearer)}) == 4
     assert len({a.evidence.inputs_digest for a in (base, seeded, priced, dearer)}) == 4
     assert {a.program_id for a in (base, seeded, priced, dearer)} == {base.program_id}
+
+
+def test_which_rows_belong_together_is_part_of_what_went_in(tmp_path: Path) -> None:
+    world = replace(QUICK, rows_per_cluster=2)
+    data, rows = world.dataset(), world.rows()
+    alone = Dataset.from_rows(rows, name="warehouse", fields=data.fields,  # the same rows and splits, each row on its own
+                              assignment={row["id"]: data.assignment[row["site"]] for row in rows})  # fmt: skip
+    assert (alone.revision, alone.split_hashes) == (data.revision, data.split_hashes)
+    assert all(alone.cluster_hashes[split] != data.cluster_hashes[split] for split in ("search", "select", "holdout"))
+    together, apart = (quick(tmp_path / name, world, which)
+                       for name, which in (("together", data), ("apart", alone)))  # fmt: skip
+    assert apart.result.gate.n_clusters == 2 * together.result.gate.n_clusters
+    assert apart.result.artifact.evidence.inputs_digest != together.result.artifact.evidence.inputs_digest
 
 
 # ---- budgets and interruptions ----------------------------------------------------------------------------

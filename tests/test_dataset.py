@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import datetime as dt
@@ -38,6 +39,7 @@ from dse.errors import (
 from dse.evaluation.dataset import Dataset, Example, Holdout, input_text, near_duplicates, seal
 from dse.evaluation.importers import write_atomic
 from dse.evaluation.splits import assign, similar_pairs
+from dse.store.journal import Store
 
 FIELDS = {"question": "input", "answer": "label", "scenario": "meta"}
 QUOTA = {"search": 0.4, "select": 0.3, "holdout": 0.3}
@@ -299,10 +301,11 @@ def test_opening_is_recorded_first_and_counted():
     data, ledger = make(), Ledger()
     opened = data.open_holdout(ledger, purpose="gate", compile_id="c-1")
     (entry,) = ledger.entries
-    assert set(entry) == {"dataset", "revision", "row_hashes", "purpose", "compile_id"}
+    assert set(entry) == {"dataset", "revision", "row_hashes", "input_hashes", "purpose", "compile_id"}
     assert (entry["dataset"], entry["revision"]) == ("demo", data.revision)
     assert (entry["purpose"], entry["compile_id"]) == ("gate", "c-1")
     assert entry["row_hashes"] == sorted(row.row_hash for row in opened)
+    assert entry["input_hashes"] == sorted(row.input_hash for row in opened)
     assert isinstance(opened, Holdout) and opened.openings == 1 and "secret" not in repr(opened)
     assert data.open_holdout(ledger).openings == 2
     assert all(data.assignment[row.cluster] == "holdout" for row in opened)
@@ -310,6 +313,30 @@ def test_opening_is_recorded_first_and_counted():
     assert twin == opened and twin.openings == 1
     summary = data.holdout_summary()
     assert summary == {"rows": 12, "clusters": 6, "hash": digest(entry["row_hashes"])}
+
+
+def test_a_holdout_stays_opened_when_another_field_is_added():
+    rows = make_rows()
+    data, other = make(rows), make([{**row, "asked_by": "somebody"} for row in rows], fields={**FIELDS, "asked_by": "meta"})
+    with contextlib.closing(Store(":memory:")) as store:
+        first = data.open_holdout(store, compile_id="one")
+        again = other.open_holdout(store, compile_id="two")
+        assert first.openings == 1 and again.openings == 2
+        assert {row.inputs["question"] for row in first} == {row.inputs["question"] for row in again}
+        assert not {row.row_hash for row in first} & {row.row_hash for row in again}
+        assert sorted(row_hash for row_hash, inputs, sealed in store.measured() if sealed and inputs is None) == sorted(
+            row.row_hash for row in (*first, *again))  # fmt: skip
+        assert make(make_rows(start=100)).open_holdout(store, compile_id="three").openings == 1, "other inputs"
+
+
+def test_openings_that_were_recorded_by_row_hash_alone_still_count():
+    data = make()
+    with contextlib.closing(Store(":memory:")) as store:
+        hashes = sorted(row.row_hash for row in data.open_holdout(Ledger()))
+        old = {"dataset": "demo", "revision": data.revision, "row_hashes": hashes, "purpose": "gate", "compile_id": "one"}
+        assert store.record(old) == 1
+        assert data.open_holdout(store, compile_id="one").openings == 1, "the same compile again is the same opening"
+        assert data.open_holdout(store, compile_id="two").openings == 2
 
 
 def test_part_of_the_holdout_is_chosen_blindly():

@@ -97,7 +97,9 @@ def test_what_is_not_known(artifact: Any) -> None:
 def test_evidence_that_does_not_suffice(artifact: Any) -> None:
     gate = {**artifact.evidence.gate, "verdict": "INSUFFICIENT", "rows_needed": 321}
     text = changed(artifact, gate=gate)
-    assert "whether it is better than the incumbent: about 321 more sealed rows like these would decide" in text
+    assert "whether it is better than the incumbent: about 321 more sealed rows like these, in 321 new clusters, would decide" in text
+    paired = changed(artifact, gate={**gate, "n_clusters": gate["n_rows"] // 2, "n_rows": gate["n_rows"] // 2 * 2})
+    assert "about 321 more sealed rows like these, in 161 new clusters, would decide" in paired
     none = changed(artifact, gate={**gate, "rows_needed": None, "mde": None})
     assert "these rows cannot say" in none and "this holdout can find no difference" in none
 

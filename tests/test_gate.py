@@ -74,6 +74,17 @@ def test_a_possible_gain_is_insufficient_and_says_how_many_rows_decide() -> None
     assert 0.7 <= found / 300 <= 0.97
 
 
+def test_what_is_needed_are_rows_in_new_clusters() -> None:
+    pairs = [pair for pair in outcomes(10, 3, 1, 1) for _ in range(2)]
+    labels = [f"c{index // 2}" for index in range(30)]
+    for result in (gate(rows(pairs, clusters=labels), objective=QUALITY),
+                   gate(rows(pairs, clusters=labels, costs=(0.0, 1.0)), objective=Objective(cost_weight=1.0, max_quality_loss=0.01)),
+                   gate(rows(pairs, clusters=labels), objective=Objective(min_quality=0.8))):  # fmt: skip
+        assert result.verdict == "INSUFFICIENT"
+        told = f"about {result.rows_needed} more rows in {math.ceil(result.rows_needed / 2)} new clusters"
+        assert any(told in reason for reason in result.reasons), result.reasons
+
+
 def test_a_loss_is_kept() -> None:
     result = gate(rows(outcomes(10, 2, 16, 12)), objective=QUALITY)
     assert result.verdict == "KEEP" and result.rows_needed is None
@@ -159,9 +170,9 @@ def test_equal_quality_at_a_lower_price_is_promoted(objective: Objective, argume
 
 def test_giving_up_effects_is_priced() -> None:
     objective = Objective(exposure_weight=0.01)
-    pairs = rows(outcomes(8, 0, 0, 2))
+    pairs = rows(outcomes(15, 0, 0, 2))
     safer = gate(pairs, objective=objective, baseline_exposure=3, candidate_exposure=1)
-    assert safer.verdict == "PROMOTE" and safer.p_value == 2**-10
+    assert safer.verdict == "PROMOTE" and safer.p_value == 2**-17
     assert safer.mean_difference.estimate == pytest.approx(0.02)
     wider = gate(pairs, objective=objective, baseline_exposure=1, candidate_exposure=3)
     assert wider.verdict == "KEEP" and wider.mean_difference.estimate == pytest.approx(-0.02)
@@ -176,6 +187,33 @@ def test_a_wider_allow_list_must_earn_its_price() -> None:
 
 
 # --- the quality floor
+
+
+@pytest.mark.parametrize("allowed", [0.0, 0.05])
+def test_few_clusters_without_a_worse_row_do_not_stand_for_the_floor(allowed: float) -> None:
+    objective = Objective(cost_weight=1.0, max_quality_loss=allowed)
+    verdicts = {n: gate(rows(outcomes(n, 0, 0), costs=(0.0, 1.0)), objective=objective) for n in (8, 16, 17, 38, 59)}
+    assert [result.verdict for result in verdicts.values()] == ["INSUFFICIENT"] * 2 + ["PROMOTE"] * 3
+    few = verdicts[8]
+    assert few.quality_floor == "unproven" and few.rows_needed == 9
+    assert "up to 31.2% worse ones" in few.reasons[0] and "9 more rows in 9 new clusters" in few.reasons[0]
+    # What passes by the rule, and is not shown, says so.
+    told = "59 clusters would show it" if allowed else "no number of clusters would show it"
+    assert verdicts[38].quality_floor == "no row worse" and told in verdicts[38].reasons[1]
+    assert ("would show it" in verdicts[59].reasons[1]) == (allowed == 0.0)
+    # Rows of the same clusters do not help.
+    twice = gate(rows(outcomes(32, 0, 0), costs=(0.0, 1.0), clusters=[f"c{i // 2}" for i in range(32)]), objective=objective)
+    assert twice.verdict == "INSUFFICIENT" and "2 more rows in 1 new cluster would do" in twice.reasons[0]
+
+
+def test_few_clusters_are_enough_where_they_show_the_floor() -> None:
+    few = rows(outcomes(16, 0, 0), costs=(0.0, 1.0))  # 17.1% may be worse
+    assert gate(few, objective=Objective(cost_weight=1.0, max_quality_loss=0.18)).quality_floor == "no row worse"
+    assert gate(few[:8], objective=Objective(cost_weight=1.0, max_quality_loss=0.28)).rows_needed == 2  # 0.05 ** (1 / 10)
+    # Quality that is better by itself needs no floor; nor does an objective that prices nothing.
+    better = gate(rows(outcomes(2, 6, 0), costs=(0.0, 1.0)), objective=CHEAPER)
+    assert (better.verdict, better.quality_floor) == ("PROMOTE", "quality better")
+    assert gate(rows(outcomes(2, 6, 0)), objective=QUALITY).verdict == "PROMOTE"
 
 
 def test_a_price_does_not_buy_back_a_loss() -> None:
@@ -203,6 +241,30 @@ def test_an_allowed_loss_must_be_shown() -> None:
 def test_equal_wins_and_losses_are_no_proof_of_equal_quality() -> None:
     result = gate(rows(outcomes(36, 2, 2), costs=(0.01, 1.0)), objective=CHEAPER)
     assert result.verdict == "KEEP" and result.quality_floor == "unmet"
+
+
+def test_the_noise_of_floats_is_no_worse_row() -> None:
+    noisy = 0.1 + 0.2  # 0.30000000000000004: the same score, added up in another way
+    pairs = rows([(0.3, noisy)] * 20 + [(1.0, 1.0)] * 20, costs=(0.01, 0.03))
+    assert pairs[0].candidate_score < pairs[0].incumbent_score
+    result = gate(pairs, objective=CHEAPER)
+    assert result.verdict == "PROMOTE" and result.quality_floor == "no row worse"
+
+
+def test_small_losses_do_not_show_that_none_is_large() -> None:
+    arguments = {"objective": Objective(cost_weight=1.0, max_quality_loss=0.05)}
+    result = gate(rows([(0.999, 1.0)] + [(1.0, 1.0)] * 39, costs=(0.01, 0.03)), **arguments)
+    assert result.verdict == "INSUFFICIENT" and result.quality_floor == "unproven"
+    assert result.quality_lower_bound == pytest.approx(-0.001 / 40 - 1.685 * math.sqrt(2 / 42 / 41), abs=1e-4)
+    # A full point enters whatever the size of what was seen.
+    half = gate(rows([(0.5, 1.0)] + [(1.0, 1.0)] * 39, costs=(0.01, 0.03)), **arguments)
+    assert half.quality_lower_bound < result.quality_lower_bound < -0.05
+    shown = gate(rows([(0.999, 1.0)] + [(1.0, 1.0)] * 59, costs=(0.01, 0.03)), **arguments)
+    assert shown.verdict == "PROMOTE" and shown.quality_floor == "bound"
+    # What plans is in the size of what was seen; where only quality counts, there is no floor.
+    graded = rows([(0.5 + 0.01 * (index % 3), 0.5) for index in range(40)])
+    alone = gate(graded, objective=QUALITY)
+    assert alone.mean_difference == alone.quality_difference and alone.mde < 0.01
 
 
 def test_better_quality_meets_the_floor_despite_some_losses() -> None:
@@ -423,9 +485,9 @@ def test_false_promotions_stay_at_alpha() -> None:
         return rows(np.clip(easy + source.normal(0, 0.2, size=(24, 2)), 0, 1).tolist(), clusters=labels)
 
     def priced() -> list[PairedRow]:  # equal quality, costs that differ only by chance
-        costs = source.gamma(2.0, 0.01, size=(16, 2)).tolist()
+        costs = source.gamma(2.0, 0.01, size=(17, 2)).tolist()
         return [replace(row, candidate_cost=a, incumbent_cost=b)
-                for row, (a, b) in zip(rows(outcomes(16, 0, 0)), costs, strict=True)]  # fmt: skip
+                for row, (a, b) in zip(rows(outcomes(17, 0, 0)), costs, strict=True)]  # fmt: skip
 
     for draw, objective in ((binary, QUALITY), (clustered, QUALITY), (priced, CHEAPER)):
         false = _promotions(draw, 1000, objective=objective)
@@ -442,6 +504,33 @@ def test_a_loss_at_the_margin_is_rarely_promoted_by_its_price() -> None:
 
     false = _promotions(draw, 600, objective=Objective(cost_weight=1.0, max_quality_loss=0.1), alpha=0.05)
     assert clopper_pearson(false, 600, level=0.99).low <= 0.05
+
+
+@pytest.mark.parametrize(("n", "most"), [(8, 0.0), (16, 0.0), (24, 0.11), (40, 0.03)])
+def test_how_often_a_loss_beyond_the_floor_goes_unseen(n: int, most: float) -> None:
+    """A tenth of the clusters is lost, half of that is allowed. With 24 clusters 0.9 ** 24 = 8% have no worse row."""
+    source = np.random.default_rng(n)
+
+    def draw() -> list[PairedRow]:
+        lost = int(source.binomial(n, 0.1))
+        return rows(outcomes(n - lost, 0, lost), costs=(0.0, 1.0))
+
+    false = _promotions(draw, 400, objective=Objective(cost_weight=1.0, max_quality_loss=0.05))
+    assert false / 400 <= most
+
+
+@pytest.mark.parametrize("large", [20, 40])
+def test_one_large_cluster_does_not_carry_a_loss_through_the_floor(large: int) -> None:
+    source = np.random.default_rng(large)
+    labels = ["large"] * large + [f"c{index}" for index in range(40)]
+
+    def draw() -> list[PairedRow]:  # a tenth of the clusters is lost, each with all of its rows
+        lost = source.random(41) < 0.1
+        return rows([(0, 1) if gone else (1, 1) for gone in [lost[0]] * large + lost[1:].tolist()],
+                    costs=(0.0, 1.0), clusters=labels)  # fmt: skip
+
+    false = _promotions(draw, 500, objective=Objective(cost_weight=1.0, max_quality_loss=0.1))
+    assert clopper_pearson(false, 500, level=0.99).low <= 0.05
 
 
 def test_a_gain_of_the_detectable_size_is_found_as_often_as_promised() -> None:

@@ -19,6 +19,7 @@ from dse.statistics import (
     Interval,
     bootstrap_interval,
     clopper_pearson,
+    degrees_of_freedom,
     detectable,
     lower_bound,
     mcnemar,
@@ -174,12 +175,64 @@ def test_paired_interval_without_clusters_is_the_t_interval() -> None:
     assert lower_bound(values, alpha=0.05) == pytest.approx(one_sided.low)
 
 
-def test_cluster_robust_se_by_hand() -> None:
-    # Mean 0.5; residual sums: a = 2 - 2 * 0.5 = 1, b = 1 - 3 * 0.5 = -0.5, c = 0 - 0.5 = -0.5; 1.5 / 36 * 3 / 2.
-    interval = paired_interval([1, 1, 1, 0, 0, 0], ["a", "a", "b", "b", "b", "c"])
-    assert interval.estimate == 0.5 and interval.clusters == 3
-    assert interval.se == pytest.approx(math.sqrt(1.5 / 36 * 3 / 2))
-    assert interval.high - 0.5 == pytest.approx(stats.t.ppf(0.975, 2) * interval.se)
+def dense(sizes: list[int], correlation: float = 0.1) -> tuple[np.ndarray, float]:
+    """Weights and degrees of freedom of the variance of a mean, from the covariance matrix of the clusters' residual sums."""
+    n = np.array(sizes, dtype=float)
+    working = np.diag(n * (1 + (n - 1) * correlation))
+    centred = np.eye(len(n)) - np.outer(n / n.sum(), np.ones(len(n)))
+    residuals = centred @ working @ centred.T
+    weights = np.diag(working) / np.diag(residuals)
+    scaled = np.sqrt(np.outer(weights, weights)) * residuals
+    return weights, float(np.trace(scaled) ** 2 / (scaled**2).sum())
+
+
+@pytest.mark.parametrize("sizes", [[3, 2, 1], [1] * 12, [4] * 9, [40] + [1] * 40, [1, 1], [5, 1], [16, 8, 8, 4, 2, 2, 1, 1]])
+def test_weights_and_degrees_of_freedom_are_those_of_the_whole_matrix(sizes: list[int]) -> None:
+    source = np.random.default_rng(len(sizes))
+    labels = [number for number, size in enumerate(sizes) for _ in range(size)]
+    values = source.normal(size=len(labels))
+    weights, df = dense(sizes)
+    sums = np.array([(values - values.mean())[np.array(labels) == number].sum() for number in range(len(sizes))])
+    interval = paired_interval(values.tolist(), labels)
+    assert degrees_of_freedom(labels) == pytest.approx(max(1.0, df))
+    assert interval.se == pytest.approx(math.sqrt(float(weights @ sums**2)) / len(labels))
+    assert interval.high - interval.estimate == pytest.approx(stats.t.ppf(0.975, df) * interval.se)
+    if len(set(sizes)) == 1:  # equal clusters: what every textbook says
+        assert df == pytest.approx(len(sizes) - 1) and weights == pytest.approx(len(sizes) / (len(sizes) - 1))
+
+
+def test_two_pairs_among_single_rows_change_little() -> None:
+    values = np.random.default_rng(4).normal(size=40).tolist()
+    interval = paired_interval(values, [0, 0, 1, 1, *range(2, 38)])
+    sums = [values[0] + values[1], values[2] + values[3], *values[4:]]
+    sizes = [2, 2] + [1] * 36
+    simple = math.sqrt(sum((t - s * interval.estimate) ** 2 for t, s in zip(sums, sizes, strict=True)) / 40**2 * 38 / 37)
+    assert interval.se == pytest.approx(simple, rel=0.02) and 30 < degrees_of_freedom([0, 0, 1, 1, *range(2, 38)]) < 37
+
+
+@pytest.mark.parametrize("sizes", [[20] + [1] * 30, [40] + [1] * 40, [100] + [1] * 40, [20, 20] + [1] * 20, [4] * 15])
+@pytest.mark.parametrize("icc", [0.0, 0.3, 1.0])
+def test_a_large_cluster_does_not_make_the_bound_too_narrow(sizes: list[int], icc: float) -> None:
+    runs = 4000
+    source = np.random.default_rng(round(10 * icc) + sum(sizes))
+    n, count = np.array(sizes, dtype=float), len(sizes)
+    sums = n * (source.normal(size=(runs, count)) * math.sqrt(icc) + source.normal(size=(runs, count)) * np.sqrt((1 - icc) / n))
+    means = sums.sum(axis=1) / n.sum()
+    squares = (sums - n * means[:, None]) ** 2
+    labels = [number for number, size in enumerate(sizes) for _ in range(size)]
+    # One world through the function, so that the sums below are known to be its own.
+    one = np.repeat(sums[0] / n, sizes).tolist()
+    weights, df = dense(sizes)
+    se = np.sqrt(squares @ weights) / n.sum()
+    assert lower_bound(one, labels) == pytest.approx(means[0] - stats.t.ppf(0.95, max(1.0, df)) * se[0])
+    missed = int((means - stats.t.ppf(0.95, max(1.0, df)) * se > 0).sum())
+    assert clopper_pearson(missed, runs, level=0.99).low <= 0.05
+    naive = np.sqrt(squares.sum(axis=1) * count / (count - 1)) / n.sum()
+    before = float((means - stats.t.ppf(0.95, count - 1) * naive > 0).mean())
+    if len(set(sizes)) == 1:
+        assert missed / runs == before
+    elif icc:
+        assert before > 0.1  # what clusters - 1 degrees of freedom would give
 
 
 def test_an_unseen_win_and_loss_keep_the_interval_open() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dse.analysis.report import _interval, _money, openings_note, race_lines
-from dse.analysis.verdict import gate_lines
+from dse.analysis.verdict import gate_lines, new_clusters
 from dse.artifacts.registry import Registry
 
 __all__ = ["explain"]
@@ -192,7 +192,7 @@ def _not_known(artifact: Any) -> Iterator[str]:
     if gate["verdict"] == "INSUFFICIENT":
         needed = gate.get("rows_needed")
         yield "  whether it is better than the incumbent: " + (
-            f"about {needed} more sealed rows like these would decide" if needed else "these rows cannot say")
+            f"about {needed} more sealed rows like these, in {new_clusters(gate)} new clusters, would decide" if needed else "these rows cannot say")
     yield ("  this holdout can find no difference" if gate["mde"] is None else
            f"  differences below {gate['mde']:.3f} in utility would mostly go unseen on this holdout")  # fmt: skip
     sealed = evidence.dataset.split.holdout.rows

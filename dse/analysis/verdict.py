@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["gain_parts", "gate_lines", "objective_line", "signs"]
+__all__ = ["gain_parts", "gate_lines", "new_clusters", "objective_line", "signs"]
 
 _TIE = 1e-12
 
@@ -91,8 +91,13 @@ def gate_lines(artifact: Any, winner: str, incumbent: str, sealed: Mapping[str, 
     lines.append("  smallest gain this holdout finds with 80% power: " + ("none" if mde is None else f"{mde:.3f}"))
     lines += [f"  because {reason}" for reason in gate["reasons"]]
     if gate.get("rows_needed"):
-        lines.append(f"  about {gate['rows_needed']} more rows like these would decide")
+        lines.append(f"  about {gate['rows_needed']} more rows like these, in {new_clusters(gate)} new clusters, would decide")
     return lines + [f"  {line}" for line in _unpriced(artifact)]
+
+
+def new_clusters(gate: Mapping[str, Any]) -> int:
+    """The clusters that the further rows of an undecided verdict would be in."""
+    return math.ceil(gate["rows_needed"] * gate["n_clusters"] / gate["n_rows"])
 
 
 def _sealed(gate: Mapping[str, Any], winner: str, incumbent: str,

@@ -644,7 +644,8 @@ class _Compile:
             "signature": self.spec.signature_id, "semantics": SEMANTICS_VERSION,
             "contracts": {name: [toolbox[name].contract.interface_id, toolbox[name].contract.policy_id]
                           for name in self.spec.tool_names},
-            "dataset": [self.data.revision, dict(self.data.split_hashes)], "metric": [metric.name, metric.revision],
+            "dataset": [self.data.revision, dict(self.data.split_hashes), dict(self.data.cluster_hashes)],
+            "metric": [metric.name, metric.revision],
             "environment": [environment.name, environment.revision] if environment else None,
             "toolbox": toolbox.revision(self.spec.tool_names), "objective": task.objective.to_dict(),
             "limits": task.limits.model_dump(mode="json"), "required": list(task.required), "modes": list(self.modes),

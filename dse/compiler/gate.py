@@ -15,10 +15,14 @@ hold, so no correction for several tests is needed.
 * ``min_quality``: the one-sided lower bound of the candidate's mean score reaches it.
 * ``max_quality_loss``, when anything but quality is priced, holds in one of three ways: no row scores worse;
   or quality by itself is significantly better (the same paired test); or the one-sided lower bound of the
-  quality difference is at least ``-max_quality_loss``. The first way is a rule, not a test at alpha: it lets a
-  cheaper or safer candidate of equal quality win with ``max_quality_loss=0``, which no bound on finite data
-  could show. How many worse clusters may have gone unseen is part of the reasons (7.2% with 40 clusters).
-  When only quality counts, promotion already requires it to be significantly better: nothing to add.
+  quality difference is at least ``-max_quality_loss``. When only quality counts, promotion already requires it to
+  be significantly better: nothing to add.
+* No row worse in n clusters still leaves ``1 - alpha^(1/n)`` of all clusters that may lose (31% with 8 clusters,
+  17% with 16, 7.2% with 40), each of them a full point. Where this is within ``max_quality_loss``, the floor is shown.
+  Where it is not, 16 clusters or fewer are INSUFFICIENT; with more, no row worse is enough. That is a rule, not
+  a test at alpha: it lets a cheaper or safer candidate of equal quality win with a ``max_quality_loss`` of 0, which no
+  number of clusters could show, or of 0.05, which takes 59. A candidate that truly loses 5% of the clusters passes
+  it with probability ``0.95^n``: 42% with 17 clusters, 13% with 40. The reasons say what is not shown.
 
 **Hard limits** (``max_cost`` on the mean, ``max_p95_latency_s`` on the nearest-rank 95th percentile) hold for
 what was measured on these rows.
@@ -29,14 +33,17 @@ what was measured on these rows.
 * KEEP: a limit or a floor is not met as measured; or no row is better (ties keep the incumbent); or the test
   is not significant and the 95% interval of the gain ends below ``worthwhile``.
 * INSUFFICIENT: the floor is met as measured but not shown; or the test is not significant and the interval
-  still holds a gain of ``worthwhile`` or lies wholly above zero. ``rows_needed`` further rows like these
-  would decide, with probability `power`, if the true gain is the larger of the measured one and
+  still holds a gain of ``worthwhile`` or lies wholly above zero. ``rows_needed`` further rows like these, in new
+  clusters, would decide, with probability `power`, if the true gain is the larger of the measured one and
   ``worthwhile`` (for a floor: if the true quality is as measured).
 
 The test is exact for differences that are symmetric about zero under the null hypothesis, as two programs of
 equal merit have them. Where few large losses balance many small gains it fires too often (exponential losses, 32
 clusters: 12% at alpha 5%); a promotion on such rows says so. What never happened in these rows no test can see:
-intervals therefore allow for one win and one loss that the rows did not show.
+intervals therefore allow for one win and one loss that the rows did not show. In the interval of the gain, which
+plans, these are as large as the largest quality difference seen (a full point where all are ties). In the bound that
+holds the floor they are a full point always, the whole range of a score: rows that got worse by 0.001 do not show that
+none can fail. Thereby no bound on 40 independent rows lies above -0.057.
 """
 
 from __future__ import annotations
@@ -61,6 +68,8 @@ Verdict = Literal["PROMOTE", "KEEP", "INSUFFICIENT"]
 
 #: Fewer independent clusters decide nothing: with 7, a gain of 20 points is found 40 times in 100.
 MIN_CLUSTERS = 8
+#: So few clusters without a worse row do not stand for a floor that they do not show.
+_FEW = 16
 _LEVEL = 0.95
 _SKEWED = -1.0
 _TIE = 1e-12
@@ -133,7 +142,8 @@ class GateResult:
         candidate_cost, incumbent_cost: mean USD per run. candidate_p95_latency_s, incumbent_p95_latency_s:
             seconds. None where a row's is unknown.
         wins, losses, ties: rows by utility difference.
-        rows_needed: further rows that would decide an INSUFFICIENT, otherwise None.
+        rows_needed: further rows that would decide an INSUFFICIENT, otherwise None. They belong to new clusters, with
+            ``n_rows / n_clusters`` rows each as those measured: more rows of known clusters would not do.
     """
 
     verdict: Verdict
@@ -325,8 +335,11 @@ class _Facts:
         self.test = statistics.sign_flip(self.utility, clusters, seed=seed) if self.priced else quality_test
         self.skewness = statistics.skewness(self.utility, clusters)
         # The largest quality difference seen stands for one that was not; where none was seen, a full point.
-        unseen = max(map(abs, self.quality)) or 1.0
+        seen = max(map(abs, self.quality))
+        unseen = seen if seen > _TIE else 1.0
         self.gain = statistics.paired_interval(self.utility, clusters, level=_LEVEL, unseen=unseen)
+        # The floor is a promise. Whatever was seen, a run may fail and score 0: it allows for a full point.
+        unseen = 1.0 if self.priced else unseen
         self.quality_gain = statistics.paired_interval(self.quality, clusters, level=_LEVEL, unseen=unseen)
         self.quality_bound = statistics.lower_bound(self.quality, clusters, alpha=alpha, unseen=unseen)
         self.candidate = statistics.score_interval(mine, clusters, level=_LEVEL)
@@ -334,8 +347,10 @@ class _Facts:
         self.absolute_bound = statistics.score_interval(mine, clusters, level=1 - 2 * alpha).low
         assert self.gain.se is not None
         can_reach = 0.5**self.count <= alpha
-        detectable = statistics.detectable(self.gain.se, self.count - 1, alpha=alpha, power=power)
+        detectable = statistics.detectable(self.gain.se, statistics.degrees_of_freedom(clusters), alpha=alpha, power=power)
         self.mde = detectable if can_reach else None
+        self.none_worse = min(self.quality) >= -_TIE
+        self.hidden = 1 - alpha ** (1 / self.count)  # clusters that may be worse where none was
         self.floor = self._floor(quality_test.p_value)
         self.candidate_cost = _mean([row.candidate_cost for row in rows])
         self.incumbent_cost = _mean([row.incumbent_cost for row in rows])
@@ -346,12 +361,14 @@ class _Facts:
         allowed = -self.objective.max_quality_loss
         if not self.priced:
             return "not priced"
-        if min(self.quality) >= 0:
+        if self.none_worse and (self.count > _FEW or self.hidden <= -allowed):
             return "no row worse"
         if p_quality <= self.alpha:
             return "quality better"
         if self.quality_bound >= allowed:
             return "bound"
+        if self.none_worse:
+            return "unproven"
         # A mean on the floor itself, with rows on both sides, is never shown by more rows like these.
         return "unproven" if self.quality_gain.estimate > allowed + _TIE else "unmet"
 
@@ -380,7 +397,7 @@ class _Facts:
         needed = max(needed or 1, self._more(self.gain.se, target),
                      math.ceil((reachable - self.count) * self.n / self.count))  # fmt: skip
         why = f"not decided: {gain}, 95% interval {self.gain.low:+.4g} to {self.gain.high:+.4g}"
-        more = f"about {needed} more rows would find a true gain of {target:.4g} with power {self.power:g}"
+        more = f"about {self._rows(needed)} would find a true gain of {target:.4g} with power {self.power:g}"
         return "INSUFFICIENT", [why, more, *unproven], needed
 
     def _broken(self) -> list[str]:
@@ -406,18 +423,37 @@ class _Facts:
             rows.append(self._more_for_rate(self.candidate, objective.min_quality))
             found.append(f"min_quality {objective.min_quality:g} is not shown: mean quality "
                          f"{self.candidate.estimate:.4g}, lower bound {self.absolute_bound:.4g}; "
-                         f"about {rows[-1]} more rows would show it")  # fmt: skip
-        if self.floor == "unproven":
+                         f"about {self._rows(rows[-1])} would show it")  # fmt: skip
+        if self.floor == "unproven" and self.none_worse:
+            target = min(_FEW + 1, self._showing())
+            rows.append(max(1, math.ceil((target - self.count) * self.n / self.count)))
+            found.append(f"max_quality_loss {objective.max_quality_loss:g} is not shown: {self._unseen()}; "
+                         f"about {self._rows(rows[-1])} would do, if none of them is worse")  # fmt: skip
+        elif self.floor == "unproven":
             assert self.quality_gain.se is not None
             distance = self.quality_gain.estimate + objective.max_quality_loss
             rows.append(self._more(self.quality_gain.se, distance))
             found.append(f"max_quality_loss {objective.max_quality_loss:g} is not shown: mean quality difference "
                          f"{self.quality_gain.estimate:+.4g}, lower bound {self.quality_bound:+.4g}; "
-                         f"about {rows[-1]} more rows would show it")  # fmt: skip
+                         f"about {self._rows(rows[-1])} would show it")  # fmt: skip
         return found, max(rows, default=None)
 
+    def _showing(self) -> float:
+        """Clusters without a worse row that show the floor at this alpha."""
+        loss = self.objective.max_quality_loss
+        return 1 if loss >= 1 else math.ceil(math.log(self.alpha) / math.log1p(-loss)) if loss > 0 else math.inf
+
+    def _unseen(self) -> str:
+        return (f"no row scored worse; with {self.count} clusters, up to {self.hidden:.1%} worse ones cannot be "
+                f"excluded at level {1 - self.alpha:g}")  # fmt: skip
+
+    def _rows(self, more: int) -> str:
+        """Further rows in words: those of known clusters say little, so the clusters are named."""
+        clusters = math.ceil(more * self.count / self.n)
+        return f"{more} more rows in {clusters} new cluster{'s' * (clusters != 1)}"
+
     def _more(self, se: float, distance: float) -> int:
-        """Further rows until a true mean this far from the margin is found with the wanted power."""
+        """Further rows (in new clusters, as many to each as now) until a true mean this far from the margin is found with the wanted power."""
         needed = statistics.required_rows(distance, sd=se * math.sqrt(self.n), alpha=self.alpha, power=self.power)
         return max(1, needed - self.n)
 
@@ -433,9 +469,11 @@ class _Facts:
         """What a reader should know besides the deciding reason."""
         objective, found = self.objective, []
         if self.floor == "no row worse":
-            share = 1 - self.alpha ** (1 / self.count)
-            found.append(f"no row scored worse; with {self.count} clusters, up to {share:.1%} worse ones cannot be "
-                         f"excluded at level {1 - self.alpha:g}")  # fmt: skip
+            found.append(self._unseen())
+            if self.hidden > objective.max_quality_loss:
+                showing = self._showing()
+                found[-1] += (f", so that max_quality_loss {objective.max_quality_loss:g} is met and not shown ("
+                              f"{f'{showing} clusters' if math.isfinite(showing) else 'no number of clusters'} would show it)")  # fmt: skip
         elif self.floor in ("quality better", "bound"):
             found.append(f"quality holds ({self.floor}): mean difference {self.quality_gain.estimate:+.4g}, "
                          f"lower bound {self.quality_bound:+.4g}")  # fmt: skip

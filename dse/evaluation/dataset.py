@@ -42,7 +42,9 @@ class Ledger(Protocol):
     def record(self, entry: dict[str, Any]) -> int:
         """Store one opening durably; give the openings so far of any overlapping rows, this one included.
 
-        `entry`: ``dataset`` (name), ``revision``, ``row_hashes`` (sorted list), ``purpose``, ``compile_id``.
+        `entry`: ``dataset`` (name), ``revision``, ``row_hashes`` and ``input_hashes`` (sorted lists), ``purpose``,
+        ``compile_id``. Rows overlap that have a row hash or the inputs in common: another label or meta field does not
+        make a row unseen.
         """
         ...
 
@@ -100,7 +102,8 @@ class _Sealed:
 class Dataset:
     """Rows in three splits. Made by `load` and the ``from_...`` importers; never changes (`append` gives a new one).
 
-    ``rows``, iteration and ``len`` cover the open splits (search and select) only.
+    ``rows``, iteration and ``len`` cover the open splits (search and select) only. ``split_hashes`` and
+    ``cluster_hashes`` are digests, by split, of the sorted row hashes and of these with the cluster of each.
     """
 
     def __init__(
@@ -132,6 +135,8 @@ class Dataset:
         self.rows = tuple(row for row, split in pairs if split != "holdout")
         self._clusters = {name: len({row.cluster for row in rows}) for name, rows in members.items()}
         self.split_hashes = {name: digest(sorted(row.row_hash for row in rows)) for name, rows in members.items()}
+        # The same rows under another cluster key are other evidence, which no row hash tells.
+        self.cluster_hashes = {name: digest(sorted([row.row_hash, row.cluster] for row in rows)) for name, rows in members.items()}
         self.path = path
         self._on_disk = stored  # the revision that `path` held when it was read or written
 
@@ -427,7 +432,8 @@ class Dataset:
             if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= rows.keys():
                 raise Refused("The chosen rows are none, repeated, or not of this holdout", value=len(chosen),
                               remedy="select(rows) gives some of the rows that it is given.")  # fmt: skip
-        entry = {"dataset": self.name, "revision": self.revision, "row_hashes": sorted(chosen), "purpose": purpose,
+        entry = {"dataset": self.name, "revision": self.revision, "row_hashes": sorted(chosen),
+                 "input_hashes": sorted({rows[row_hash].input_hash for row_hash in chosen}), "purpose": purpose,
                  "compile_id": compile_id}  # fmt: skip
         openings = ledger.record(entry)
         if isinstance(openings, bool) or not isinstance(openings, int) or openings < 1:

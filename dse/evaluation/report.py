@@ -134,7 +134,8 @@ def _difference(records: Sequence[RolloutRecord], *, same: bool) -> tuple[float,
     clusters = [mine[h].cluster for h in mine]
     if len(set(clusters)) < 2:
         return -1.0, sum(deltas) / len(deltas), 1.0
-    interval = paired_interval(deltas, clusters, **({} if same else {"unseen": max(map(abs, deltas)) or 1.0}))
+    seen = max(map(abs, deltas))
+    interval = paired_interval(deltas, clusters, unseen=0.0 if same else seen if seen > 1e-12 else 1.0)
     return interval.low, interval.estimate, interval.high
 
 

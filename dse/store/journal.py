@@ -28,7 +28,7 @@ from dse.store.keys import Keys
 from dse.store.progress import ProgressTables
 from dse.store.rollouts import RolloutTables
 from dse.store.runs import RunTables
-from dse.store.tables import COLUMNS, SCHEMA_VERSION, migrate, tables
+from dse.store.tables import COLUMNS, OPENED_INPUTS, SCHEMA_VERSION, migrate, tables
 from dse.store.writer import Batch, Writer, taken
 
 __all__ = ["SCHEMA_VERSION", "Store", "opened"]
@@ -370,14 +370,16 @@ class Store(RunTables, RolloutTables, ProgressTables):
     def record(self, entry: Mapping[str, Any]) -> int:
         """Record an opening of a holdout and count the openings that overlap it, this one included.
 
-        The same compile opening the same rows again is the same opening.
+        The same compile opening the same rows again is the same opening. Openings overlap that have a row hash or the
+        inputs of a row in common; of those that an earlier version recorded only the row hashes are known.
 
         Args:
-            entry: dataset, revision, compile_id, purpose, row_hashes.
+            entry: dataset, revision, compile_id, purpose, row_hashes, and input_hashes where they are known.
         """
         o, r = self._tables["openings"], self._tables["opening_rows"]
         rows = sorted(set(entry["row_hashes"]))
         key = digest([entry["dataset"], entry["revision"], entry["compile_id"], rows])
+        rows += sorted(OPENED_INPUTS + one for one in set(entry.get("input_hashes", ())))
         with self._write(power=True) as c:
             if self.dialect == "postgresql":  # of two that open at the same time, one has to see the other
                 postgresql.lock(c, postgresql.LEDGER)

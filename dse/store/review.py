@@ -12,6 +12,7 @@ from typing import Any
 from dse.errors import MetricError, StoreError
 from dse.store import owner
 from dse.store.keys import Keys, rotate
+from dse.store.tables import OPENED_INPUTS
 
 __all__ = ["ReviewTables", "outcome_of"]
 
@@ -113,7 +114,8 @@ class ReviewTables:
         """What candidates were ever tried on, once per row: its hash, its inputs in clear (None where only the hash is known),
         and whether it came out of a sealed holdout."""
         rollouts, openings = self._tables["rollouts"], self._tables["opening_rows"]
-        opened = {row["row_hash"] for row in self._rows(self._sa.select(openings.c.row_hash).distinct())}
+        listed = {row["row_hash"] for row in self._rows(self._sa.select(openings.c.row_hash).distinct())}
+        opened = {one for one in listed if not one.startswith(OPENED_INPUTS)}
         first = self._sa.func.min(rollouts.c.rollout_id).label("first")
         ids = [row["first"] for row in self._rows(self._sa.select(first).group_by(rollouts.c.row_hash))]
         found: set[str] = set()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["COLUMNS", "SCHEMA_VERSION", "migrate", "tables"]
+__all__ = ["COLUMNS", "OPENED_INPUTS", "SCHEMA_VERSION", "migrate", "tables"]
 
 SCHEMA_VERSION = 3
+OPENED_INPUTS = "inputs "
 COLUMNS = {
     "runs": ("run_id", "program_id", "signature", "mode", "model", "outcome", "created", "receipt", "owner", "epoch",
              "durability", "hidden", "updated", "head"),
@@ -73,7 +74,7 @@ def tables(dialect: str = "sqlite") -> Any:
     # --- compiles under way: completions of unfinished rollouts and of reflections, the state each began with
     sa.Table("answers", meta, key("owner"), key("key"), must("completion"))
     sa.Table("unfinished", meta, key("key"), must("state"), may("spent"))
-    # --- the ledger of holdout openings
+    # --- the ledger of holdout openings; a hash of inputs stands among the row hashes, behind `OPENED_INPUTS`
     sa.Table("openings", meta, key("id"), may("dataset"), may("revision"), may("compile_id"), may("purpose"), may("created"))
     sa.Table("opening_rows", meta, key("opening_id"), sa.Column("row_hash", text, primary_key=True, index=True))
     sa.Table("compiles", meta, key("compile_id"), may("signature"), may("artifact_id"), may("created"), may("report"))
