@@ -7,49 +7,36 @@ registry and ledger at the start, and the recorded outcomes: a compile that was 
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dse import telemetry
 from dse.artifacts.artifact import Artifact
 from dse.artifacts.registry import Registry
-from dse.canonical import canonical_json, digest
-from dse.compiler import forecast as forecasts
+from dse.canonical import digest
+from dse.compiler.ahead import Ahead
 from dse.compiler.allowlist import AllowLists, allow_lists, exposure
 from dse.compiler.budget import Budget
-from dse.compiler.choose import Measured, Removal, front, measure, removals, winner
-from dse.compiler.evidence import Spending, table_row
+from dse.compiler.choose import measure, winner
+from dse.compiler.emit import Emit, revision_of
+from dse.compiler.evidence import Spending
 from dse.compiler.forecast import Forecast
-from dse.compiler.gate import GateResult, PairedRow, gate
-from dse.compiler.gate import evidence as gate_evidence
 from dse.compiler.models import Models, Reflector
 from dse.compiler.race import Arm, Item, Outcome, RaceResult, make_race
+from dse.compiler.result import CompileResult, Rows
 from dse.compiler.search import Proposal, Proposer, Search
 from dse.compiler.space import Candidate, Space, candidates, fitting_modes, with_proposals
-from dse.contracts.tool import source_revision
-from dse.errors import (
-    ArtifactNotFound,
-    ContaminatedSplit,
-    DatasetError,
-    DseError,
-    MissingHoldout,
-    Refused,
-    Unserialisable,
-    UserError,
-)
-from dse.evaluation.evaluator import Evaluator, Progress, RolloutRecord, cassette_of, live_reads, summarise
+from dse.errors import ArtifactNotFound, ContaminatedSplit, UserError
+from dse.evaluation.evaluator import Evaluator, Progress, RolloutRecord, cassette_of, live_reads
 from dse.evaluation.executor import Executor, check_executor, executor_for
 from dse.evaluation.judge import Meter
 from dse.evaluation.sampling import spread
 from dse.evaluation.task import Task
 from dse.objective import unknown
-from dse.plan import SEMANTICS_VERSION, Plan
+from dse.plan import Plan
 from dse.portal import run_sync
 from dse.strategies.base import baseline_plan, check_plan, needs_model, seed_plan
 
@@ -60,63 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CompileResult", "Rows", "acompile", "aforecast", "compile", "forecast"]
 
-MIN_HOLDOUT_CLUSTERS = 8
 ALLOCATIONS = ("race", "grid", "uniform", "sign_test")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """How many rows of each split to use, spread over clusters; None for all."""
-
-    search: int | None = 10
-    select: int | None = None
-    holdout: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value is not None and (type(value) is not int or value < 1):
-                raise UserError(f"The number of {name} rows is a whole number from 1", value=repr(value),
-                                remedy="Use None for all rows.")  # fmt: skip
-
-
-@dataclass
-class CompileResult:
-    """What a compile gave.
-
-    Attributes:
-        artifact: of the select winner, with its verdict.
-        ref: the registry reference it was stored under.
-        table: per candidate on the select rows that it ran on: quality with interval, cost, tokens, calls, failures.
-        holdout_table: winner and incumbent on the sealed holdout.
-        winner, incumbent: candidate names; `plans`: all candidates.
-        race: how the select split was spent; `front`: names of the Pareto front.
-        removals: what leaving tools out cost, measured.
-        records: all rollouts by stage (``search``, ``select``, ``holdout``).
-        notes: what a reader should know (live reads, an inexact allow-list ...).
-        spent: of the budget, by this compile and what it went on from; `accounts`: the same per stage and model.
-    """
-
-    artifact: Artifact
-    ref: str
-    gate: GateResult
-    table: Mapping[str, Mapping[str, Any]]
-    holdout_table: Mapping[str, Mapping[str, Any]]
-    winner: str
-    incumbent: str
-    plans: Mapping[str, Plan]
-    lists: AllowLists
-    records: Mapping[str, Sequence[RolloutRecord]]
-    notes: Sequence[str] = ()
-    spent: Mapping[str, Any] = field(default_factory=dict)
-    accounts: Sequence[Mapping[str, Any]] = ()
-    candidates: Mapping[str, Candidate] = field(default_factory=dict)
-    race: RaceResult | None = None
-    front: Sequence[str] = ()
-    removals: Sequence[Removal] = ()
-
-    @property
-    def verdict(self) -> str:
-        return self.gate.verdict
 
 
 def compile(
@@ -178,7 +109,7 @@ async def aforecast(task: Task, **options: Any) -> Forecast:
     return await _Compile(task, **options).ahead()
 
 
-class _Compile:
+class _Compile(Ahead, Emit):
     store: Store
     models: Models
     evaluators: Mapping[str, Evaluator]
@@ -257,23 +188,6 @@ class _Compile:
         return Evaluator(self.task, self.models.by_name[name], self.store, concurrency=self.concurrency, prices=self.prices,
                          executor=runner, judge_meter=self.judges, progress=self.progress, before_pause=self.models.budgeted[name].before_wait)  # fmt: skip
 
-    def _check_data(self) -> None:
-        """What can be known before anything runs."""
-        clusters = self.data.holdout_summary()["clusters"]
-        usable = clusters if self.rows.holdout is None else min(clusters, self.rows.holdout)
-        if usable < MIN_HOLDOUT_CLUSTERS:
-            raise MissingHoldout(f"The holdout has fewer than {MIN_HOLDOUT_CLUSTERS} clusters", value=usable,
-                                 remedy="Add rows of more clusters, or use more of them; a gate could not decide "
-                                        "anything.")  # fmt: skip
-        gain = forecasts.detectable(usable, usable)
-        self.say(f"plan: {usable} independent sealed rows find "
-                 + ("no gain" if gain is None else f"a gain of {gain:.2f} or more in quality with 80% probability")
-                 + ", if a third of the rows differ")  # fmt: skip
-        for split in ("search", "select"):
-            if not self.data.split(split):
-                raise DatasetError(f"The dataset has no {split} rows", value=self.data.name,
-                                   remedy=f"Give {split} a share of the quota.")  # fmt: skip
-
     def _check_objective(self) -> None:
         objective = self.task.objective
         for name, model in self.models.by_name.items():
@@ -282,99 +196,6 @@ class _Compile:
                 raise unknown("cost", _field(objective, "cost_weight", "max_cost"))
             if objective.needs_latency and cassette is not None and cassette.header.latency != "representative":
                 raise unknown("latency", _field(objective, "latency_weight", "max_p95_latency_s"))
-
-    # --- before anything is paid for
-
-    def _sizes(self) -> tuple[int, int, int]:
-        """Search, select and holdout rows that will be used."""
-        sealed = self.data.holdout_summary()["rows"]
-        search, select = (len(spread(self.data.split(s), getattr(self.rows, s))) for s in ("search", "select"))
-        return search, select, sealed if self.rows.holdout is None else min(sealed, self.rows.holdout)
-
-    def _most(self) -> int:
-        """Candidates before proposals, the incumbent among them."""
-        return 1 + len(self.models.names) * sum(self.space.most(mode) for mode in self.modes)
-
-    async def _tell_plan(self) -> None:
-        """How many rollouts this takes at most, and how often the holdout was open."""
-        search, select, holdout = self._sizes()
-        most, opened = self._most(), 2 * holdout * self.replicates
-        rollouts = search * len(self.modes) + select * most + opened
-        times = f" x {self.replicates}" if self.replicates > 1 else ""
-        self.say(f"plan: at most {rollouts} rollouts: {search} search rows x {len(self.modes)} modes, {select} select rows x "
-                 f"{most} candidates, {holdout} holdout rows x 2{times}; "
-                 + (f"proposals of {', '.join(p.name for p in self.proposers)} come to that; " if self.proposers else "")
-                 + ("a recording answers them" if self.models.free else "each asks the model at least once"))  # fmt: skip
-        before = await self._openings()
-        if before:
-            self.say(f"plan: the holdout of {self.data.name} was opened {'once' if before == 1 else f'{before} times'} before "
-                     f"in this store: the next look is tested at 0.05/{before + 1}")  # fmt: skip
-
-    async def _openings(self) -> int:
-        openings = await self.store.threaded(self.store.openings)
-        return sum(opening["dataset"] == self.data.name for opening in openings)
-
-    async def _forecast(self) -> Forecast:
-        search, select, holdout = self._sizes()
-        first = self.models.default
-        earlier: dict[str, list[Any]] = {}
-        for row in await self.store.threaded(self.store.rollouts):
-            if row["signature"] == self.spec.name and row["model"] == first.name:
-                earlier.setdefault(row["mode"], []).append(row)
-        examples = self.data.split("search")[:1]
-        limits = self.task.limits
-        modes = {}
-        for mode in self.modes:
-            plan = seed_plan(self.spec, mode, limits=limits)
-            size = await forecasts.first_request_tokens(self.task, plan, first, examples[0])
-            modes[mode] = forecasts.per_run(mode, size, earlier.get(mode, []), limits.model_calls, limits.tokens)
-        each = {mode: self.space.most(mode) * len(self.models.names) for mode in self.modes}
-        most = sum(each.values()) + 1
-        raced = most if self.allocation == "grid" or most <= 4 else max(4, math.ceil(0.4 * most))
-        gated = holdout * self.replicates
-        stages = {"search": (search * len(modes),) * 2, "select": (select * raced, select * most), "holdout": (2 * gated,) * 2}
-        share = raced / most
-
-        def total(per: str, most_of: bool) -> float:
-            figures = {mode: getattr(one, per) for mode, one in modes.items()}
-            dearest = max(figures.values())
-            runs = math.fsum(figures[mode] * (search + select * each[mode] * (1.0 if most_of else share)) for mode in modes)
-            mean = math.fsum(figures.values()) / len(figures)
-            return runs + (select * dearest + 2 * gated * dearest if most_of else select * mean + 2 * gated * mean)
-
-        tokens, ceiling = total("tokens", False), total("most_tokens", True)
-        clusters = self.data.holdout_summary()["clusters"]
-        usable = clusters if self.rows.holdout is None else min(clusters, self.rows.holdout)
-        return Forecast(
-            signature=self.spec.name, models=self.models.names, modes=modes, clusters=usable, candidates=most, stages=stages,
-            rows={"search": search, "select": select, "holdout": holdout}, model_calls=total("model_calls", False),
-            most_model_calls=total("most_model_calls", True), tokens=tokens, most_tokens=ceiling,
-            usd=forecasts.price(self.prices, first.name, tokens),
-            most_usd=forecasts.price(self.prices, first.name, ceiling, most=True), mde=forecasts.detectable(usable, usable),
-            openings=await self._openings(), recorded=self.models.free, proposers=tuple(p.name for p in self.proposers),
-            budget=asdict(self.budget),
-        )  # fmt: skip
-
-    def _tell_rest(self, found: Mapping[str, Candidate], incumbent: Plan, searched: Sequence[RolloutRecord],
-                   call_s: float | None) -> None:  # fmt: skip
-        """After the search: what select and holdout will ask of the model, by what each mode asked on search rows."""
-        if self.models.free:
-            return
-        asked: dict[str, list[int]] = {}
-        for record in searched:
-            asked.setdefault(str(record.receipt["mode"]), []).append(record.model_calls)
-        per_run = {mode: sum(calls) / len(calls) for mode, calls in asked.items()}
-        each = [per_run.get(one.plan.mode, 1.0) for one in found.values()]
-        _, select, holdout = self._sizes()
-        calls = select * sum(each) + holdout * (per_run.get(incumbent.mode, 1.0) + sum(each) / len(each))
-        text = f"plan: about {calls:.0f} more model calls ({', '.join(f'{m} {c:.1f}' for m, c in per_run.items())} per run)"
-        if call_s is not None:
-            text += f", about {max(1, round(calls * call_s / 60))} min at the pace so far"
-        budget = self.budget.model_calls
-        if budget is not None:
-            left = budget - self.models.purse.calls
-            text += f"; the budget has {left} left" + (", likely too few" if left < calls else "")
-        self.say(text)
 
     # --- stages
 
@@ -633,177 +454,6 @@ class _Compile:
             return "other tools"
         return ""
 
-    # --- identity
-
-    def _inputs(self) -> dict[str, Any]:
-        """Everything that goes into this compile but the incumbent."""
-        task, toolbox, space = self.task, self.task.toolbox, self.space
-        assert toolbox is not None
-        metric, environment = task.metric, task.environment
-        return {
-            "signature": self.spec.signature_id, "semantics": SEMANTICS_VERSION,
-            "contracts": {name: [toolbox[name].contract.interface_id, toolbox[name].contract.policy_id]
-                          for name in self.spec.tool_names},
-            "dataset": [self.data.revision, dict(self.data.split_hashes), dict(self.data.cluster_hashes)],
-            "metric": [metric.name, metric.revision],
-            "environment": [environment.name, environment.revision] if environment else None,
-            "toolbox": toolbox.revision(self.spec.tool_names), "objective": task.objective.to_dict(),
-            "limits": task.limits.model_dump(mode="json"), "required": list(task.required), "modes": list(self.modes),
-            "rows": [self.rows.search, self.rows.select, self.rows.holdout],
-            "space": {mode: [list(space.allow_of(mode)), space.demos_of(mode), space.cross] for mode in self.modes},
-            "search": [[one.name, revision_of(one)] for one in self.proposers],
-            "allocation": self.allocation, "replicates": self.replicates,
-            "success": self.success, "seed": self.seed, "models": self.models.described(),
-            "prices": self.prices.to_dict() if self.prices else None,
-        }  # fmt: skip
-
-    def _program_id(self, plan: Plan, model: str) -> str:
-        return self.evaluators[model].program(plan).program_id
-
-    # --- the artifact
-
-    async def _emit(self, found: Mapping[str, Candidate], lists: AllowLists,
-                    search: tuple[Sequence[Example], Sequence[RolloutRecord]], selected: list[RolloutRecord],
-                    opened: tuple[list[RolloutRecord], int], chosen: str, why: str, incumbent: str, parent: Artifact | None,
-                    race: RaceResult, measured: Mapping[str, Measured]) -> CompileResult:  # fmt: skip
-        records, openings = opened
-        table = summarise(selected)
-        # The k-th look at the same rows is tested at alpha / k.
-        options = {"objective": self.task.objective, "seed": self.seed, "alpha": 0.05 / max(1, openings)}
-        finished = [s.name for s in race.ranking if s.finalist]
-        pareto = front(measured, [name for name in finished if name in measured])
-        costs = removals(measured, self.effects)
-
-        def build(name: str) -> tuple[Artifact, GateResult]:
-            rows = _paired(records, name, incumbent)
-            exposures = {"baseline_exposure": exposure(found[incumbent].plan.allow, self.effects),
-                         "candidate_exposure": exposure(found[name].plan.allow, self.effects)}  # fmt: skip
-            result = gate(rows, **options, **exposures)  # type: ignore[arg-type]
-            evidence = {
-                **self._evidence(found, name, incumbent, lists, search[0], table, parent),
-                "gate": result.to_dict(), "paired": gate_evidence(rows, **options, **exposures),  # type: ignore[arg-type]
-                "holdout_openings": openings, "race": self._race_data(race, why, len(table)), "front": list(pareto),
-                "removals": [one.to_dict() for one in costs],
-            }  # fmt: skip
-            return self._artifact(found[name], evidence, parent), result
-
-        artifact, result = build(chosen)
-        base = build(incumbent)[0] if parent is None else None
-        self._release(artifact, base or parent)
-        compiled = CompileResult(
-            artifact=artifact, ref=f"{self.spec.name}@{artifact.artifact_id[:19]}", gate=result, table=table,
-            holdout_table=summarise(records), winner=chosen, incumbent=incumbent,
-            plans={name: one.plan for name, one in found.items()}, lists=lists,
-            records={"search": list(search[1]), "select": selected, "holdout": records}, notes=self.notes,
-            spent=self.models.purse.spent(), accounts=self.spending.stages(), candidates=found, race=race, front=pareto,
-            removals=costs,
-        )  # fmt: skip
-        await self.store.threaded(self.store.save_compile, self.compile_id, self.spec.name, artifact.artifact_id,
-                                  self._report(compiled))  # fmt: skip
-        return compiled
-
-    def _race_data(self, race: RaceResult, why: str, tried: int) -> dict[str, Any]:
-        units = [s.cost for s in race.ranking]
-        rows = max((s.n for s in race.ranking), default=0)
-        per_run = [s.cost / s.n for s in race.ranking if s.n]
-        return {
-            "allocation": self.allocation, "rollouts": race.rollouts, "grid_rollouts": race.grid_rollouts,
-            "units": math.fsum(units), "grid_units": math.fsum(one * rows for one in per_run),
-            "rounds": [{"rollouts": one.rollouts, "rows": one.units, "kept": list(one.kept), "dropped": dict(one.dropped)}
-                       for one in race.rounds],
-            "finalists": [s.name for s in race.ranking if s.finalist],
-            "chosen_because": why or f"the highest expected utility of {tried} candidates on select rows",
-        }  # fmt: skip
-
-    def _release(self, artifact: Artifact, incumbent: Artifact | None) -> None:
-        """Store the artifact and move the aliases that its verdict moves. Done twice, it changes nothing more."""
-        assert incumbent is not None
-        name, by, verdict = self.spec.name, "dse compile", artifact.verdict
-        self.registry.put(artifact)
-        aliases = self.registry.aliases(name)
-        if aliases.get("champion") == artifact.artifact_id:  # an earlier process got here
-            return
-        if aliases.get("champion") is None:  # the baseline is the first: there always is a way back
-            self.registry.put(incumbent)
-            self.registry.promote(f"{name}@{incumbent.artifact_id}", reason="baseline", by=by, only_first=True)
-        if aliases.get("candidate") != artifact.artifact_id:
-            self.registry.set_alias(name, "candidate", artifact.artifact_id, reason=f"verdict {verdict}", by=by)
-        if verdict == "PROMOTE":
-            try:  # by its id, and without a reason: then the registry checks verdict and incumbent under its lock
-                self.registry.promote(f"{name}@{artifact.artifact_id}", by=by)
-            except Refused:
-                self.notes.append("better than the incumbent of this compile, but that is not the champion: "
-                                  "it stays the candidate until somebody promotes it with a reason")  # fmt: skip
-
-    def _evidence(self, found: Mapping[str, Candidate], name: str, incumbent: str, lists: AllowLists,
-                  search: Sequence[Example], table: Mapping[str, Mapping[str, Any]],
-                  parent: Artifact | None) -> dict[str, Any]:  # fmt: skip
-        task, toolbox = self.task, self.task.toolbox
-        assert toolbox is not None
-        environment, base = task.environment, found[incumbent]
-        return {
-            "inputs_digest": self.compile_id,
-            "dataset": {"name": self.data.name, "revision": self.data.revision, "split": self._splits(search)},
-            "metric": {"name": task.metric.name, "revision": task.metric.revision, "kind": task.metric.kind},
-            "environment": {"name": environment.name, "revision": environment.revision} if environment else None,
-            "toolbox_revision": toolbox.revision(self.spec.tool_names),
-            "objective": task.objective.to_dict(), "seed": self.seed,
-            "modes": [table_row(one, row, found[one], self._program_id(found[one].plan, found[one].model))
-                      for one, row in table.items()],
-            "incumbent": {"program_id": self._program_id(base.plan, base.model), "kind": "champion" if parent else "baseline",
-                          "artifact_id": parent.artifact_id if parent else None, "mode": base.plan.mode, "model": base.model},
-            "candidates_tried": len(table), "spend": self.spending.total(), "stages": self.spending.stages(),
-            "allow_lists": {label: list(tools) for label, tools in lists.named().items()}
-                           | {"solved_rows": lists.solved_rows, "exact": lists.exact},
-            "removed_tools": [{"name": tool, "effect": self.effects[tool]} for tool in self.spec.tool_names
-                              if tool not in found[name].plan.allow],
-            "demos": {"rows": list(found[name].rows)},
-            "model_label": self.label, "price_table": self.prices.name if self.prices else None,
-            "notes": list(self.notes), "proposers": self.reports, "pruned": self.pruned, "models": list(self.models.names),
-            "reflection_model": self.models.reflection.name if self.proposers else None, "replicates": self.replicates,
-        }  # fmt: skip
-
-    def _splits(self, search: Sequence[Example]) -> dict[str, Any]:
-        select = spread(self.data.split("select"), self.rows.select)
-        described = {name: {"rows": len(rows), "clusters": len({r.cluster for r in rows}),
-                            "hash": digest(sorted(r.row_hash for r in rows))}
-                     for name, rows in (("search", search), ("select", select))}  # fmt: skip
-        return {**described, "holdout": dict(self.data.holdout_summary())}
-
-    def _artifact(self, one: Candidate, evidence: dict[str, Any], parent: Artifact | None) -> Artifact:
-        toolbox, program = self.task.toolbox, self.evaluators[one.model].program(one.plan)
-        assert toolbox is not None
-        model = {"name": "none", "params": {}} if program.lm is None else {"name": program.lm.name, "params": dict(program.lm.params)}
-        return Artifact.build(
-            signature=self.spec.to_dict() | {"signature_id": self.spec.signature_id}, plan=one.plan,
-            contracts={name: toolbox[name].contract for name in one.plan.allow}, model=model,
-            program_id=program.program_id, evidence=evidence, parent=parent.artifact_id if parent else None,
-            duration_s=time.monotonic() - self.started, budget=asdict(self.budget), cwd=os.getcwd(),
-        )  # fmt: skip
-
-    def _report(self, compiled: CompileResult) -> dict[str, Any]:
-        return {"winner": compiled.winner, "incumbent": compiled.incumbent, "gate": compiled.gate.to_dict(),
-                "table": {k: {"allow": list(compiled.plans[k].allow), **v} for k, v in compiled.table.items()},
-                "holdout_table": {k: dict(v) for k, v in compiled.holdout_table.items()}, "model_label": self.label,
-                "race": compiled.race.to_dict() if compiled.race else None, "front": list(compiled.front),
-                "pruned": self.pruned, "spent": dict(compiled.spent), "accounts": self.models.purse.by_stage(),
-                "rollouts": {stage: [[r.candidate, r.rollout_id] for r in records]
-                             for stage, records in compiled.records.items()}}  # fmt: skip
-
-
-def revision_of(one: Any) -> str:
-    """What identifies a proposer: its settings where they are data, its source, or the ``revision`` that it states."""
-    stated = getattr(one, "revision", None)
-    if isinstance(stated, str) and stated:
-        return stated
-    settings: Any = asdict(one) if dataclasses.is_dataclass(one) and not isinstance(one, type) else vars(one)
-    try:
-        canonical_json(settings)
-    except (Unserialisable, DseError, TypeError):
-        settings = {name: repr(value)[:200] for name, value in settings.items() if isinstance(value, (str, int, float, bool, tuple))}
-    return digest([source_revision(type(one)), settings])[7:19]
-
-
 def _field(objective: Any, weight: str, limit: str) -> str:
     return weight if getattr(objective, weight) else limit
 
@@ -815,22 +465,6 @@ def _refuse_shown(shown: Sequence[str], rows: set[str], split: str) -> None:
         raise ContaminatedSplit(f"The champion's demonstrations are among the {split} rows", value=both[0],
                                 remedy="Splits are kept for good: pass the earlier assignment, or promote a program "
                                        "without these demonstrations first.", rows=both)  # fmt: skip
-
-
-def _paired(records: Sequence[RolloutRecord], candidate: str, incumbent: str) -> list[PairedRow]:
-    """Per row the means over its replicates."""
-    by_row: dict[str, dict[str, list[RolloutRecord]]] = {}
-    for record in records:
-        by_row.setdefault(record.row_hash, {}).setdefault(record.candidate, []).append(record)
-
-    def mean(values: Sequence[float | None]) -> float | None:
-        return None if None in values else math.fsum(v for v in values if v is not None) / len(values)
-
-    def both(rows: Mapping[str, Sequence[RolloutRecord]], what: str) -> list[Any]:
-        return [mean([getattr(r, what) for r in rows[name]]) for name in (candidate, incumbent)]
-
-    return [PairedRow(row, rows[candidate][0].cluster, *both(rows, "score"), *both(rows, "cost_usd"), *both(rows, "latency_s"))
-            for row, rows in by_row.items()]  # fmt: skip
 
 
 def _label(model: Any) -> str:

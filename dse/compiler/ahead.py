@@ -1,0 +1,159 @@
+"""The part of a compile that looks ahead: what can be checked and told before anything is paid for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from dse.compiler import forecast as forecasts
+from dse.compiler.budget import Budget
+from dse.compiler.forecast import Forecast
+from dse.compiler.models import Models
+from dse.compiler.result import Rows
+from dse.compiler.search import Proposer
+from dse.compiler.space import Candidate, Space
+from dse.contracts.signature import SignatureSpec
+from dse.errors import DatasetError, MissingHoldout
+from dse.evaluation.evaluator import RolloutRecord
+from dse.evaluation.sampling import spread
+from dse.evaluation.task import Task
+from dse.plan import Plan
+from dse.strategies.base import seed_plan
+
+if TYPE_CHECKING:
+    from dse.evaluation.dataset import Dataset
+    from dse.models.prices import PriceTable
+    from dse.store.journal import Store
+
+__all__ = ["MIN_HOLDOUT_CLUSTERS", "Ahead"]
+
+MIN_HOLDOUT_CLUSTERS = 8
+
+
+class Ahead:
+    """Mixed into the compile."""
+
+    task: Task
+    spec: SignatureSpec
+    data: Dataset
+    models: Models
+    store: Store
+    rows: Rows
+    space: Space
+    modes: tuple[str, ...]
+    budget: Budget
+    prices: PriceTable | None
+    proposers: tuple[Proposer, ...]
+    allocation: str
+    replicates: int
+    say: Callable[[str], None]
+
+    def _check_data(self) -> None:
+        """What can be known before anything runs."""
+        clusters = self.data.holdout_summary()["clusters"]
+        usable = clusters if self.rows.holdout is None else min(clusters, self.rows.holdout)
+        if usable < MIN_HOLDOUT_CLUSTERS:
+            raise MissingHoldout(f"The holdout has fewer than {MIN_HOLDOUT_CLUSTERS} clusters", value=usable,
+                                 remedy="Add rows of more clusters, or use more of them; a gate could not decide "
+                                        "anything.")  # fmt: skip
+        gain = forecasts.detectable(usable, usable)
+        self.say(f"plan: {usable} independent sealed rows find "
+                 + ("no gain" if gain is None else f"a gain of {gain:.2f} or more in quality with 80% probability")
+                 + ", if a third of the rows differ")  # fmt: skip
+        for split in ("search", "select"):
+            if not self.data.split(split):
+                raise DatasetError(f"The dataset has no {split} rows", value=self.data.name,
+                                   remedy=f"Give {split} a share of the quota.")  # fmt: skip
+
+    def _sizes(self) -> tuple[int, int, int]:
+        """Search, select and holdout rows that will be used."""
+        sealed = self.data.holdout_summary()["rows"]
+        search, select = (len(spread(self.data.split(s), getattr(self.rows, s))) for s in ("search", "select"))
+        return search, select, sealed if self.rows.holdout is None else min(sealed, self.rows.holdout)
+
+    def _most(self) -> int:
+        """Candidates before proposals, the incumbent among them."""
+        return 1 + len(self.models.names) * sum(self.space.most(mode) for mode in self.modes)
+
+    async def _tell_plan(self) -> None:
+        """How many rollouts this takes at most, and how often the holdout was open."""
+        search, select, holdout = self._sizes()
+        most, opened = self._most(), 2 * holdout * self.replicates
+        rollouts = search * len(self.modes) + select * most + opened
+        times = f" x {self.replicates}" if self.replicates > 1 else ""
+        self.say(f"plan: at most {rollouts} rollouts: {search} search rows x {len(self.modes)} modes, {select} select rows x "
+                 f"{most} candidates, {holdout} holdout rows x 2{times}; "
+                 + (f"proposals of {', '.join(p.name for p in self.proposers)} come to that; " if self.proposers else "")
+                 + ("a recording answers them" if self.models.free else "each asks the model at least once"))  # fmt: skip
+        before = await self._openings()
+        if before:
+            self.say(f"plan: the holdout of {self.data.name} was opened {'once' if before == 1 else f'{before} times'} before "
+                     f"in this store: the next look is tested at 0.05/{before + 1}")  # fmt: skip
+
+    async def _openings(self) -> int:
+        openings = await self.store.threaded(self.store.openings)
+        return sum(opening["dataset"] == self.data.name for opening in openings)
+
+    async def _forecast(self) -> Forecast:
+        search, select, holdout = self._sizes()
+        first = self.models.default
+        earlier: dict[str, list[Any]] = {}
+        for row in await self.store.threaded(self.store.rollouts):
+            if row["signature"] == self.spec.name and row["model"] == first.name:
+                earlier.setdefault(row["mode"], []).append(row)
+        examples = self.data.split("search")[:1]
+        limits = self.task.limits
+        modes = {}
+        for mode in self.modes:
+            plan = seed_plan(self.spec, mode, limits=limits)
+            size = await forecasts.first_request_tokens(self.task, plan, first, examples[0])
+            modes[mode] = forecasts.per_run(mode, size, earlier.get(mode, []), limits.model_calls, limits.tokens)
+        each = {mode: self.space.most(mode) * len(self.models.names) for mode in self.modes}
+        most = sum(each.values()) + 1
+        raced = most if self.allocation == "grid" or most <= 4 else max(4, math.ceil(0.4 * most))
+        gated = holdout * self.replicates
+        stages = {"search": (search * len(modes),) * 2, "select": (select * raced, select * most), "holdout": (2 * gated,) * 2}
+        share = raced / most
+
+        def total(per: str, most_of: bool) -> float:
+            figures = {mode: getattr(one, per) for mode, one in modes.items()}
+            dearest = max(figures.values())
+            runs = math.fsum(figures[mode] * (search + select * each[mode] * (1.0 if most_of else share)) for mode in modes)
+            mean = math.fsum(figures.values()) / len(figures)
+            return runs + (select * dearest + 2 * gated * dearest if most_of else select * mean + 2 * gated * mean)
+
+        tokens, ceiling = total("tokens", False), total("most_tokens", True)
+        clusters = self.data.holdout_summary()["clusters"]
+        usable = clusters if self.rows.holdout is None else min(clusters, self.rows.holdout)
+        return Forecast(
+            signature=self.spec.name, models=self.models.names, modes=modes, clusters=usable, candidates=most, stages=stages,
+            rows={"search": search, "select": select, "holdout": holdout}, model_calls=total("model_calls", False),
+            most_model_calls=total("most_model_calls", True), tokens=tokens, most_tokens=ceiling,
+            usd=forecasts.price(self.prices, first.name, tokens),
+            most_usd=forecasts.price(self.prices, first.name, ceiling, most=True), mde=forecasts.detectable(usable, usable),
+            openings=await self._openings(), recorded=self.models.free, proposers=tuple(p.name for p in self.proposers),
+            budget=asdict(self.budget),
+        )  # fmt: skip
+
+    def _tell_rest(self, found: Mapping[str, Candidate], incumbent: Plan, searched: Sequence[RolloutRecord],
+                   call_s: float | None) -> None:  # fmt: skip
+        """After the search: what select and holdout will ask of the model, by what each mode asked on search rows."""
+        if self.models.free:
+            return
+        asked: dict[str, list[int]] = {}
+        for record in searched:
+            asked.setdefault(str(record.receipt["mode"]), []).append(record.model_calls)
+        per_run = {mode: sum(calls) / len(calls) for mode, calls in asked.items()}
+        each = [per_run.get(one.plan.mode, 1.0) for one in found.values()]
+        _, select, holdout = self._sizes()
+        calls = select * sum(each) + holdout * (per_run.get(incumbent.mode, 1.0) + sum(each) / len(each))
+        text = f"plan: about {calls:.0f} more model calls ({', '.join(f'{m} {c:.1f}' for m, c in per_run.items())} per run)"
+        if call_s is not None:
+            text += f", about {max(1, round(calls * call_s / 60))} min at the pace so far"
+        budget = self.budget.model_calls
+        if budget is not None:
+            left = budget - self.models.purse.calls
+            text += f"; the budget has {left} left" + (", likely too few" if left < calls else "")
+        self.say(text)
