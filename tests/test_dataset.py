@@ -784,6 +784,27 @@ def test_equal_inputs_without_text_are_refused_too():
         Dataset.from_rows(rows, name="f", fields=fields)
 
 
+def test_inputs_that_are_the_same_in_all_rows_do_not_make_them_alike():
+    fields = {"task": "input", "context": "input", **FIELDS}
+    # The same long instruction and list of rules for every short question.
+    rows = [{"task": REPORT * 5, "context": {"rules": [words("rules", 60), 7]}, **row, "question": f"{row['id']}, {10**i}?"}
+            for i, row in enumerate(make_rows(20, 1))]  # fmt: skip
+    data = make(rows, fields=fields)
+    assert data.describe()["rows"] == 20 and set(data.assignment.values()) == {"search", "select", "holdout"}
+    one, other = (next(row for row in rows if data.assignment[row["scenario"]] == split) for split in ("search", "holdout"))
+    one["question"], other["question"] = REPORT, REPORT.upper()
+    with pytest.raises(ContaminatedSplit) as caught:  # what tells rows apart still counts
+        make(rows, fields=fields)
+    assert caught.value.details["similarity"] == 1.0
+    one["question"], other["question"] = "r1, 1?", "r2, 2?"
+    assert make(rows, fields=fields).describe()["rows"] == 20
+    one["task"] = REPORT * 5 + "!"  # not the same in all rows any more
+    with pytest.raises(ContaminatedSplit):
+        make(rows, fields=fields)
+    with pytest.raises(ContaminatedSplit):  # nothing tells them apart
+        make([{**row, "task": "", "context": {}, "question": "the same"} for row in rows], fields=fields)
+
+
 def test_input_text():
     assert input_text({"b": "two", "a": ["one", {"z": 3, "y": "x"}], "c": None, "d": True, "e": 1.5}) == "one x 3 two 1.5"
     assert input_text({}) == ""

@@ -31,7 +31,7 @@ from dse.evaluation.rows import (
     place,
     read_header,
 )
-from dse.evaluation.splits import SPLITS, assign, input_text, near_duplicates, similar_pairs
+from dse.evaluation.splits import SPLITS, assign, input_text, input_texts, near_duplicates, similar_pairs
 
 __all__ = ["Dataset", "Example", "Holdout", "Ledger", "Overlap", "SealedRow", "input_text", "near_duplicates", "seal"]
 
@@ -153,7 +153,8 @@ class Dataset:
             DuplicateRow: two rows with one id or the same content.
             DatasetChanged: the rows are not those of the revision, or a cluster has no split.
             MissingHoldout: the quota or the rows leave no holdout.
-            ContaminatedSplit: the same or nearly the same inputs in two splits (see `near_duplicates`).
+            ContaminatedSplit: the same or nearly the same inputs in two splits (see `near_duplicates`). Inputs that are
+                the same in all rows are not looked at.
         """
         folder = Path(path)
         header, assignment, revision = read_header(importers.inside(folder, "dataset.json"))
@@ -566,7 +567,7 @@ def _refuse_copies(placed: Sequence[Placed]) -> None:
 
 def _refuse_overlap(where: str, placed: Sequence[Placed], split_of: Sequence[str]) -> None:
     rows = [item.example for item in placed]
-    texts = [input_text(row._inputs) for row in rows]
+    texts = input_texts([row._inputs for row in rows])
     pair: tuple[int, int, float] | None = None
     bare: dict[str, int] = {}  # rows without any text: only equal inputs are alike
     for index, text in enumerate(texts):
