@@ -774,6 +774,29 @@ def test_near_duplicates_within_a_cluster_are_fine():
     assert make(rows).describe()["rows"] == 40
 
 
+def test_sealed_rows_that_resemble_each_other_across_clusters_are_counted():
+    assert make().describe()["holdout_alike"] == 0
+    rows = make_rows(40, 2)
+    placed = make(rows).assignment
+    sealed = [row for row in rows if placed[row["scenario"]] == "holdout"]
+    for number, row in enumerate(sealed[:3]):  # two of one cluster, one of another
+        row["question"] = f"{REPORT} Team {number}."
+    for number, row in enumerate(sealed[4:6]):  # of one cluster only
+        row["question"] = f"{words('other', 30)} {number}"
+    data = make(rows)
+    assert [row["scenario"] for row in sealed[:6]] == [row["scenario"] for row in sealed[:6:2] for _ in range(2)]
+    assert data.holdout_alike() == data.describe()["holdout_alike"] == 3
+
+
+def test_very_many_sealed_rows_that_resemble_each_other_are_counted_quickly():
+    rows = [{"id": f"r{i}", "question": f"{REPORT} Team {i}.", "answer": i} for i in range(1000)]
+    started = time.process_time()
+    data = Dataset.from_rows(rows, name="d", fields={"question": "input", "answer": "label"},
+                             quota={"search": 0, "select": 0, "holdout": 1.0})  # fmt: skip
+    assert data.holdout_alike() > 100
+    assert time.process_time() - started < 5
+
+
 def test_equal_inputs_without_text_are_refused_too():
     rows = [{"id": f"r{i}", "flags": [True] * (i + 1), "answer": i} for i in range(12)]
     fields = {"flags": "input", "answer": "label"}
