@@ -534,6 +534,18 @@ def test_an_artifact_depends_on_what_went_into_it(tmp_path: Path, best_direct: C
     assert {a.program_id for a in (base, seeded, priced, dearer)} == {base.program_id}
 
 
+def test_sealed_rows_that_resemble_each_other_are_told(tmp_path: Path, best_direct: Compiled) -> None:
+    assert not any("resemble" in note for note in best_direct.result.artifact.evidence.notes)
+    plain = QUICK.dataset()
+    signed = (" Please look it up in the warehouse and tell me the number, no more than that. I need it before the lorry leaves at "
+              "noon, since whatever is missing has to be bought elsewhere, at twice the price. Yours, Ada of the upper shop.")  # fmt: skip
+    rows = [row | {"request": row["request"] + signed * (plain.assignment[row["site"]] == "holdout")} for row in QUICK.rows()]
+    alike = Dataset.from_rows(rows, name="warehouse", fields=plain.fields, cluster_key="site", assignment=plain.assignment)
+    count = alike.holdout_alike()
+    notes = quick(tmp_path, QUICK, alike).result.artifact.evidence.notes
+    assert count > 1 and any(f"{count} of 9 sealed rows resemble sealed rows of other clusters" in note for note in notes)
+
+
 def test_which_rows_belong_together_is_part_of_what_went_in(tmp_path: Path) -> None:
     world = replace(QUICK, rows_per_cluster=2)
     data, rows = world.dataset(), world.rows()

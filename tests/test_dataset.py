@@ -774,6 +774,29 @@ def test_near_duplicates_within_a_cluster_are_fine():
     assert make(rows).describe()["rows"] == 40
 
 
+def test_sealed_rows_that_resemble_each_other_across_clusters_are_counted():
+    assert make().describe()["holdout_alike"] == 0
+    rows = make_rows(40, 2)
+    placed = make(rows).assignment
+    sealed = [row for row in rows if placed[row["scenario"]] == "holdout"]
+    for number, row in enumerate(sealed[:3]):  # two of one cluster, one of another
+        row["question"] = f"{REPORT} Team {number}."
+    for number, row in enumerate(sealed[4:6]):  # of one cluster only
+        row["question"] = f"{words('other', 30)} {number}"
+    data = make(rows)
+    assert [row["scenario"] for row in sealed[:6]] == [row["scenario"] for row in sealed[:6:2] for _ in range(2)]
+    assert data.holdout_alike() == data.describe()["holdout_alike"] == 3
+
+
+def test_very_many_sealed_rows_that_resemble_each_other_are_counted_quickly():
+    rows = [{"id": f"r{i}", "question": f"{REPORT} Team {i}.", "answer": i} for i in range(1000)]
+    started = time.process_time()
+    data = Dataset.from_rows(rows, name="d", fields={"question": "input", "answer": "label"},
+                             quota={"search": 0, "select": 0, "holdout": 1.0})  # fmt: skip
+    assert data.holdout_alike() > 100
+    assert time.process_time() - started < 5
+
+
 def test_equal_inputs_without_text_are_refused_too():
     rows = [{"id": f"r{i}", "flags": [True] * (i + 1), "answer": i} for i in range(12)]
     fields = {"flags": "input", "answer": "label"}
@@ -782,6 +805,27 @@ def test_equal_inputs_without_text_are_refused_too():
         row["flags"] = [True]
     with pytest.raises(ContaminatedSplit):
         Dataset.from_rows(rows, name="f", fields=fields)
+
+
+def test_inputs_that_are_the_same_in_all_rows_do_not_make_them_alike():
+    fields = {"task": "input", "context": "input", **FIELDS}
+    # The same long instruction and list of rules for every short question.
+    rows = [{"task": REPORT * 5, "context": {"rules": [words("rules", 60), 7]}, **row, "question": f"{row['id']}, {10**i}?"}
+            for i, row in enumerate(make_rows(20, 1))]  # fmt: skip
+    data = make(rows, fields=fields)
+    assert data.describe()["rows"] == 20 and set(data.assignment.values()) == {"search", "select", "holdout"}
+    one, other = (next(row for row in rows if data.assignment[row["scenario"]] == split) for split in ("search", "holdout"))
+    one["question"], other["question"] = REPORT, REPORT.upper()
+    with pytest.raises(ContaminatedSplit) as caught:  # what tells rows apart still counts
+        make(rows, fields=fields)
+    assert caught.value.details["similarity"] == 1.0
+    one["question"], other["question"] = "r1, 1?", "r2, 2?"
+    assert make(rows, fields=fields).describe()["rows"] == 20
+    one["task"] = REPORT * 5 + "!"  # not the same in all rows any more
+    with pytest.raises(ContaminatedSplit):
+        make(rows, fields=fields)
+    with pytest.raises(ContaminatedSplit):  # nothing tells them apart
+        make([{**row, "task": "", "context": {}, "question": "the same"} for row in rows], fields=fields)
 
 
 def test_input_text():

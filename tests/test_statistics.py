@@ -283,6 +283,19 @@ def test_score_interval_coverage(n: int) -> None:
     assert 0.92 <= _coverage(clustered, 2 / 3, lambda v: score_interval(v, labels), 2000) <= 0.985
 
 
+def test_a_score_interval_counts_a_large_cluster_once() -> None:
+    labels = ["large"] * 40 + [f"c{index}" for index in range(40)]
+    perfect = score_interval([1.0] * 80, labels)
+    assert perfect.low < score_interval([1.0] * 82, [index // 2 for index in range(82)]).low - 0.4  # 41 clusters in both
+    source = np.random.default_rng(6)
+
+    def draw() -> list[float]:  # rows of a cluster are right or wrong together
+        right = (source.random(41) < 0.7).astype(float)
+        return np.repeat(right, [40] + [1] * 40).tolist()
+
+    assert _coverage(draw, 0.7, lambda v: score_interval(v, labels), 1000) >= 0.95
+
+
 @pytest.mark.parametrize("method", ["bca", "percentile"])
 def test_bootstrap_coverage(method: str) -> None:
     source = np.random.default_rng(7)

@@ -243,6 +243,9 @@ class _Compile(Ahead, Emit):
         environment = self.task.environment
         if environment is not None and environment.note and "simulat" in environment.note:
             self.notes.append(environment.note)
+        if alike := self.data.holdout_alike():
+            self.notes.append(f"{alike} of {self.data.holdout_summary()['rows']} sealed rows resemble sealed rows of other clusters "
+                              "closely; clusters count as independent")  # fmt: skip
         live = set().union(*(one.live for one in self.evaluators.values()))
         if live:
             self.notes.append(live_reads(live))

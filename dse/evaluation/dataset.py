@@ -31,9 +31,11 @@ from dse.evaluation.rows import (
     place,
     read_header,
 )
-from dse.evaluation.splits import SPLITS, assign, input_text, near_duplicates, similar_pairs
+from dse.evaluation.splits import SPLITS, assign, input_text, input_texts, near_duplicates, similar_pairs
 
 __all__ = ["Dataset", "Example", "Holdout", "Ledger", "Overlap", "SealedRow", "input_text", "near_duplicates", "seal"]
+
+_ALIKE = 10_000  # pairs of sealed rows that resemble each other, after which no more are looked for
 
 
 class Ledger(Protocol):
@@ -137,6 +139,7 @@ class Dataset:
         self.split_hashes = {name: digest(sorted(row.row_hash for row in rows)) for name, rows in members.items()}
         # The same rows under another cluster key are other evidence, which no row hash tells.
         self.cluster_hashes = {name: digest(sorted([row.row_hash, row.cluster] for row in rows)) for name, rows in members.items()}
+        self._alike: int | None = None
         self.path = path
         self._on_disk = stored  # the revision that `path` held when it was read or written
 
@@ -153,7 +156,8 @@ class Dataset:
             DuplicateRow: two rows with one id or the same content.
             DatasetChanged: the rows are not those of the revision, or a cluster has no split.
             MissingHoldout: the quota or the rows leave no holdout.
-            ContaminatedSplit: the same or nearly the same inputs in two splits (see `near_duplicates`).
+            ContaminatedSplit: the same or nearly the same inputs in two splits (see `near_duplicates`). Inputs that are
+                the same in all rows are not looked at.
         """
         folder = Path(path)
         header, assignment, revision = read_header(importers.inside(folder, "dataset.json"))
@@ -393,15 +397,32 @@ class Dataset:
             raise DatasetError("There is no such split", value=name, remedy=f"The splits are {', '.join(SPLITS)}.")
         return self._open[name]
 
+    def holdout_alike(self) -> int:
+        """How many sealed rows are near-duplicates of sealed rows of another cluster (see `near_duplicates`).
+
+        Clusters count as independent in a verdict, and such rows hardly are. Where very many resemble each other this is a
+        lower bound: the search ends after 10,000 pairs.
+        """
+        if self._alike is None:
+            rows = self._sealed._rows
+            names: dict[str, int] = {}
+            groups = [names.setdefault(row.cluster, len(names)) for row in rows]
+            texts = input_texts([row._inputs for row in self._all()])
+            sealed = [text for text, split in zip(texts, self._split_of, strict=True) if split == "holdout"]
+            pairs = similar_pairs(sealed, groups, limit=_ALIKE)
+            self._alike = len({index for pair in pairs for index in (pair.a, pair.b)})
+        return self._alike
+
     def describe(self) -> dict[str, Any]:
-        """``name``, ``revision``, ``rows``, ``clusters``, and per split ``rows``, ``clusters``, ``quota``, ``hash``."""
+        """``name``, ``revision``, ``rows``, ``clusters``, per split ``rows``, ``clusters``, ``quota``, ``hash``, and
+        ``holdout_alike`` (see there)."""
         splits = {
             name: {"rows": self._split_of.count(name), "clusters": self._clusters[name],
                    "quota": self._header.quota[name], "hash": self.split_hashes[name]}
             for name in SPLITS
         }  # fmt: skip
         return {"name": self.name, "revision": self.revision, "rows": len(self._split_of),
-                "clusters": sum(self._clusters.values()), "splits": splits}  # fmt: skip
+                "clusters": sum(self._clusters.values()), "splits": splits, "holdout_alike": self.holdout_alike()}  # fmt: skip
 
     def holdout_summary(self) -> dict[str, Any]:
         """``rows`` and ``clusters`` of the holdout, and ``hash``, the digest of its sorted row hashes."""
@@ -566,7 +587,7 @@ def _refuse_copies(placed: Sequence[Placed]) -> None:
 
 def _refuse_overlap(where: str, placed: Sequence[Placed], split_of: Sequence[str]) -> None:
     rows = [item.example for item in placed]
-    texts = [input_text(row._inputs) for row in rows]
+    texts = input_texts([row._inputs for row in rows])
     pair: tuple[int, int, float] | None = None
     bare: dict[str, int] = {}  # rows without any text: only equal inputs are alike
     for index, text in enumerate(texts):

@@ -25,7 +25,7 @@ from dse.errors import DatasetError, Refused
 from dse.evaluation import importers
 from dse.evaluation.importers import malformed
 from dse.evaluation.rows import Example, checks
-from dse.evaluation.splits import SPLITS, input_text, near_duplicates, similar_pairs
+from dse.evaluation.splits import SPLITS, input_text, input_texts, near_duplicates, similar_pairs
 from dse.redaction import REDACTED
 from dse.store.journal import Store, opened
 from dse.store.runs import hidden
@@ -275,7 +275,7 @@ def _clusters(rows: Sequence[_Row], nameless: bool) -> list[str]:
     for index, row in enumerate(rows):
         if row.key is not None:
             parent[root(index)] = root(first.setdefault(row.key, index))
-    for a, b, _ in similar_pairs([input_text(row.inputs) for row in rows], list(range(len(rows)))):
+    for a, b, _ in similar_pairs(input_texts([row.inputs for row in rows]), list(range(len(rows)))):
         parent[root(a)] = root(b)
     members: dict[int, list[_Row]] = {}
     for index, row in enumerate(rows):

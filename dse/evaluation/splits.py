@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "ALGORITHM", "SPLITS", "NearDuplicate", "assign", "check_quota", "input_text", "near_duplicates", "similar_pairs",
+    "ALGORITHM", "SPLITS", "NearDuplicate", "assign", "check_quota", "input_text", "input_texts", "near_duplicates",
+    "similar_pairs",
 ]  # fmt: skip
 
 ALGORITHM = "quota-hash-1"
@@ -141,6 +142,17 @@ def input_text(inputs: Mapping[str, Any]) -> str:
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             parts.append(json.dumps(value))
     return " ".join(parts)
+
+
+def input_texts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """`input_text` of each of these rows without the fields that are the same in all of them.
+
+    A question or an instruction that every row repeats says nothing about which of them resemble each other, and would
+    make near-duplicates of rows that have nothing else in common.
+    """
+    first = rows[0] if rows else {}
+    same = {name for name, value in first.items() if all(name in row and row[name] == value for row in rows)}
+    return [input_text({name: value for name, value in row.items() if name not in same}) for row in rows]
 
 
 def _normal(text: str) -> str:
