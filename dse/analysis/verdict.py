@@ -97,7 +97,8 @@ def gate_lines(artifact: Any, winner: str, incumbent: str, sealed: Mapping[str, 
 
 def new_clusters(gate: Mapping[str, Any]) -> int:
     """The clusters that the further rows of an undecided verdict would be in."""
-    return int(math.ceil(gate["rows_needed"] * gate["n_clusters"] / gate["n_rows"]))
+    needed: float = gate["rows_needed"] * gate["n_clusters"] / gate["n_rows"]
+    return math.ceil(needed)
 
 
 def _sealed(gate: Mapping[str, Any], winner: str, incumbent: str,
