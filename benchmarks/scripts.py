@@ -11,7 +11,6 @@ python -m benchmarks.scripts [--write]          prints the table; --write puts i
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import statistics
 import subprocess
@@ -27,6 +26,7 @@ from benchmarks.run import machine, table
 from benchmarks.shipped import ROOT, SHIPPED, Shipped
 from dse.errors import Abstained, CassetteMiss, RunFailed
 from dse.evaluation.metric import MetricContext
+from dse.portal import run_sync
 from dse.strategies.base import seed_plan
 from dse.strategies.script import script_plan
 
@@ -121,23 +121,19 @@ SCRIPTS = {"assistant": ASSISTANT, "expenses": EXPENSES}
 
 def measure(*, reps: int = 15, rows: int = 8) -> list[Row]:
     """The scripts against the replayed modes."""
-    loop = asyncio.new_event_loop()
-    try:
-        made = []
-        for name in SCRIPTS:
-            bench = _Bench(next(one for one in SHIPPED if one.name == name), loop)
-            answered, left = bench.coverage()
-            made += bench.rows(list(bench.common(rows)), answered, left, reps)
-        return made
-    finally:
-        loop.close()
+    made = []
+    for name in SCRIPTS:
+        bench = _Bench(next(one for one in SHIPPED if one.name == name))
+        answered, left = bench.coverage()
+        made += bench.rows(list(bench.common(rows)), answered, left, reps)
+    return made
 
 
 class _Bench:
     """The three modes as programs, run on rows of the task in their worlds."""
 
-    def __init__(self, shipped: Shipped, loop: asyncio.AbstractEventLoop) -> None:
-        self.name, self.task, self.loop = shipped.name, shipped.task(), loop
+    def __init__(self, shipped: Shipped) -> None:
+        self.name, self.task = shipped.name, shipped.task()
         model = f"replay:{shipped.cassette}"
         plans = {"script": script_plan(self.task.spec, SCRIPTS[self.name]), **{mode: seed_plan(self.task.spec, mode) for mode in MODES[1:]}}
         self.programs = {mode: dse.Program(self.task.signature, plan, lm=model) for mode, plan in plans.items()}
@@ -157,7 +153,7 @@ class _Bench:
             score = await self.task.metric.score(example, prediction, context)
             return {"usage": prediction.receipt["usage"], "score": score.value}, watch.wall, watch.cpu
 
-        return self.loop.run_until_complete(once())
+        return run_sync(once)  # in a loop that goes on between runs, as a program's own calls do
 
     def coverage(self) -> tuple[list[float], int]:
         """Scores of the rows of the search and select splits that the script answers, and how many it leaves."""

@@ -21,8 +21,8 @@ MAX_DEPTH = 200
 _TOO_LONG = 10**4300  # an integer with more digits cannot be written, or read back
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # also in the escapes of pairs, which are fine
 _HALF = re.compile("[\ud800-\udfff]")
-# Made once: making an encoder takes as long as most texts do.
-_text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+# Made once: making an encoder takes as long as most texts do. What holds itself is too deep, and never comes this far.
+_text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False).encode
 
 
 def _is_plain(value: Any, depth: int) -> bool:

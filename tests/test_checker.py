@@ -554,7 +554,20 @@ def test_sessions_with_the_prelude_do_for_code_without_it() -> None:
         async with Checker(max_workers=1) as checker:
             for code in ("x = 1", "hasattr({}, 'a')", "y = 1", "z = 1"):
                 assert await checker.check(stubs=STUBS, code=code) == []
-            assert [bench.feeds for bench in checker._idle] == [3]
+            assert [bench.feeds for bench in checker._idle] == [4]
+
+    run(main())
+
+
+def test_a_session_without_the_prelude_comes_when_checks_go_on_and_never_in_place_of_another() -> None:
+    async def main() -> None:
+        async with Checker(max_workers=2) as checker:
+            await checker.validate_stubs(STUBS)
+            for number in range(6):
+                assert await checker.check(stubs=STUBS, code=f"x = {number}") == []
+                assert await checker.check(stubs=STUBS, code=f"tool_that_is_not_there({number})") != []
+            with_it, without = sorted(checker._idle, key=lambda bench: len(bench.stubs), reverse=True)
+            assert PRELUDE in with_it.stubs and PRELUDE not in without.stubs and without.feeds > 6
 
     run(main())
 

@@ -298,6 +298,22 @@ class TestContractAlone:
         adapter_for(get_lines.contract.returns).validate_python(nested)
         assert guest_from_wire(nested, get_lines.contract.returns)[0]["children"][0]["amount"] == Decimal("1.50")
 
+    def test_reading_leaves_the_wire_value_alone_and_knows_unions_tuples_and_what_is_missing(self) -> None:
+        pair = {"type": "array", "prefixItems": [{"type": "string", "format": "date"}, {"type": "number"}]}
+        schema: dict[str, Any] = {"type": "object", "properties": {
+            "pair": {"anyOf": [{"$ref": "#/$defs/Pair"}, {"type": "null"}]}, "text": {"type": "string"},
+            "more": {"$ref": "#/$defs/More"}}, "$defs": {"Pair": pair, "More": {
+                "type": "object", "properties": {"cost": {"type": "number"}, "next": {"$ref": "#/$defs/More"}}}}}  # fmt: skip
+        wire = {"text": "2026-01-02", "more": {"cost": 1, "next": {"cost": 2}}, "pair": ["2026-01-02", 3]}
+        before = json.dumps(wire)
+        guest = guest_from_wire(wire, schema)
+        assert guest == {"text": "2026-01-02", "more": {"cost": 1.0, "next": {"cost": 2.0}}, "pair": (dt.date(2026, 1, 2), 3.0)}
+        assert [type(guest["pair"][1]), type(guest["more"]["next"]["cost"])] == [float, float]
+        assert json.dumps(wire) == before
+        assert guest_from_wire({"pair": None, "text": "x"}, schema) == {"pair": None, "text": "x"}
+        with pytest.raises(KeyError):
+            guest_from_wire(1, {"$ref": "#/$defs/Gone"})
+
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),

@@ -207,12 +207,17 @@ def test_a_store_of_the_first_schema_is_brought_forward_with_all_that_is_in_it(s
     execute(store_url, *SCHEMA_1)
     assert at_once([lambda: open_and_close(store_url)] * 3) == [None] * 3
     assert execute(store_url, "SELECT value FROM meta") == [(str(SCHEMA_VERSION),)]
+    if store_url.startswith("sqlite"):
+        found = execute(store_url, "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = 'rollouts' AND sql IS NOT NULL")
+        assert sorted(found) == [("ix_rollouts_compared",), ("ix_rollouts_row_hash",)]
     new = case(store_url, "direct", rounds(say("[[ ## report ## ]]\nfine")))
     store = new.store
     assert [(run["run_id"], run["outcome"]) for run in store.runs()] == [("old", "infrastructure")]
     assert store.run("old") == ({"run_id": "old"}, [{"kind": "run_started", "seq": 0}])
     (rollout,) = store.rollouts()
     assert (rollout["outputs"], rollout["cost_usd"], rollout["score"], rollout["feedback"]) == ({"n": 1}, 0.1, 0.25, "nearly")
+    (outcome,) = store.outcomes("m")
+    assert (outcome.program_id, outcome.row_hash, outcome.cost_usd, outcome.score) == ("p", "h", 0.1, 0.25)
     assert store.record({"dataset": "d", "revision": "v", "compile_id": "d", "row_hashes": ["h"]}) == 2
     assert [one["compile_id"] for one in store.compiles()] == ["c"]
     with pytest.raises(RunNotResumable, match="kept without"):

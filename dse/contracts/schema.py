@@ -353,38 +353,112 @@ def _reformats(wire: str, schema: Schema) -> bool:
     return bool(_parser(_FORMATS[name]).dump_python(_GUEST[name](wire), mode="json") != wire)
 
 
+_Reader = Callable[[Any], Any]
+_READERS: dict[tuple[int, int], tuple[Any, Any, _Reader | None]] = {}
+
+
 def guest_from_wire(wire: Any, schema: Any, defs: dict[str, Schema] | None = None) -> Any:
-    """A validated wire value as the guest's code sees it: what the stub's types promise."""
+    """A validated wire value as the guest's code sees it: what the stub's types promise.
+
+    Parts in which both are the same are not copied.
+    """
+    defs = defs or None if isinstance(schema, dict) and "$defs" not in schema else defs
+    key = (id(schema), id(defs))
+    known = _READERS.get(key)
+    if known is None:
+        if len(_READERS) > 4096:
+            _READERS.clear()
+        given = schema.get("$defs", {}) if defs is None and isinstance(schema, dict) else defs or {}
+        known = _READERS[key] = (schema, defs, _reader(schema, given, {}))  # the references keep the ids
+    return wire if known[2] is None else known[2](wire)
+
+
+def _reader(schema: Any, defs: dict[str, Schema], known: dict[int, _Reader | None]) -> _Reader | None:
+    """What reads values of a schema; None where they stay as they are.
+
+    Args:
+        known: readers of references by the identity of the reference, so that a type may hold itself.
+    """
     if not isinstance(schema, dict):
-        return wire
-    defs = schema.get("$defs", {}) if defs is None else defs
-    schema = resolve(schema, defs)
+        return None
+    if "$ref" not in schema:
+        return _plain_reader(schema, defs, known)
+    mark = id(schema)
+    if mark not in known:
+        known[mark] = lambda wire: wire if (read := known[mark]) is None else read(wire)  # while it is being made
+        try:
+            known[mark] = _plain_reader(resolve(schema, defs), defs, known)
+        except (KeyError, Unserialisable):  # a reference to nothing is an error for whoever reads a value of it
+            known[mark] = lambda wire: resolve(schema, defs)
+    return known[mark]
+
+
+def _plain_reader(schema: Schema, defs: dict[str, Schema], known: dict[int, _Reader | None]) -> _Reader | None:
     for key in ("anyOf", "oneOf"):
         if key in schema:
-            for sub in _as_written(wire, [resolve(sub, defs) for sub in schema[key]]):
-                if _fits(wire, sub):
-                    return guest_from_wire(wire, sub, defs)
-            return wire
+            return _union_reader(schema[key], defs, known)
     if len(schema.get("allOf", ())) == 1:
-        return guest_from_wire(wire, schema["allOf"][0], defs)
-    if isinstance(wire, str) and schema.get("type") == "string" and schema.get("format") in _GUEST:
-        return _GUEST[schema["format"]](wire)
-    if isinstance(wire, list):
-        if "prefixItems" in schema:
-            return tuple(guest_from_wire(i, s, defs) for i, s in zip(wire, schema["prefixItems"], strict=False))
-        items = [guest_from_wire(item, schema.get("items"), defs) for item in wire]
-        if schema.get("uniqueItems"):
-            try:
-                return set(items)
-            except TypeError:
-                return items
-        return items
-    if isinstance(wire, dict):
-        props, rest = schema.get("properties", {}), schema.get("additionalProperties")
-        return {key: guest_from_wire(item, props.get(key, rest), defs) for key, item in wire.items()}
-    if schema.get("type") == "number" and isinstance(wire, int) and not isinstance(wire, bool):
-        return float(wire)
-    return wire
+        return _reader(schema["allOf"][0], defs, known)
+    text: _Reader | None = _GUEST.get(schema.get("format", "")) if schema.get("type") == "string" else None
+    prefix = None if "prefixItems" not in schema else [_reader(sub, defs, known) for sub in schema["prefixItems"]]
+    item, unique = _reader(schema.get("items"), defs, known), bool(schema.get("uniqueItems"))
+    props = {name: _reader(sub, defs, known) for name, sub in schema.get("properties", {}).items()}
+    rest = _reader(schema.get("additionalProperties"), defs, known)
+    changing = [(name, read) for name, read in props.items() if read is not None]
+    number = schema.get("type") == "number"
+    same_list, same_dict = prefix is None and item is None and not unique, not changing and rest is None
+    if text is None and same_list and same_dict and not number:
+        return None
+
+    def read(wire: Any) -> Any:
+        if isinstance(wire, str):
+            return wire if text is None else text(wire)
+        if isinstance(wire, list):
+            if same_list:
+                return wire
+            if prefix is not None:
+                return tuple([one if of is None else of(one) for one, of in zip(wire, prefix, strict=False)])
+            items = wire if item is None else [item(one) for one in wire]
+            if unique:
+                try:
+                    return set(items)
+                except TypeError:
+                    return items
+            return items
+        if isinstance(wire, dict):
+            if same_dict:
+                return wire
+            if rest is not None:
+                return {key: one if (of := props.get(key, rest)) is None else of(one) for key, one in wire.items()}
+            made = wire.copy()
+            for key, of in changing:
+                if key in made:
+                    made[key] = of(made[key])
+            return made
+        return float(wire) if number and isinstance(wire, int) and not isinstance(wire, bool) else wire
+
+    return read
+
+
+def _union_reader(union: list[Any], defs: dict[str, Schema], known: dict[int, _Reader | None]) -> _Reader | None:
+    union = [sub if isinstance(sub, dict) else {} for sub in union]
+    readers = [_reader(sub, defs, known) for sub in union]
+    if not any(readers):
+        return None
+    try:
+        members = [resolve(sub, defs) for sub in union]
+    except (KeyError, Unserialisable):
+        return lambda wire: [resolve(sub, defs) for sub in union]  # as above
+    of = {id(member): reader for member, reader in zip(members, readers, strict=True)}
+
+    def read(wire: Any) -> Any:
+        for member in _as_written(wire, members):
+            if _fits(wire, member):
+                reader = of[id(member)]
+                return wire if reader is None else reader(wire)
+        return wire
+
+    return read
 
 
 def wire_from_guest(value: Any, path: str = "value", depth: int = 0) -> Any:

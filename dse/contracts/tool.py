@@ -200,7 +200,7 @@ class Tool:
     def __repr__(self) -> str:
         return f"<dse.Tool {self.name} ({self.contract.effect}) {self.contract.interface_id[7:19]}>"
 
-    @property
+    @functools.cached_property
     def is_async(self) -> bool:
         return self.fn is not None and (
             inspect.iscoroutinefunction(self.fn) or inspect.iscoroutinefunction(getattr(self.fn, "__call__", None))  # noqa: B004

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 __all__ = ["Admission", "Ticket"]
@@ -46,6 +45,25 @@ class _Ahead:
         return self.exclusive or (kind == "exclusive" and self.some) or (kind == "ordered" and self.ordered)
 
 
+class _Admitted:
+    """Between entering and leaving, a call runs. A class, because every call passes here."""
+
+    def __init__(self, admission: Admission, ticket: Ticket) -> None:
+        self.admission, self.ticket = admission, ticket
+
+    async def __aenter__(self) -> None:
+        try:
+            self.ticket.ready = asyncio.get_running_loop().create_future()
+            self.admission._admit()
+            await self.ticket.ready
+        except BaseException:
+            self.admission.withdraw(self.ticket)
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self.admission.withdraw(self.ticket)
+
+
 @dataclass
 class Admission:
     """Decides which calls run now. One event loop, no locks."""
@@ -58,7 +76,10 @@ class Admission:
         """The next place in the order; with a `parent`, behind its earlier calls."""
         self.made += 1
         ticket = Ticket(kind, (*(parent.place if parent else ()), self.made), nests)
-        bisect.insort(self.waiting, ticket, key=lambda t: t.place)
+        if parent is None:
+            self.waiting.append(ticket)  # nobody's place is behind the newest of the program's own
+        else:
+            bisect.insort(self.waiting, ticket, key=lambda t: t.place)
         return ticket
 
     def withdraw(self, ticket: Ticket) -> None:
@@ -68,19 +89,14 @@ class Admission:
                 tickets.remove(ticket)
                 self._admit()
 
-    @contextlib.asynccontextmanager
-    async def admitted(self, ticket: Ticket) -> AsyncIterator[None]:
+    def admitted(self, ticket: Ticket) -> _Admitted:
         """Wait until `ticket` may run; give its place up on exit."""
-        try:
-            ticket.ready = asyncio.get_running_loop().create_future()
-            self._admit()
-            await ticket.ready
-            yield
-        finally:
-            self.withdraw(ticket)
+        return _Admitted(self, ticket)
 
     def _admit(self) -> None:
         """Start every ticket that may: one pass, because hundreds may wait."""
+        if not self.waiting:
+            return
         every = _Ahead(t.kind for t in self.active)  # what calls of the program wait for
         calls = _Ahead(t.kind for t in self.active if not t.nests)  # what calls of a script wait for
         for ticket in list(self.waiting):

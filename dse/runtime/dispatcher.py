@@ -28,7 +28,7 @@ from dse import telemetry
 from dse.canonical import canonical_json, sha256_hex
 from dse.contracts.schema import canonical_sets, dump_wire, guest_from_wire, model_values, wire_from_guest
 from dse.contracts.signature import validation_summary
-from dse.contracts.tool import Tool, ToolContext, ToolContract
+from dse.contracts.tool import Rate, Tool, ToolContext, ToolContract
 from dse.contracts.toolbox import Toolbox
 from dse.errors import (
     BudgetExhausted,
@@ -275,12 +275,13 @@ class Dispatcher:
                 raise InfrastructureError("A tool has no implementation", value=name, remedy="Bind one to the toolbox.")
             ticket = self.admission.ticket(contract.concurrency, nests=tool.nests is not None,
                                            parent=None if caller is None else caller.ticket)  # fmt: skip
-            slot = await self._rate(contract)
-            with contextlib.nullcontext() if caller is None else caller.waiting():
-                await self._approval(contract, wire, arguments_hash, call_id, record)
+            slot = None if contract.rate is None else await self._rate(contract, contract.rate)
+            if contract.approval is not None:
+                with contextlib.nullcontext() if caller is None else caller.waiting():
+                    await self._approval(contract, wire, arguments_hash, call_id, record)
             async with self.admission.admitted(ticket):
-                if slot is not None and self._clock() - slot > contract.rate.per_s / 10:  # type: ignore[union-attr]
-                    await self._rate(contract)  # a decision or other calls took so long that the slot has passed
+                if slot is not None and contract.rate is not None and self._clock() - slot > contract.rate.per_s / 10:
+                    await self._rate(contract, contract.rate)  # a decision or other calls took so long that it has passed
                 if self.pending and contract.effect == "write":
                     raise self._suspended(contract.name)  # the run is about to stop: nothing new takes effect
                 charged = 0.0
@@ -384,12 +385,18 @@ class Dispatcher:
         except ToolFault:
             pass
 
-    def _note(self, contract: ToolContract, entry: Mapping[str, Any], receipt: dict[str, Any]) -> None:
-        """What follows from the outcome of a call: its receipt, its effect, its secrets."""
+    def _note(
+        self, contract: ToolContract, entry: Mapping[str, Any], receipt: dict[str, Any], text: bytes | None = None
+    ) -> None:
+        """What follows from the outcome of a call: its receipt, its effect, its secrets.
+
+        Args:
+            text: canonical JSON of the result, where somebody has it already.
+        """
         run, value = self.run, entry["result"]
         ok = entry["outcome"] == "ok"
         receipt.update(outcome=entry["outcome"], latency_s=entry["latency_s"], idempotency_key=entry["idempotency_key"],
-                       result_hash=f"sha256:{sha256_hex(canonical_json(value))}" if ok else None)  # fmt: skip
+                       result_hash=f"sha256:{sha256_hex(text or canonical_json(value))}" if ok else None)  # fmt: skip
         if not ok:
             receipt.update(fault=entry["fault"], message=run.secrets.text(entry["message"] or ""))
         if contract.effect == "write" and entry["effect_state"] != "none":
@@ -430,11 +437,15 @@ class Dispatcher:
         """Arguments in wire form, as Python values, and the hash of the wire form."""
         contract = tool.contract
         names = list(contract.parameters.get("properties", {}))
-        remedy = f"Parameters: {', '.join(names) or 'none'}."
+
+        def remedy() -> str:
+            return f"Parameters: {', '.join(names) or 'none'}."
+
         if malformed:
             raise ToolArgumentError(f"The arguments of {tool.name}() are not a JSON object", remedy="Send valid JSON.")
         if len(args) > len(names):
-            raise ToolArgumentError(f"{tool.name}() takes {len(names)} arguments but {len(args)} were given", remedy=remedy)
+            raise ToolArgumentError(f"{tool.name}() takes {len(names)} arguments but {len(args)} were given",
+                                    remedy=remedy())  # fmt: skip
         given: dict[str, Any] = dict(zip(names, args, strict=False))
         for key, value in kwargs.items():
             if key in given:
@@ -452,7 +463,7 @@ class Dispatcher:
             else:  # a contract bound as data
                 unknown = sorted(set(wire) - set(names))
                 if unknown and not contract.parameters.get("additionalProperties"):
-                    raise ToolArgumentError(f"{tool.name}() has no parameter {unknown[0]!r}", remedy=remedy)
+                    raise ToolArgumentError(f"{tool.name}() has no parameter {unknown[0]!r}", remedy=remedy())
                 canonical = tool.params.validate(wire)
                 typed = copy.deepcopy(canonical)
             text = canonical_json(canonical)
@@ -462,7 +473,7 @@ class Dispatcher:
             raise ToolArgumentError(f"Invalid arguments for {tool.name}(): {exc.what}", remedy=exc.remedy) from None
         except Exception as exc:  # also from a validator that cannot take what the model gave
             problem = _invalid(exc, contract)
-            raise ToolArgumentError(f"Invalid arguments for {tool.name}(): {problem}", remedy=remedy) from None
+            raise ToolArgumentError(f"Invalid arguments for {tool.name}(): {problem}", remedy=remedy()) from None
         return canonical, typed, f"sha256:{sha256_hex(text)}"
 
     def _count(self, cost_usd: float) -> None:
@@ -485,14 +496,12 @@ class Dispatcher:
                                    remedy="Go on with the results you have.", limit=min(bounds))  # fmt: skip
         meter.charge_tool(contract.name, contract.cost_usd)
 
-    async def _rate(self, contract: ToolContract) -> float | None:
+    async def _rate(self, contract: ToolContract, rate: Rate) -> float:
         """Wait for a slot of a rated tool; gives its time."""
-        if contract.rate is None:
-            return None
         now = self._clock()
-        wait = await self.toolbox.slot(contract.name, contract.rate, now, contract.timeout_s)
+        wait = await self.toolbox.slot(contract.name, rate, now, contract.timeout_s)
         if wait is None:
-            raise ToolRateLimited(f"{contract.name} is limited to {contract.rate.calls} calls in {contract.rate.per_s:g} s",
+            raise ToolRateLimited(f"{contract.name} is limited to {rate.calls} calls in {rate.per_s:g} s",
                                   remedy="Call it less often.")  # fmt: skip
         if wait > 0:
             await self._sleep(wait)
@@ -573,12 +582,13 @@ class Dispatcher:
         if contract.effect == "write":
             await run.journal.durable()  # a read may be executed again, a write must be known before it can happen
         caller = None if tool.nests is None else Caller(self, tool, ticket, call_id)
-        context = ToolContext(self.deps, run.run_id, call_id, key, anyio.current_time() + contract.timeout_s, caller)
+        deadline = asyncio.get_running_loop().time() + contract.timeout_s
+        context = ToolContext(self.deps, run.run_id, call_id, key, deadline, caller)
         call = ToolCall(contract.name, contract, typed, wire, context)
         progress = _Progress()
-        value, error = None, None
+        value, text, error = None, None, None
         try:
-            with anyio.move_on_after(contract.timeout_s) as scope:
+            with anyio.CancelScope(deadline=deadline) as scope:
                 if caller is not None:
                     caller.within(scope)
                 raw = await self._through_middleware(tool, call, progress)
@@ -587,7 +597,7 @@ class Dispatcher:
                                   remedy=f"Effects so far: {run.effects.summary()}." if caller is not None else "")  # fmt: skip
             if progress.state == "untouched":  # middleware answered in the tool's place
                 progress.state = "completed"
-            value = self.returned(tool, raw)
+            value, text = _returned(tool, raw)
         except BaseException as exc:
             error = exc if caller is not None and caller.ends(exc) else self._failure(tool, exc, progress)
         told = error if isinstance(error, DseError) else None
@@ -600,10 +610,13 @@ class Dispatcher:
             "effect_state": "unknown" if state == "untouched" else state, "latency_s": time.perf_counter() - started,
             "idempotency_key": key,
         }  # fmt: skip
-        self._note(contract, entry, receipt)
+        self._note(contract, entry, receipt, text)
         run.journal.add("tool_outcome", **entry)
-        with anyio.CancelScope(shield=error is not None and told is None):  # a cancelled call is recorded as well
+        if error is None or told is not None:
             await run.journal.durable()
+        else:
+            with anyio.CancelScope(shield=True):  # a cancelled call is recorded as well
+                await run.journal.durable()
         if error is not None:
             raise error
         return value
@@ -638,6 +651,8 @@ class Dispatcher:
             progress.state = "completed"
             return result
 
+        if not self.middleware:
+            return await implementation(call)
         step: Next = implementation
         for layer in reversed(self.middleware):
             step = _wrap(layer, step)
@@ -650,28 +665,33 @@ class Dispatcher:
         Raises:
             ToolFault: it does not fit the contract.
         """
-        contract = tool.contract
-        if isinstance(raw, WireResult):
-            if raw.fault is not None:
-                raise raw.fault
-            return raw.value
-        if isinstance(raw, (Iterator, AsyncIterator)):  # validating one that never ends would stop the host
-            raise ToolReturnError(f"{contract.name} returned an iterator, not data")
-        if isinstance(raw, (str, bytes, list, tuple, dict)) and len(raw) > max(contract.max_output_bytes, _LOOK_INSIDE):
-            raise ToolOutputTooLarge(f"{contract.name} returned more than {contract.max_output_bytes} bytes",
-                                     remedy="Ask for less.")  # fmt: skip
-        try:
-            wire = dump_wire(tool.returns, tool.returns.validate_python(raw, from_attributes=True), contract.returns)
-            text = canonical_json(wire)
-        except ValidationError as exc:
-            raise ToolReturnError(f"{contract.name} returned something else than its contract promises: "
-                                  f"{_invalid(exc, contract)}") from None  # fmt: skip
-        except Exception as exc:
-            raise ToolReturnError(f"{contract.name} returned a value that has no JSON form: {safe_message(exc)}") from None
-        if len(text) > contract.max_output_bytes:
-            raise ToolOutputTooLarge(f"{contract.name} returned {len(text)} bytes; {contract.max_output_bytes} are allowed",
-                                     remedy="Ask for less.")  # fmt: skip
-        return wire
+        return _returned(tool, raw)[0]
+
+
+def _returned(tool: Tool, raw: Any) -> tuple[Any, bytes | None]:
+    """As `Dispatcher.returned`, with the canonical JSON of what was validated here."""
+    contract = tool.contract
+    if isinstance(raw, WireResult):
+        if raw.fault is not None:
+            raise raw.fault
+        return raw.value, None
+    if isinstance(raw, (Iterator, AsyncIterator)):  # validating one that never ends would stop the host
+        raise ToolReturnError(f"{contract.name} returned an iterator, not data")
+    if isinstance(raw, (str, bytes, list, tuple, dict)) and len(raw) > max(contract.max_output_bytes, _LOOK_INSIDE):
+        raise ToolOutputTooLarge(f"{contract.name} returned more than {contract.max_output_bytes} bytes",
+                                 remedy="Ask for less.")  # fmt: skip
+    try:
+        wire = dump_wire(tool.returns, tool.returns.validate_python(raw, from_attributes=True), contract.returns)
+        text = canonical_json(wire)
+    except ValidationError as exc:
+        raise ToolReturnError(f"{contract.name} returned something else than its contract promises: "
+                              f"{_invalid(exc, contract)}") from None  # fmt: skip
+    except Exception as exc:
+        raise ToolReturnError(f"{contract.name} returned a value that has no JSON form: {safe_message(exc)}") from None
+    if len(text) > contract.max_output_bytes:
+        raise ToolOutputTooLarge(f"{contract.name} returned {len(text)} bytes; {contract.max_output_bytes} are allowed",
+                                 remedy="Ask for less.")  # fmt: skip
+    return wire, text
 
 
 @functools.cache

@@ -45,6 +45,7 @@ __all__ = ["BOUNDS", "Checked", "GuestFailed", "Outcome", "check", "ends_the_run
 
 _IMPORTS = "import asyncio, datetime\nfrom decimal import Decimal"  # there for every script, as the stubs suggest
 _HEAD = "from typing import Any, Literal, NotRequired, TypedDict"
+_DECLARED = "inputs: dict[str, Any]"
 _KNOWN = frozenset({"inputs", "asyncio", "datetime", "Decimal"})
 _GUEST_ERRORS = {ToolNotAllowed: "NameError", ToolArgumentError: "ValueError", ToolTimeout: "TimeoutError",
                  ToolDenied: "PermissionError"}  # fmt: skip
@@ -124,8 +125,8 @@ async def check(code: str, contracts: Mapping[str, ToolContract]) -> Checked:
         return Checked(lint, tuple(lint.errors))
     stubs = _stubs(tuple(contract.interface_id for contract in contracts.values()), _Contracts(contracts.values()))
     checker = sandbox.checker()
-    await checker.validate_stubs(stubs)
-    found = await checker.check(stubs=stubs, declarations="inputs: dict[str, Any]", earlier=(_IMPORTS,), code=code)
+    await checker.validate_stubs(stubs, _DECLARED)
+    found = await checker.check(stubs=stubs, declarations=_DECLARED, earlier=(_IMPORTS,), code=code)
     return Checked(lint, tuple(remark for remark in found if remark.severity == "error"))
 
 

@@ -13,7 +13,7 @@ import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -267,15 +267,19 @@ class Store(RunTables, RolloutTables, ProgressTables):
         found = self._fetch(f"SELECT {', '.join(names)} FROM {table} WHERE run_id = {self._mark}{order}", (run_id,))
         return [dict(zip(names, row, strict=True)) for row in found]
 
-    def _fetch(self, text: str, given: tuple[Any, ...]) -> list[Any]:
-        """The rows of a query that is text, for reading: SQLAlchemy takes several times as long."""
+    def _fetch(self, text: str, given: tuple[Any, ...], make: Callable[[Iterable[Any]], Any] = list) -> Any:
+        """The rows of a query that is text, for reading: SQLAlchemy takes several times as long.
+
+        Args:
+            make: what to make of them while they come; by default a list.
+        """
         try:
             with self._lock if self._shared else contextlib.nullcontext():
                 if self.dialect == "sqlite":
                     with contextlib.closing(self._engine.raw_connection()) as pooled:
-                        return list(cast("Any", pooled.driver_connection).execute(text, given).fetchall())
+                        return make(cast("Any", pooled.driver_connection).execute(text, given))
                 with self._engine.connect() as c:
-                    return list(c.exec_driver_sql(text, given).fetchall())
+                    return make(c.exec_driver_sql(text, given).fetchall())
         except (self._sa.exc.DBAPIError, self._sa.exc.TimeoutError, sqlite3.Error) as exc:
             raise StoreUnavailable("The store could not be read", value=str(getattr(exc, "orig", exc)),
                                    remedy="Check the file and the disk, or the server.") from exc  # fmt: skip

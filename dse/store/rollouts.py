@@ -70,7 +70,7 @@ class RolloutTables:
 
     _directly: Callable[..., contextlib.AbstractContextManager[Callable[[str, Any], Any]]]
     _insertion: Callable[[str, Mapping[str, Any]], str]
-    _fetch: Callable[..., list[Any]]
+    _fetch: Callable[..., Any]
     _tables: Any
     _mark: str  # stands for a parameter in the text of a statement
     dialect: str
@@ -168,15 +168,20 @@ class RolloutTables:
             programs: only of these program ids.
         """
         statement = f"SELECT {', '.join(Outcome._fields[:-1])} FROM rollouts"
+        scores: dict[str, float] = self._fetch(
+            f"SELECT rollout_id, value FROM scores WHERE metric = {self._mark}", (metric,), dict)
+        made, score = tuple.__new__, scores.get
+
+        def outcomes(rows: Iterable[Any]) -> list[Outcome]:
+            return [made(Outcome, (*row, score(row[3]))) for row in rows]
+
         if programs is not None:
-            rows = list(self._among(f"{statement} WHERE program_id IN", programs))
+            found = outcomes(self._among(f"{statement} WHERE program_id IN", programs))
         else:
             where, given = self._of(signature)
-            rows = self._fetch(statement + where, given)
-        rows.sort()  # ids differ: nothing behind them is compared
-        scored = self._fetch(f"SELECT rollout_id, value FROM scores WHERE metric = {self._mark}", (metric,))
-        scores: dict[str, float] = {rollout_id: value for rollout_id, value in scored}
-        return [Outcome._make((*row, scores.get(row[3]))) for row in rows]
+            found = self._fetch(f"{statement}{where} ORDER BY {', '.join(Outcome._fields[:4])}", given, outcomes)
+        found.sort()  # ids differ: nothing behind them is compared; what has an order already takes no time
+        return found
 
     def rollouts(self, *, with_journal: bool = False) -> list[dict[str, Any]]:
         """All rollouts joined with their scores, one row per (rollout, metric)."""

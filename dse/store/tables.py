@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["COLUMNS", "OPENED_INPUTS", "SCHEMA_VERSION", "migrate", "tables"]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 OPENED_INPUTS = "inputs "
 COLUMNS = {
     "runs": ("run_id", "program_id", "signature", "mode", "model", "outcome", "created", "receipt", "owner", "epoch",
@@ -18,6 +18,8 @@ COLUMNS = {
                   "reason", "decided_by", "decided_at", "key_id", "mac"),
 }  # fmt: skip
 """What is read of a run, without SQLAlchemy's description of it."""
+_COMPARED = ("program_id", "row_hash", "replicate", "rollout_id", "cluster", "outcome", "cost_usd", "cost_source", "latency_s",
+             "input_tokens", "output_tokens", "model_calls", "signature")  # fmt: skip
 
 
 def tables(dialect: str = "sqlite") -> Any:
@@ -62,13 +64,16 @@ def tables(dialect: str = "sqlite") -> Any:
     sa.Table("judgements", meta, key("run_id"), key("name"), must("value", real), may("feedback"), may("judge"),
              must("created"))  # fmt: skip
     # --- rollouts. What is large stands last: SQLite reads a row up to the last column that is asked for.
+    # What candidates are compared by is read from an index that holds it all, in its order. Not on a server: what is
+    # long does not fit into its indexes, and names of clusters may be.
+    here = dialect == "sqlite"
     sa.Table(
-        "rollouts", meta, key("rollout_id"), must("program_id", index=True), may("signature"), may("mode"), may("model"),
+        "rollouts", meta, key("rollout_id"), must("program_id", index=not here), may("signature"), may("mode"), may("model"),
         may("allow"), may("row_id"), must("row_hash", index=True), may("cluster"), may("replicate", number),
         must("outcome"), may("error_class"), may("model_calls", number), may("tool_calls", number),
         may("input_tokens", number), may("output_tokens", number), may("usage_source"), may("cost_usd", real),
         may("cost_source"), may("latency_s", real), may("latency_source"), may("created"), may("outputs"), may("end_state"),
-        may("receipt"), may("journal"),
+        may("receipt"), may("journal"), *([sa.Index("ix_rollouts_compared", *_COMPARED)] if here else []),
     )  # fmt: skip
     sa.Table("scores", meta, key("rollout_id"), key("metric"), must("value", real), may("feedback"), may("components"))
     # --- compiles under way: completions of unfinished rollouts and of reflections, the state each began with
@@ -102,7 +107,13 @@ def _compiles_that_go_on(connection: Any, meta: Any) -> None:
     meta.create_all(connection)
 
 
-_STEPS: dict[int, Callable[[Any, Any], None]] = {1: _runs_that_go_on, 2: _compiles_that_go_on}
+def _outcomes_in_an_index(connection: Any, meta: Any) -> None:
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(f"CREATE INDEX IF NOT EXISTS ix_rollouts_compared ON rollouts ({', '.join(_COMPARED)})")
+        connection.exec_driver_sql("DROP INDEX IF EXISTS ix_rollouts_program_id")  # the new one begins with it
+
+
+_STEPS: dict[int, Callable[[Any, Any], None]] = {1: _runs_that_go_on, 2: _compiles_that_go_on, 3: _outcomes_in_an_index}
 """From a version to the next one."""
 
 

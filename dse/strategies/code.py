@@ -171,7 +171,7 @@ class _CodeSession:
         limits = run.limits
         recording = run.journal.recording
         if recording is None or recording.peek() is None:  # what is recorded has passed the check
-            await sandbox.checker().validate_stubs(self.checker_stubs)
+            await sandbox.checker().validate_stubs(self.checker_stubs, self.declarations)
         predictor = Predictor("code", _code_signature(dspy_signature(run.spec)), run.plan.prompts["code"])
         while True:
             inputs = {**run.wire_inputs, "api": self.api, "transcript": "\n\n".join(self.transcript) or "(nothing yet)"}
@@ -222,7 +222,7 @@ class _CodeSession:
 
     async def _check(self, code: str) -> list[tuple[Any, ...]]:
         """What is wrong with a script."""
-        await sandbox.checker().validate_stubs(self.checker_stubs)
+        await sandbox.checker().validate_stubs(self.checker_stubs, self.declarations)
         return _errors(await sandbox.checker().check(**self._as_checked(code)))
 
     def _as_checked(self, code: str) -> dict[str, Any]:
@@ -238,7 +238,7 @@ class _CodeSession:
         checker = sandbox.checker()
         if not checker.room or (self.session is None and not sandbox.pool().room):
             return None  # nothing waits in a thread of the pool, and what is wrong is said before others end
-        await checker.validate_stubs(self.checker_stubs)
+        await checker.validate_stubs(self.checker_stubs, self.declarations)
         asked, fresh = self._as_checked(code), self.session is None
         problems: list[tuple[Any, ...]] | None = None
 

@@ -112,7 +112,7 @@ async def _check(spec: SignatureSpec, source: str, contracts: Mapping[str, ToolC
     if lint.errors:
         return Checked(lint, lint.errors)
     texts, checker = _texts_for(spec, contracts), sandbox.checker()
-    await checker.validate_stubs(texts.stubs)
+    await checker.validate_stubs(texts.stubs, texts.declarations)
     imports = [line for name, line in _IMPORTED.items() if name in source]
     found = await checker.check(stubs=texts.stubs, declarations=texts.declarations, earlier=imports, code=source)
     problems = tuple(remark for remark in found if remark.severity == "error")

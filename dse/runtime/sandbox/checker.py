@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import textwrap
 import threading
 import unicodedata
 from collections import OrderedDict
@@ -45,6 +46,7 @@ _GATE = "1 / 0\n"  # the checker takes it for an expression like any other, a ch
 _PASSED = "ZeroDivisionError: division by zero"
 _CANARY = "def dse_canary(value: int) -> str: ...\n"
 _FEEDS_PER_SESSION = 500  # a worker grows with every check
+_LEAN_AFTER = 2  # checks with the same stubs
 
 
 class Checker:
@@ -64,6 +66,7 @@ class Checker:
         self._size = cache_size
         self._cache: OrderedDict[tuple[str, str, str], tuple[Diagnostic, ...]] = OrderedDict()
         self._valid: dict[str, ContractError | None] = {}  # by stubs
+        self._leans: dict[str, int | str] = {}  # by text without the prelude: checks so far, then "good" or "bad"
         self._validating = threading.Lock()
         self._lock = threading.Lock()
 
@@ -133,14 +136,18 @@ class Checker:
                 self._cache.popitem(last=False)
         return found
 
-    async def validate_stubs(self, stubs: str) -> None:
+    async def validate_stubs(self, stubs: str, declarations: str = "") -> None:
         """Makes sure that the checker really checks with these stubs: broken ones switch it off in silence.
+
+        Args:
+            declarations: of the checks to come, whose session then serves for this as well: starting one takes longer
+                than all that is asked of it here.
 
         Raises:
             ContractError: a syntax error, an unknown type, or calls that are not checked.
         """
         if stubs not in self._valid:
-            await self._in_thread(self._validate_once, stubs)
+            await self._in_thread(self._validate_once, stubs, declarations)
         if (error := self._valid[stubs]) is not None:
             raise ContractError(error.what, value=error.value, remedy=error.remedy, **error.details)
 
@@ -161,9 +168,9 @@ class Checker:
         named = any("asyncio" in text for piece in [*before, rewritten] for text in (piece.run, piece.check))
         head = [*(["import asyncio"] if named else []), *(source_of(need) for need in needs)]
         prefix = _GATE + "".join(f"{piece}\n" for piece in [*head, *(piece.check.rstrip("\n") for piece in before)])
-        lean, full = _joined(stubs, declarations)
-        # Without the prelude a check takes a fifth less, and where nothing names what is in it, it finds the same.
-        enough = (full,) if _names_provided(prefix) or _names_provided(rewritten.check) else (lean, full)
+        # Where nothing names what is in the prelude, a check without it finds the same.
+        whole = _names_provided(prefix) or _names_provided(rewritten.check)
+        enough = (_joined(stubs, declarations)[1],) if whole else self._with_lean(stubs, declarations)
         found = self._gate(enough, prefix, rewritten.check)
         if found is None:  # earlier code cannot be parsed: without it, names are not known
             short = "".join(f"{piece}\n" for piece in head)
@@ -274,12 +281,12 @@ class Checker:
                         self._idle.append(bench)
                 self._free.notify()
 
-    def _validate_once(self, stubs: str) -> None:
+    def _validate_once(self, stubs: str, declarations: str) -> None:
         with self._validating:  # many runs of a program that has just been started ask at the same time
             if stubs not in self._valid:
-                self._valid[stubs] = self._validate(stubs)
+                self._valid[stubs] = self._validate(stubs, declarations)
 
-    def _validate(self, stubs: str) -> ContractError | None:
+    def _validate(self, stubs: str, declarations: str) -> ContractError | None:
         remedy = "Use types that stubs can express: TypedDict, Literal, lists, dicts, numbers, text, dates"
         try:
             tree = cast("ast.Module", parse(stubs))
@@ -287,23 +294,17 @@ class Checker:
             return ContractError("tool stubs are not valid Python", value=f"line {error.lineno}: {error.msg}", remedy=remedy)
         # 1. The stub text as code: unknown names and modules are reported there, and only there.
         ignored = {"empty-body", "invalid-return-type", "invalid-overload", "invalid-parameter-default"}
-        for item in self._gate((PRELUDE + _CANARY,), _GATE, stubs) or []:
+        full = _joined(stubs, declarations)[1]
+        inside = textwrap.indent(f"{stubs}\npass\n", " ")  # of a function: its names are its own, not those of the session
+        for item in self._gate((full,), f"{_GATE}def dse_stubs():\n", inside) or []:
             code, text = (item.rule, item.message) if isinstance(item, Diagnostic) else (item["code"], item["message"])
             line = item.line if isinstance(item, Diagnostic) else item["line"]
             if code not in ignored and code != "unsupported":
                 return ContractError("tool stubs cannot be checked", value=f"line {line}: {text}", remedy=remedy, line=line)
         # 2. Canaries: a wrong call of a function next to the tools, and of each tool, must be reported.
-        functions = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
-        probes = ['dse_canary("x")', *(f"{f.name}(dse_no_such_parameter=0)" for f in functions if f.args.kwarg is None)]
-        lean, full = _joined(stubs, "")
-        for text in dict.fromkeys((full, lean)):
-            found = self._gate((text,), _GATE, "\n".join(probes)) or []
-            reported = {
-                item["line"] for item in found if not isinstance(item, Diagnostic) and item["code"] != "unused-awaitable"
-            }
-            for number, probe in enumerate(probes, 1):
-                if number not in reported:
-                    return ContractError("wrong calls are not noticed with these tool stubs", value=probe, remedy=remedy)
+        functions = _functions(tree)
+        if (missed := self._missed(full, functions)) is not None:
+            return ContractError("wrong calls are not noticed with these tool stubs", value=missed, remedy=remedy)
         # 3. No part of a tool's signature may be unknown to the checker.
         probes = [f"reveal_type({f.name})" for f in functions]
         for item in self._gate((full,), _GATE, "\n".join(probes)) or []:
@@ -313,6 +314,48 @@ class Checker:
                     "a tool's type is unknown to the checker", value=f"{name}: {item['message']}", remedy=remedy
                 )
         return None
+
+
+    def _missed(self, stubs: str, functions: list[_Function]) -> str | None:
+        """A wrong call of a function next to the tools, or of one of them, that is not reported; None if all are."""
+        probes = ['dse_canary("x")', *(f"{f.name}(dse_no_such_parameter=0)" for f in functions if f.args.kwarg is None)]
+        found = self._gate((stubs,), _GATE, "\n".join(probes)) or []
+        reported = {item["line"] for item in found if not isinstance(item, Diagnostic) and item["code"] != "unused-awaitable"}
+        return next((probe for number, probe in enumerate(probes, 1) if number not in reported), None)
+
+    def _with_lean(self, stubs: str, declarations: str) -> tuple[str, ...]:
+        """The texts that a check may stand behind which needs no prelude, the best first.
+
+        Without the prelude a check takes a fifth less. That is worth a session of its own only where checks go on and
+        no other has to end for it, and that one must notice wrong calls as well.
+        """
+        lean, full = _joined(stubs, declarations)
+        if lean == full:
+            return (full,)
+        with self._lock:
+            if len(self._leans) > self._size:
+                self._leans.clear()
+            seen = self._leans.get(lean, 0)
+            if isinstance(seen, int) and seen < _LEAN_AFTER:
+                self._leans[lean] = seen + 1
+                return (full,)
+        with self._free:
+            full_up = self._busy + len(self._idle) >= self._workers.max_workers
+            if full_up and not any(bench.stubs == lean for bench in self._idle):
+                return (full,)
+        if isinstance(seen, int):
+            tree = _parsed(stubs)
+            seen = "good" if tree is not None and self._missed(lean, _functions(tree)) is None else "bad"
+            with self._lock:
+                self._leans[lean] = seen
+        return (lean, full) if seen == "good" else (full,)
+
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _functions(tree: ast.AST) -> list[_Function]:
+    return [n for n in getattr(tree, "body", ()) if isinstance(n, _Function)]
 
 
 class _Died(Exception):
