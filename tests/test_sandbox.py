@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -935,3 +936,24 @@ def test_a_fork_before_the_first_use_is_fine() -> None:
 def test_importing_the_room_does_not_load_the_interpreter() -> None:
     done = python("print([m for m in sys.modules if m.startswith('pydantic_monty')])")
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="how much processor a worker had is read from /proc")
+def test_a_worker_that_the_machine_kept_waiting_says_nothing_about_the_guest() -> None:
+    """Its wall time passed while it was stopped: an infrastructure failure, and no limit that the guest reached."""
+
+    async def work(box: Sandbox) -> Turn:
+        session = await opened(box, limits=SandboxLimits(feed_s=1.0))
+        feeding = asyncio.ensure_future(session.feed("while True: pass"))
+        while session._pid is None:
+            await asyncio.sleep(0.001)
+        os.kill(session._pid, signal.SIGSTOP)
+        until = time.monotonic() + 0.95  # most of the limit: the fault that is injected is time itself
+        while time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        os.kill(session._pid, signal.SIGCONT)
+        return await feeding
+
+    ended = run(work)
+    assert isinstance(ended, Failed) and (ended.error.kind, ended.error.limit) == ("crash", None)
+    assert "less than a fifth" in ended.error.message

@@ -191,6 +191,8 @@ class Session:
     ) -> None:
         self.limits = limits
         self.interpreter_s = 0.0
+        self._cpu_before_s: float | None = None  # of the worker, when the feed began
+        self._host_cpu_s = 0.0  # of the feed, on the host
         """Seconds spent in turns so far: an upper bound of the time the guest computed."""
         self._workers = workers
         workers.holders.add(self)
@@ -437,6 +439,7 @@ class Session:
         self._fresh.clear()
         if self._guest is None:
             self._check_out()
+        self._cpu_before_s, self._host_cpu_s = cpu_seconds(self._pid), 0.0
         sources = [source_of(need) for need in shims if need not in self._loaded]
         before = ""
         if self._imported is None:  # the first feed failed; where it was not even parsed, nothing is imported
@@ -486,7 +489,7 @@ class Session:
 
     def _drive(self, step: Callable[[], Any]) -> Turn:
         """Goes from suspension to suspension until the host has to do something."""
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.thread_time()
         try:
             snapshot = step()
             while True:
@@ -539,11 +542,24 @@ class Session:
             self._snapshot = None
             self._fresh = []
             fault = faults.from_exception(error, f"<python-input-{self._feeds - 1}>", self._shift)
+            if fault.limit == "interpreter_s" and self._starved(time.thread_time() - cpu):
+                fault = faults.crash("its time limit passed, and the machine gave it less than a fifth of that")
             if fault.dead:
                 self._dead = fault
             return Failed(fault, self._prints.take(last=True))
         finally:
             self.interpreter_s += time.perf_counter() - started
+            self._host_cpu_s += time.thread_time() - cpu
+
+    def _starved(self, now_s: float) -> bool:
+        """Whether a feed that reached its time limit had less processor than a fifth of it: that says nothing about the guest.
+
+        What the host did for it meanwhile (its prints) counts as the guest's. Not known where there is no /proc.
+        """
+        spent = cpu_seconds(self._pid)
+        if spent is None or self._cpu_before_s is None:
+            return False
+        return spent - self._cpu_before_s + self._host_cpu_s + now_s < self.limits.feed_s / 5
 
     def _call(self, snapshot: Any) -> ExternalCall | NotPlain:
         name = str(snapshot.function_name)
@@ -560,6 +576,16 @@ class Session:
         self._calls += 1
         self._inner[call_id] = snapshot.call_id
         return ExternalCall(call_id, name, args, kwargs, name in self._async_names)
+
+
+def cpu_seconds(pid: int | None) -> float | None:
+    """Processor time of a process so far; None where nobody tells."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
 
 
 class _Prints:
