@@ -23,6 +23,7 @@ from dse.errors import SandboxUnavailable, Unserialisable
 from dse.runtime import sandbox
 from dse.runtime.sandbox import Failed, Finished, Raise, Sandbox, SandboxLimits, Session, Turn, Value, Waiting, lint
 from dse.runtime.sandbox.convert import NotPlain, bounded_repr, to_plain
+from dse.runtime.sandbox.interpreter import cpu_seconds
 
 CLOCK = datetime(2026, 3, 4, 12, tzinfo=UTC)
 ASYNC = frozenset({"fetch", "other"})
@@ -942,16 +943,19 @@ def test_importing_the_room_does_not_load_the_interpreter() -> None:
 def test_a_worker_that_the_machine_kept_waiting_says_nothing_about_the_guest() -> None:
     """Its wall time passed while it was stopped: an infrastructure failure, and no limit that the guest reached."""
 
+    def stopped(pid: int, seconds: float) -> None:
+        while not cpu_seconds(pid):  # it has begun
+            time.sleep(0.005)
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGCONT)
+
     async def work(box: Sandbox) -> Turn:
-        session = await opened(box, limits=SandboxLimits(feed_s=1.0))
+        session = await opened(box, limits=SandboxLimits(feed_s=2.0))
+        await session.feed("x = 1")
+        assert session._pid is not None
         feeding = asyncio.ensure_future(session.feed("while True: pass"))
-        while session._pid is None:
-            await asyncio.sleep(0.001)
-        os.kill(session._pid, signal.SIGSTOP)
-        until = time.monotonic() + 0.95  # most of the limit: the fault that is injected is time itself
-        while time.monotonic() < until:
-            await asyncio.sleep(0.05)
-        os.kill(session._pid, signal.SIGCONT)
+        await anyio.to_thread.run_sync(stopped, session._pid, 1.75)  # most of the limit: the injected fault is time itself
         return await feeding
 
     ended = run(work)
