@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pytest
 import dse
 from benchmarks import compile_chaos
 from dse.compiler.choose import measure, winner
+from dse.compiler.revision import revision_of
 from dse.errors import BudgetExhausted, ContaminatedSplit, UserError
 from dse.strategies.base import seed_plan
 from dse.testing.scripted import ScriptedModel, say
@@ -158,3 +160,44 @@ def test_a_killed_compile_ends_as_an_undisturbed_one() -> None:
     command = [sys.executable, "-m", "benchmarks.compile_chaos", "--kills", "4"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(compile_chaos.__file__).parent.parent)
     assert done.returncode == 0 and done.stdout.rstrip().endswith(": 0 wrong"), done.stdout + done.stderr
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Proposes instructions that end in words of its settings; one of the settings is a function."""
+
+    words: dict[str, str]
+    make: Any = str.upper
+    name: str = "tuned"
+
+    async def propose(self, search: dse.Search) -> Sequence[dse.Proposal]:
+        seed = seed_plan(search.spec, "direct", limits=search.limits)
+        prompts = {name: dse.Prompt(instructions=f"{one.instructions} {self.make(self.words['end'])}") for name, one in seed.prompts.items()}
+        return [dse.Proposal(dse.Plan(mode="direct", prompts=prompts, limits=search.limits), "tuned")]
+
+
+def test_every_setting_of_a_proposer_makes_another_compile() -> None:
+    """Else the same rows of the holdout could be looked at again for nothing, with a proposer that was changed."""
+
+    def bound(size: int) -> Any:
+        return lambda metric: size
+
+    pairs: list[tuple[Any, Any]] = [
+        (Tuned({"end": "a"}), Tuned({"end": "b"})), (Tuned({"end": "a"}), Tuned({"end": "a"}, str.lower)),
+        (Tuned({"end": "x" * 300 + "a"}), Tuned({"end": "x" * 300 + "b"})),
+        (dse.DspyOptimizer(bound(1)), dse.DspyOptimizer(bound(2))), (dse.DspyOptimizer(lambda m: 1), dse.DspyOptimizer(lambda m: 2)),
+        (dse.DspyOptimizer(bound(1), compile={"trials": 3}), dse.DspyOptimizer(bound(1), compile={"trials": 4})),
+        (dse.DspyOptimizer(functools.partial(bound(1), 2)), dse.DspyOptimizer(functools.partial(bound(1), 3))),
+    ]  # fmt: skip
+    for one, other in pairs:
+        assert revision_of(one) != revision_of(other), (one, other)
+    assert revision_of(Tuned({"end": "a"})) == revision_of(Tuned({"end": "a"}))
+    assert revision_of(dse.DspyOptimizer(bound(1))) == revision_of(dse.DspyOptimizer(bound(1)))
+    assert revision_of(dse.DspyOptimizer(object())) == revision_of(dse.DspyOptimizer(object())), "no addresses"
+
+
+def test_a_changed_proposer_pays_for_its_look_at_the_holdout(tmp_path: Path) -> None:
+    for number, end in enumerate("abc", 1):
+        result = dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path / end, store=tmp_path / "s.db",
+                             search=[Tuned({"end": end})])  # fmt: skip
+        assert result.artifact.evidence.holdout_openings == number and result.gate.alpha == 0.05 / number

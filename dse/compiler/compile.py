@@ -21,12 +21,13 @@ from dse.compiler.ahead import Ahead
 from dse.compiler.allowlist import AllowLists, allow_lists, exposure
 from dse.compiler.budget import Budget
 from dse.compiler.choose import measure, winner
-from dse.compiler.emit import Emit, revision_of
+from dse.compiler.emit import Emit
 from dse.compiler.evidence import Spending
 from dse.compiler.forecast import Forecast
 from dse.compiler.models import Models, Reflector
 from dse.compiler.race import Arm, Item, Outcome, RaceResult, make_race
 from dse.compiler.result import CompileResult, Rows
+from dse.compiler.revision import revision_of
 from dse.compiler.search import Proposal, Proposer, Search
 from dse.compiler.space import Candidate, Space, candidates, fitting_modes, with_proposals
 from dse.errors import ArtifactNotFound, ContaminatedSplit, UserError
