@@ -201,3 +201,24 @@ def test_a_changed_proposer_pays_for_its_look_at_the_holdout(tmp_path: Path) -> 
         result = dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path / end, store=tmp_path / "s.db",
                              search=[Tuned({"end": end})])  # fmt: skip
         assert result.artifact.evidence.holdout_openings == number and result.gate.alpha == 0.05 / number
+
+
+@dataclass
+class Looking:
+    """Looks for whatever could lead to other rows than those of the search."""
+
+    found: list[str]
+    name: str = "looking"
+    revision: str = "1"
+
+    async def propose(self, search: dse.Search) -> Sequence[dse.Proposal]:
+        for part in ("reflect", "evaluate", "say"):
+            self.found += [f"{part}.{name}" for name in vars(getattr(search, part))]
+        return []
+
+
+def test_what_a_search_holds_leads_to_no_store(tmp_path: Path) -> None:
+    """The store of an earlier compile has what came out on select and holdout rows."""
+    looking = Looking([])
+    dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path, search=[looking])
+    assert looking.found == []

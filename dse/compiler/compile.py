@@ -302,11 +302,14 @@ class _Compile(Ahead, Emit):
                 self.spending.add(stage, fresh, name)
                 return fresh
 
+            async def reflect(prompt: str) -> str:  # the reflector holds the store: rollouts on all rows that were ever opened
+                return await self.reflect(prompt)
+
             asked = len(self.reflect.asked)
             proposals = list(await one.propose(Search(
                 spec=self.spec, toolbox=self.task.toolbox, limits=self.task.limits, required=tuple(self.task.required),  # type: ignore[arg-type]
                 modes=self.modes, models=self.models.names, rows=rows, records=tuple(every), lists=lists, evaluate=evaluate,
-                reflect=self.reflect, success=self.success, seed=self.seed, say=self.say, objective=self.task.objective,
+                reflect=reflect, success=self.success, seed=self.seed, say=self.say, objective=self.task.objective,
                 more=more, pool=dict(pool))))  # fmt: skip
             for proposal in proposals:
                 self._check_proposal(one, proposal, allowed)
