@@ -312,6 +312,15 @@ def test_options_that_do_not_go_together(options: dict[str, Any], artifact: Arti
         monitor(artifact, made.store, **options)
 
 
+def test_no_artifact_is_compared_with_itself(artifact: Artifact) -> None:
+    """All differences would be 0: it would be kept whatever it does."""
+    made = Production()
+    made.judged(artifact.artifact_id, [0.0] * 30)
+    for itself in (artifact, artifact.artifact_id):
+        with pytest.raises(UserError, match="with itself"):
+            monitor(artifact, made.store, against=itself)
+
+
 # --- the command
 
 
