@@ -129,6 +129,24 @@ def test_a_forecast_spends_nothing(tmp_path: Path) -> None:
     assert "at most" in str(told) and "unknown (no price)" in str(told)
 
 
+def test_the_most_that_is_forecast_is_at_the_price_of_the_dearest_model(tmp_path: Path) -> None:
+    models = [reflecting(name="scripted/cheap"), reflecting(name="scripted/dear")]
+    prices = dse.PriceTable("p", "2026-01-01", {"scripted/cheap": (1.0, 4.0), "scripted/dear": (100.0, 400.0)})
+    options: dict[str, Any] = {"lm": models, "registry": tmp_path, "prices": prices}
+    task = WORLD.task(**MODES, limits=dse.Limits(model_calls=3, tokens=1500))
+    told = dse.forecast(task, **options)
+    result = dse.compile(task, **options)
+    assert told.usd is not None and told.most_usd is not None and result.spent["usd"] <= told.most_usd and told.usd <= told.most_usd
+    one = dse.PriceTable("p", "2026-01-01", {"scripted/cheap": (1.0, 4.0)})
+    assert dse.forecast(task, **options | {"prices": one}).most_usd is None, "the price of one of them is unknown"
+
+
+def test_a_forecast_does_not_claim_to_bound_proposals(tmp_path: Path) -> None:
+    told = dse.forecast(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path, search=[Told()])
+    assert "what they take comes to all of this" in str(told) and "at most (before proposals): " in str(told)
+    assert "at most: " in str(dse.forecast(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path))
+
+
 def test_replicates_are_averaged_on_the_holdout(tmp_path: Path) -> None:
     result = dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path, replicates=2)
     rows = WORLD.dataset().holdout_summary()["rows"]
