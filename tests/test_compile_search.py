@@ -240,3 +240,32 @@ def test_what_a_search_holds_leads_to_no_store(tmp_path: Path) -> None:
     looking = Looking([])
     dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path, search=[looking])
     assert looking.found == []
+
+
+HINT = ["once"]
+
+
+@dataclass(frozen=True)
+class Global:
+    """Proposes what a global says, which neither its source nor its settings show."""
+
+    name: str = "global"
+
+    async def propose(self, search: dse.Search) -> Sequence[dse.Proposal]:
+        seed = seed_plan(search.spec, "direct", limits=search.limits)
+        prompts = {name: dse.Prompt(instructions=f"{one.instructions} Count {HINT[0]}.") for name, one in seed.prompts.items()}
+        return [dse.Proposal(dse.Plan(mode="direct", prompts=prompts, limits=search.limits), "global")]
+
+
+def test_another_winner_of_the_same_compile_is_another_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poor = PlantedWorld({"direct": 0.2, "tool_call": 0.25}, clusters=40, writes=0.0)
+
+    def compiled(hint: str, times: int) -> dse.CompileResult:
+        monkeypatch.setitem(globals(), "HINT", [hint])
+        model = ScriptedModel(lambda r: (WORLD if f"Count {hint}" in r["messages"][0]["content"] else poor).reply(r), "scripted/planted")
+        return dse.compile(WORLD.task(**MODES), lm=model, registry=tmp_path / f"{hint}{times}", store=tmp_path / "s.db", search=[Global()])
+
+    looks = [compiled(hint, times) for times, hint in enumerate(("once", "twice", "twice", "thrice"))]
+    assert len({one.artifact.evidence.inputs_digest for one in looks}) == 1 and {one.winner for one in looks} == {"direct/none/global"}
+    assert [one.artifact.evidence.holdout_openings for one in looks] == [1, 2, 2, 3]
+    assert looks[-1].gate.alpha == 0.05 / 3

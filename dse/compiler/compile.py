@@ -419,8 +419,10 @@ class _Compile(Ahead, Emit):
             _refuse_shown(incumbent.rows, {row.row_hash for row in chosen}, "holdout")
             return chosen
 
-        rows = self.data.open_holdout(self.store, compile_id=self.compile_id, purpose=f"gate {self.spec.name}",
-                                      select=choose)  # fmt: skip
+        # Another winner of the same compile is another look: a proposer may have changed in a way that its revision misses.
+        programs = [self._program_id(one.plan, one.model)[7:19] for one in (mine, incumbent)]
+        rows = self.data.open_holdout(self.store, compile_id=self.compile_id, select=choose,
+                                      purpose=f"gate {self.spec.name}: {' against '.join(programs)}")  # fmt: skip
         pair = {mine.name: mine, incumbent.name: incumbent}
         self.say(f"holdout: {' against '.join(pair)} on {len(rows)} of {summary['rows']} sealed rows")
         records: list[RolloutRecord] = []

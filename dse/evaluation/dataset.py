@@ -45,8 +45,8 @@ class Ledger(Protocol):
         """Store one opening durably; give the openings so far of any overlapping rows, this one included.
 
         `entry`: ``dataset`` (name), ``revision``, ``row_hashes`` and ``input_hashes`` (sorted lists), ``purpose``,
-        ``compile_id``. Rows overlap that have a row hash or the inputs in common: another label or meta field does not
-        make a row unseen.
+        ``compile_id``. Equal entries are one opening, however often they are recorded. Rows overlap that have a row hash or
+        the inputs in common: another label or meta field does not make a row unseen.
         """
         ...
 
