@@ -269,3 +269,35 @@ def test_another_winner_of_the_same_compile_is_another_look(tmp_path: Path, monk
     assert len({one.artifact.evidence.inputs_digest for one in looks}) == 1 and {one.winner for one in looks} == {"direct/none/global"}
     assert [one.artifact.evidence.holdout_openings for one in looks] == [1, 2, 2, 3]
     assert looks[-1].gate.alpha == 0.05 / 3
+
+
+@dataclass(frozen=True)
+class Demonstrating:
+    """Shows rows without saying whose they are."""
+
+    mode: str
+    rows: tuple[Any, ...]
+    name: str = "demonstrating"
+    revision: str = "1"
+
+    async def propose(self, search: dse.Search) -> Sequence[dse.Proposal]:
+        seed = seed_plan(search.spec, self.mode, limits=search.limits)
+        demos: list[dict[str, Any]] = [{"request": row.inputs["request"], "left": row.labels["left"]} for row in self.rows]
+        if self.mode == "tool_call":
+            demos = [{"inputs": {"request": d["request"]}, "rounds": [], "outputs": {"left": d["left"]}} for d in demos]
+        prompts = {name: dse.Prompt(instructions=one.instructions, demos=tuple(demos)) for name, one in seed.prompts.items()}
+        return [dse.Proposal(seed.with_prompts(prompts), "shown")]
+
+
+@pytest.mark.parametrize("mode", ["direct", "tool_call"])
+@pytest.mark.parametrize("split", ["select", "holdout"])
+def test_demonstrations_of_other_splits_are_found_by_their_content(tmp_path: Path, mode: str, split: str) -> None:
+    data = WORLD.dataset()
+    options: dict[str, Any] = {"lm": reflecting(), "registry": tmp_path, "rows": dse.Rows(select=9, holdout=9)}
+    rows = data.split("select") if split == "select" else data.open_holdout(dse.Store(":memory:"), compile_id="c")
+    with pytest.raises(ContaminatedSplit, match="demonstrates rows") as caught:
+        dse.compile(WORLD.task(**MODES), search=[Demonstrating(mode, tuple(rows[:1]))], **options)
+    assert caught.value.value == split
+    if split == "select":
+        fine = dse.compile(WORLD.task(**MODES), search=[Demonstrating(mode, tuple(data.split("search")[:1]))], **options)
+        assert any(name.endswith("/shown") for name in fine.candidates)

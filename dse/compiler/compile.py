@@ -335,6 +335,12 @@ class _Compile(Ahead, Emit):
             raise ContaminatedSplit("A proposal shows rows that are not search rows", value=strange[0],
                                     remedy="Show rows of the search only.", proposer=one.name)  # fmt: skip
         check_plan(self.spec, proposal.plan)
+        demos = [demo for prompt in proposal.plan.components.values() for demo in prompt.demos]
+        shown = [{name: demo[name] for name in self.spec.inputs if name in demo} for demo in demos]
+        shown += [demo["inputs"] for demo in demos if isinstance(demo.get("inputs"), Mapping)]
+        if beyond := self.data.beyond_search(shown):
+            raise ContaminatedSplit("A proposal demonstrates rows that are not search rows", value=", ".join(beyond),
+                                    remedy="Show rows of the search only.", proposer=one.name)  # fmt: skip
 
     async def _prune(self, found: Mapping[str, Candidate], incumbent: str) -> dict[str, Candidate]:
         """Without the candidates of which it is certain, before any model call, that they cannot be used."""
