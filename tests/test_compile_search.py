@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,9 +15,11 @@ import pytest
 
 import dse
 from benchmarks import compile_chaos
+from dse.compiler.budget import BudgetedModel, Purse
 from dse.compiler.choose import measure, winner
 from dse.compiler.revision import revision_of
 from dse.errors import BudgetExhausted, ContaminatedSplit, UserError
+from dse.portal import run_sync
 from dse.strategies.base import seed_plan
 from dse.testing.scripted import ScriptedModel, say
 from dse.testing.worlds import PlantedWorld
@@ -301,3 +304,29 @@ def test_demonstrations_of_other_splits_are_found_by_their_content(tmp_path: Pat
     if split == "select":
         fine = dse.compile(WORLD.task(**MODES), search=[Demonstrating(mode, tuple(data.split("search")[:1]))], **options)
         assert any(name.endswith("/shown") for name in fine.candidates)
+
+
+def test_requests_under_way_when_a_process_dies_count_in_the_budget() -> None:
+    """They may have been paid for: a budget bounds all processes of a compile together."""
+    kept: list[Any] = []
+
+    class Dying:
+        name, params, supports_tools = "scripted/planted", {"max_tokens": 100}, True
+
+        async def complete(self, request: Any, *, replicate: int = 0, occurrence: int = 0) -> Any:
+            later = Purse(dse.Budget(model_calls=1, tokens=1000))  # of the process that goes on
+            later.restore(json.loads(json.dumps(kept[-1])))
+            assert later.calls == 1 and later.tokens > 100
+            with pytest.raises(BudgetExhausted, match="model_calls"):
+                await BudgetedModel(self, later.budget, purse=later).complete(request)
+            return await ScriptedModel(lambda _: say("x"), self.name).complete(request)
+
+        async def aclose(self) -> None:
+            pass
+
+    purse = Purse(dse.Budget(model_calls=1, tokens=1000), kept=kept.append)
+    run_sync(BudgetedModel(Dying(), purse.budget, purse=purse).complete, {"messages": [{"role": "user", "content": "x"}]})
+    assert len(kept) == 2 and purse.calls == 1 and purse.tokens < 100 and not purse.under_way
+    after = Purse(purse.budget)
+    after.restore(kept[-1])
+    assert (after.calls, after.tokens) == (1, purse.tokens), "what was answered counts with what it took"
