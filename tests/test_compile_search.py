@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,8 +15,11 @@ import pytest
 
 import dse
 from benchmarks import compile_chaos
+from dse.compiler.budget import BudgetedModel, Purse
 from dse.compiler.choose import measure, winner
+from dse.compiler.revision import revision_of
 from dse.errors import BudgetExhausted, ContaminatedSplit, UserError
+from dse.portal import run_sync
 from dse.strategies.base import seed_plan
 from dse.testing.scripted import ScriptedModel, say
 from dse.testing.worlds import PlantedWorld
@@ -127,6 +132,24 @@ def test_a_forecast_spends_nothing(tmp_path: Path) -> None:
     assert "at most" in str(told) and "unknown (no price)" in str(told)
 
 
+def test_the_most_that_is_forecast_is_at_the_price_of_the_dearest_model(tmp_path: Path) -> None:
+    models = [reflecting(name="scripted/cheap"), reflecting(name="scripted/dear")]
+    prices = dse.PriceTable("p", "2026-01-01", {"scripted/cheap": (1.0, 4.0), "scripted/dear": (100.0, 400.0)})
+    options: dict[str, Any] = {"lm": models, "registry": tmp_path, "prices": prices}
+    task = WORLD.task(**MODES, limits=dse.Limits(model_calls=3, tokens=1500))
+    told = dse.forecast(task, **options)
+    result = dse.compile(task, **options)
+    assert told.usd is not None and told.most_usd is not None and result.spent["usd"] <= told.most_usd and told.usd <= told.most_usd
+    one = dse.PriceTable("p", "2026-01-01", {"scripted/cheap": (1.0, 4.0)})
+    assert dse.forecast(task, **options | {"prices": one}).most_usd is None, "the price of one of them is unknown"
+
+
+def test_a_forecast_does_not_claim_to_bound_proposals(tmp_path: Path) -> None:
+    told = dse.forecast(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path, search=[Told()])
+    assert "what they take comes to all of this" in str(told) and "at most (before proposals): " in str(told)
+    assert "at most: " in str(dse.forecast(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path))
+
+
 def test_replicates_are_averaged_on_the_holdout(tmp_path: Path) -> None:
     result = dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path, replicates=2)
     rows = WORLD.dataset().holdout_summary()["rows"]
@@ -158,3 +181,152 @@ def test_a_killed_compile_ends_as_an_undisturbed_one() -> None:
     command = [sys.executable, "-m", "benchmarks.compile_chaos", "--kills", "4"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(compile_chaos.__file__).parent.parent)
     assert done.returncode == 0 and done.stdout.rstrip().endswith(": 0 wrong"), done.stdout + done.stderr
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Proposes instructions that end in words of its settings; one of the settings is a function."""
+
+    words: dict[str, str]
+    make: Any = str.upper
+    name: str = "tuned"
+
+    async def propose(self, search: dse.Search) -> Sequence[dse.Proposal]:
+        seed = seed_plan(search.spec, "direct", limits=search.limits)
+        prompts = {name: dse.Prompt(instructions=f"{one.instructions} {self.make(self.words['end'])}") for name, one in seed.prompts.items()}
+        return [dse.Proposal(dse.Plan(mode="direct", prompts=prompts, limits=search.limits), "tuned")]
+
+
+def test_every_setting_of_a_proposer_makes_another_compile() -> None:
+    """Else the same rows of the holdout could be looked at again for nothing, with a proposer that was changed."""
+
+    def bound(size: int) -> Any:
+        return lambda metric: size
+
+    pairs: list[tuple[Any, Any]] = [
+        (Tuned({"end": "a"}), Tuned({"end": "b"})), (Tuned({"end": "a"}), Tuned({"end": "a"}, str.lower)),
+        (Tuned({"end": "x" * 300 + "a"}), Tuned({"end": "x" * 300 + "b"})),
+        (dse.DspyOptimizer(bound(1)), dse.DspyOptimizer(bound(2))), (dse.DspyOptimizer(lambda m: 1), dse.DspyOptimizer(lambda m: 2)),
+        (dse.DspyOptimizer(bound(1), compile={"trials": 3}), dse.DspyOptimizer(bound(1), compile={"trials": 4})),
+        (dse.DspyOptimizer(functools.partial(bound(1), 2)), dse.DspyOptimizer(functools.partial(bound(1), 3))),
+    ]  # fmt: skip
+    for one, other in pairs:
+        assert revision_of(one) != revision_of(other), (one, other)
+    assert revision_of(Tuned({"end": "a"})) == revision_of(Tuned({"end": "a"}))
+    assert revision_of(dse.DspyOptimizer(bound(1))) == revision_of(dse.DspyOptimizer(bound(1)))
+    assert revision_of(dse.DspyOptimizer(object())) == revision_of(dse.DspyOptimizer(object())), "no addresses"
+
+
+def test_a_changed_proposer_pays_for_its_look_at_the_holdout(tmp_path: Path) -> None:
+    for number, end in enumerate("abc", 1):
+        result = dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path / end, store=tmp_path / "s.db",
+                             search=[Tuned({"end": end})])  # fmt: skip
+        assert result.artifact.evidence.holdout_openings == number and result.gate.alpha == 0.05 / number
+
+
+@dataclass
+class Looking:
+    """Looks for whatever could lead to other rows than those of the search."""
+
+    found: list[str]
+    name: str = "looking"
+    revision: str = "1"
+
+    async def propose(self, search: dse.Search) -> Sequence[dse.Proposal]:
+        for part in ("reflect", "evaluate", "say"):
+            self.found += [f"{part}.{name}" for name in vars(getattr(search, part))]
+        return []
+
+
+def test_what_a_search_holds_leads_to_no_store(tmp_path: Path) -> None:
+    """The store of an earlier compile has what came out on select and holdout rows."""
+    looking = Looking([])
+    dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path, search=[looking])
+    assert looking.found == []
+
+
+HINT = ["once"]
+
+
+@dataclass(frozen=True)
+class Global:
+    """Proposes what a global says, which neither its source nor its settings show."""
+
+    name: str = "global"
+
+    async def propose(self, search: dse.Search) -> Sequence[dse.Proposal]:
+        seed = seed_plan(search.spec, "direct", limits=search.limits)
+        prompts = {name: dse.Prompt(instructions=f"{one.instructions} Count {HINT[0]}.") for name, one in seed.prompts.items()}
+        return [dse.Proposal(dse.Plan(mode="direct", prompts=prompts, limits=search.limits), "global")]
+
+
+def test_another_winner_of_the_same_compile_is_another_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poor = PlantedWorld({"direct": 0.2, "tool_call": 0.25}, clusters=40, writes=0.0)
+
+    def compiled(hint: str, times: int) -> dse.CompileResult:
+        monkeypatch.setitem(globals(), "HINT", [hint])
+        model = ScriptedModel(lambda r: (WORLD if f"Count {hint}" in r["messages"][0]["content"] else poor).reply(r), "scripted/planted")
+        return dse.compile(WORLD.task(**MODES), lm=model, registry=tmp_path / f"{hint}{times}", store=tmp_path / "s.db", search=[Global()])
+
+    looks = [compiled(hint, times) for times, hint in enumerate(("once", "twice", "twice", "thrice"))]
+    assert len({one.artifact.evidence.inputs_digest for one in looks}) == 1 and {one.winner for one in looks} == {"direct/none/global"}
+    assert [one.artifact.evidence.holdout_openings for one in looks] == [1, 2, 2, 3]
+    assert looks[-1].gate.alpha == 0.05 / 3
+
+
+@dataclass(frozen=True)
+class Demonstrating:
+    """Shows rows without saying whose they are."""
+
+    mode: str
+    rows: tuple[Any, ...]
+    name: str = "demonstrating"
+    revision: str = "1"
+
+    async def propose(self, search: dse.Search) -> Sequence[dse.Proposal]:
+        seed = seed_plan(search.spec, self.mode, limits=search.limits)
+        demos: list[dict[str, Any]] = [{"request": row.inputs["request"], "left": row.labels["left"]} for row in self.rows]
+        if self.mode == "tool_call":
+            demos = [{"inputs": {"request": d["request"]}, "rounds": [], "outputs": {"left": d["left"]}} for d in demos]
+        prompts = {name: dse.Prompt(instructions=one.instructions, demos=tuple(demos)) for name, one in seed.prompts.items()}
+        return [dse.Proposal(seed.with_prompts(prompts), "shown")]
+
+
+@pytest.mark.parametrize("mode", ["direct", "tool_call"])
+@pytest.mark.parametrize("split", ["select", "holdout"])
+def test_demonstrations_of_other_splits_are_found_by_their_content(tmp_path: Path, mode: str, split: str) -> None:
+    data = WORLD.dataset()
+    options: dict[str, Any] = {"lm": reflecting(), "registry": tmp_path, "rows": dse.Rows(select=9, holdout=9)}
+    rows = data.split("select") if split == "select" else data.open_holdout(dse.Store(":memory:"), compile_id="c")
+    with pytest.raises(ContaminatedSplit, match="demonstrates rows") as caught:
+        dse.compile(WORLD.task(**MODES), search=[Demonstrating(mode, tuple(rows[:1]))], **options)
+    assert caught.value.value == split
+    if split == "select":
+        fine = dse.compile(WORLD.task(**MODES), search=[Demonstrating(mode, tuple(data.split("search")[:1]))], **options)
+        assert any(name.endswith("/shown") for name in fine.candidates)
+
+
+def test_requests_under_way_when_a_process_dies_count_in_the_budget() -> None:
+    """They may have been paid for: a budget bounds all processes of a compile together."""
+    kept: list[Any] = []
+
+    class Dying:
+        name, params, supports_tools = "scripted/planted", {"max_tokens": 100}, True
+
+        async def complete(self, request: Any, *, replicate: int = 0, occurrence: int = 0) -> Any:
+            later = Purse(dse.Budget(model_calls=1, tokens=1000))  # of the process that goes on
+            later.restore(json.loads(json.dumps(kept[-1])))
+            assert later.calls == 1 and later.tokens > 100
+            with pytest.raises(BudgetExhausted, match="model_calls"):
+                await BudgetedModel(self, later.budget, purse=later).complete(request)
+            return await ScriptedModel(lambda _: say("x"), self.name).complete(request)
+
+        async def aclose(self) -> None:
+            pass
+
+    purse = Purse(dse.Budget(model_calls=1, tokens=1000), kept=kept.append)
+    run_sync(BudgetedModel(Dying(), purse.budget, purse=purse).complete, {"messages": [{"role": "user", "content": "x"}]})
+    assert len(kept) == 2 and purse.calls == 1 and purse.tokens < 100 and not purse.under_way
+    after = Purse(purse.budget)
+    after.restore(kept[-1])
+    assert (after.calls, after.tokens) == (1, purse.tokens), "what was answered counts with what it took"

@@ -221,6 +221,22 @@ def test_scores_come_late_and_in_any_order(artifact: Artifact) -> None:
     assert after is not None and before is not None and after.n == 40 and after.peak >= before.peak  # what was seen stays
 
 
+def test_a_judgement_that_is_delivered_twice_counts_where_it_first_stood(artifact: Artifact) -> None:
+    """Else whoever delivers again changes the order, and with it what was reached."""
+    made = Production()
+    ids = [made.run(artifact.artifact_id) for _ in range(40)]
+    values = [1.0] * 32 + [0.0] * 8
+    for run, value in zip(ids, values, strict=True):
+        made.judge(run, value)
+    before = monitor(artifact, made.store, reference=0.8)
+    for run in ids[:32]:
+        made.judge(run, 1.0)
+    assert monitor(artifact, made.store, reference=0.8) == before and before.advice == "keep"
+    made.judge(ids[0], 0.0)  # another value is another judgement
+    after = monitor(artifact, made.store, reference=0.8)
+    assert after.e is not None and before.e is not None and after.e.mean > before.e.mean and after.last_at == made.now.isoformat()
+
+
 def test_only_the_first_of_a_group_counts(artifact: Artifact) -> None:
     made = Production()
     made.judged(artifact.artifact_id, [0.0] * 20, user="one angry person")
@@ -294,6 +310,15 @@ def test_options_that_do_not_go_together(options: dict[str, Any], artifact: Arti
     made.judged(artifact.artifact_id, [1.0])
     with pytest.raises(UserError):
         monitor(artifact, made.store, **options)
+
+
+def test_no_artifact_is_compared_with_itself(artifact: Artifact) -> None:
+    """All differences would be 0: it would be kept whatever it does."""
+    made = Production()
+    made.judged(artifact.artifact_id, [0.0] * 30)
+    for itself in (artifact, artifact.artifact_id):
+        with pytest.raises(UserError, match="with itself"):
+            monitor(artifact, made.store, against=itself)
 
 
 # --- the command

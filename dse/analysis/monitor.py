@@ -140,6 +140,8 @@ def monitor(
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"A {what} is a number from 0 to 1", value=value, remedy="Write it as a share of a right answer.")
     other_id = None if against is None else str(getattr(against, "artifact_id", against))
+    if other_id == artifact.artifact_id:
+        raise UserError("An artifact is not compared with itself", value=other_id[7:19], remedy="Name another one with against=.")
     runs = _runs(store, {artifact.artifact_id, *([other_id] if other_id else [])})
     mine = runs[artifact.artifact_id]
     judgements: dict[str, dict[str, Mapping[str, Any]]] = {}

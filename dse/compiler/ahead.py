@@ -131,8 +131,8 @@ class Ahead:
             signature=self.spec.name, models=self.models.names, modes=modes, clusters=usable, candidates=most, stages=stages,
             rows={"search": search, "select": select, "holdout": holdout}, model_calls=total("model_calls", False),
             most_model_calls=total("most_model_calls", True), tokens=tokens, most_tokens=ceiling,
-            usd=forecasts.price(self.prices, first.name, tokens),
-            most_usd=forecasts.price(self.prices, first.name, ceiling, most=True), mde=forecasts.detectable(usable, usable),
+            usd=forecasts.price(self.prices, self.models.names, tokens),
+            most_usd=forecasts.price(self.prices, self.models.names, ceiling, most=True), mde=forecasts.detectable(usable, usable),
             openings=await self._openings(), recorded=self.models.free, proposers=tuple(p.name for p in self.proposers),
             budget=asdict(self.budget),
         )  # fmt: skip

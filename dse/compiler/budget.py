@@ -51,6 +51,10 @@ class Budget:
                 raise UserError(f"Budget {name} must be a number above 0", value=repr(value),
                                 remedy="Leave it out for no bound.")  # fmt: skip
 
+    @property
+    def bounds_spending(self) -> bool:
+        return any(bound is not None for bound in (self.usd, self.model_calls, self.tokens))
+
 
 _AMOUNTS = ("model_calls", "input_tokens", "output_tokens", "usd")
 
@@ -59,7 +63,8 @@ _AMOUNTS = ("model_calls", "input_tokens", "output_tokens", "usd")
 class Purse:
     """What one compile has spent, and what is set aside for requests under way.
 
-    ``by`` has the amounts per (stage, model). `kept` is called with `spent` after each change; a compile that goes on
+    ``by`` has the amounts per (stage, model), ``under_way`` the most that each request under way can take. `kept` is called
+    with `dump` before each request that a budget bounds, and after each; a compile that goes on
     after its process died gets them back with `restore`, so that a budget bounds all its processes together.
     """
 
@@ -73,6 +78,7 @@ class Purse:
     usd: float = 0.0
     reserved_usd: float = 0.0
     reserved_tokens: int = 0
+    under_way: list[tuple[str, tuple[int, int, float]]] = field(default_factory=list)
     started: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -96,7 +102,10 @@ class Purse:
         return math.inf if minutes is None else self.started + minutes * 60 - self.clock()
 
     def dump(self) -> dict[str, Any]:
-        return {"by": [[*key, amounts] for key, amounts in self.by.items()], "elapsed_s": self.elapsed_s()}
+        """All that is spent, and what requests under way can take at most: if this process dies, they may have been paid for."""
+        by = [[*key, dict(amounts)] for key, amounts in self.by.items()]
+        by += [[self.stage, model, dict(zip(_AMOUNTS, (0, *most), strict=True))] for model, most in self.under_way if any(most)]
+        return {"by": by, "elapsed_s": self.elapsed_s()}
 
     def restore(self, data: Mapping[str, Any]) -> None:
         """Go on from what `dump` gave in an earlier process."""
@@ -114,7 +123,7 @@ class Purse:
         self.usd += usd
 
     def settle(self) -> None:
-        """After a request: what was spent is kept."""
+        """What was spent is kept."""
         if self.kept is not None:
             self.kept(self.dump())
 
@@ -210,6 +219,11 @@ class BudgetedModel:
             purse.add(self.name, model_calls=1)
         purse.reserved_usd += reserved
         purse.reserved_tokens += known + output
+        ticket = (self.name, most)
+        if not self.free:
+            purse.under_way.append(ticket)
+            if self.budget.bounds_spending:
+                purse.settle()
         completion: Completion | None = None
         try:
             with anyio.move_on_after(self.seconds_left()):
@@ -228,6 +242,8 @@ class BudgetedModel:
         finally:
             purse.reserved_usd -= reserved
             purse.reserved_tokens -= known + output
+            if not self.free:
+                purse.under_way.remove(ticket)
             if not self.free and completion is None:
                 purse.settle()
         if completion is None:

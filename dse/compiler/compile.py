@@ -21,12 +21,13 @@ from dse.compiler.ahead import Ahead
 from dse.compiler.allowlist import AllowLists, allow_lists, exposure
 from dse.compiler.budget import Budget
 from dse.compiler.choose import measure, winner
-from dse.compiler.emit import Emit, revision_of
+from dse.compiler.emit import Emit
 from dse.compiler.evidence import Spending
 from dse.compiler.forecast import Forecast
 from dse.compiler.models import Models, Reflector
 from dse.compiler.race import Arm, Item, Outcome, RaceResult, make_race
 from dse.compiler.result import CompileResult, Rows
+from dse.compiler.revision import revision_of
 from dse.compiler.search import Proposal, Proposer, Search
 from dse.compiler.space import Candidate, Space, candidates, fitting_modes, with_proposals
 from dse.errors import ArtifactNotFound, ContaminatedSplit, UserError
@@ -301,11 +302,14 @@ class _Compile(Ahead, Emit):
                 self.spending.add(stage, fresh, name)
                 return fresh
 
+            async def reflect(prompt: str) -> str:  # the reflector holds the store: rollouts on all rows that were ever opened
+                return await self.reflect(prompt)
+
             asked = len(self.reflect.asked)
             proposals = list(await one.propose(Search(
                 spec=self.spec, toolbox=self.task.toolbox, limits=self.task.limits, required=tuple(self.task.required),  # type: ignore[arg-type]
                 modes=self.modes, models=self.models.names, rows=rows, records=tuple(every), lists=lists, evaluate=evaluate,
-                reflect=self.reflect, success=self.success, seed=self.seed, say=self.say, objective=self.task.objective,
+                reflect=reflect, success=self.success, seed=self.seed, say=self.say, objective=self.task.objective,
                 more=more, pool=dict(pool))))  # fmt: skip
             for proposal in proposals:
                 self._check_proposal(one, proposal, allowed)
@@ -331,6 +335,12 @@ class _Compile(Ahead, Emit):
             raise ContaminatedSplit("A proposal shows rows that are not search rows", value=strange[0],
                                     remedy="Show rows of the search only.", proposer=one.name)  # fmt: skip
         check_plan(self.spec, proposal.plan)
+        demos = [demo for prompt in proposal.plan.components.values() for demo in prompt.demos]
+        shown = [{name: demo[name] for name in self.spec.inputs if name in demo} for demo in demos]
+        shown += [demo["inputs"] for demo in demos if isinstance(demo.get("inputs"), Mapping)]
+        if beyond := self.data.beyond_search(shown):
+            raise ContaminatedSplit("A proposal demonstrates rows that are not search rows", value=", ".join(beyond),
+                                    remedy="Show rows of the search only.", proposer=one.name)  # fmt: skip
 
     async def _prune(self, found: Mapping[str, Candidate], incumbent: str) -> dict[str, Candidate]:
         """Without the candidates of which it is certain, before any model call, that they cannot be used."""
@@ -415,8 +425,10 @@ class _Compile(Ahead, Emit):
             _refuse_shown(incumbent.rows, {row.row_hash for row in chosen}, "holdout")
             return chosen
 
-        rows = self.data.open_holdout(self.store, compile_id=self.compile_id, purpose=f"gate {self.spec.name}",
-                                      select=choose)  # fmt: skip
+        # Another winner of the same compile is another look: a proposer may have changed in a way that its revision misses.
+        programs = [self._program_id(one.plan, one.model)[7:19] for one in (mine, incumbent)]
+        rows = self.data.open_holdout(self.store, compile_id=self.compile_id, select=choose,
+                                      purpose=f"gate {self.spec.name}: {' against '.join(programs)}")  # fmt: skip
         pair = {mine.name: mine, incumbent.name: incumbent}
         self.say(f"holdout: {' against '.join(pair)} on {len(rows)} of {summary['rows']} sealed rows")
         records: list[RolloutRecord] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import time
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dse.artifacts.artifact import Artifact
 from dse.artifacts.registry import Registry
-from dse.canonical import canonical_json, digest
+from dse.canonical import digest
 from dse.compiler.allowlist import AllowLists, exposure
 from dse.compiler.budget import Budget
 from dse.compiler.choose import Measured, front, removals
@@ -22,11 +21,11 @@ from dse.compiler.gate import evidence as gate_evidence
 from dse.compiler.models import Models
 from dse.compiler.race import RaceResult
 from dse.compiler.result import CompileResult, Rows
+from dse.compiler.revision import revision_of
 from dse.compiler.search import Proposer
 from dse.compiler.space import Candidate, Space
 from dse.contracts.signature import SignatureSpec
-from dse.contracts.tool import source_revision
-from dse.errors import DseError, Refused, Unserialisable
+from dse.errors import Refused
 from dse.evaluation.evaluator import Evaluator, RolloutRecord, summarise
 from dse.evaluation.sampling import spread
 from dse.evaluation.task import Task
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from dse.models.prices import PriceTable
     from dse.store.journal import Store
 
-__all__ = ["Emit", "revision_of"]
+__all__ = ["Emit"]
 
 
 class Emit:
@@ -223,19 +222,6 @@ class Emit:
                 "pruned": self.pruned, "spent": dict(compiled.spent), "accounts": self.models.purse.by_stage(),
                 "rollouts": {stage: [[r.candidate, r.rollout_id] for r in records]
                              for stage, records in compiled.records.items()}}  # fmt: skip
-
-
-def revision_of(one: Any) -> str:
-    """What identifies a proposer: its settings where they are data, its source, or the ``revision`` that it states."""
-    stated = getattr(one, "revision", None)
-    if isinstance(stated, str) and stated:
-        return stated
-    settings: Any = asdict(one) if dataclasses.is_dataclass(one) and not isinstance(one, type) else vars(one)
-    try:
-        canonical_json(settings)
-    except (Unserialisable, DseError, TypeError):
-        settings = {name: repr(value)[:200] for name, value in settings.items() if isinstance(value, (str, int, float, bool, tuple))}
-    return digest([source_revision(type(one)), settings])[7:19]
 
 
 def _paired(records: Sequence[RolloutRecord], candidate: str, incumbent: str) -> list[PairedRow]:

@@ -40,7 +40,8 @@ class ModeForecast:
 class Forecast:
     """The plan of a compile and what it is expected to take; nothing was spent for it.
 
-    Costs are None without a price. ``most_*`` are what it takes if every run uses all that its limits allow.
+    Costs are None without a price. ``most_*`` are what it takes if every run uses all that its limits allow; what proposers
+    run and ask comes to that, and so do the requests of a judge: only a `Budget` bounds those.
 
     Attributes:
         rows: per split. stages: rollouts per stage, expected and at most.
@@ -77,7 +78,7 @@ class Forecast:
 
         lines = [f"{self.signature}: {self.candidates} candidates before proposals, model {', '.join(self.models)}"]
         if self.proposers:
-            lines.append(f"  proposals: {', '.join(self.proposers)} (what they take is in the search stage)")
+            lines.append(f"  proposals: {', '.join(self.proposers)} (what they take comes to all of this)")
         for stage, (expected, most) in self.stages.items():
             lines.append(f"  {stage}: about {expected} rollouts, at most {most}")
         for mode, one in self.modes.items():
@@ -85,7 +86,8 @@ class Forecast:
                          f"{one.most_model_calls:.0f} and {one.most_tokens:.0f} ({one.source})")  # fmt: skip
         lines.append(f"  expected: {self.model_calls:.0f} model calls, {self.tokens:.0f} tokens, {money(self.usd)}"
                      + ("; a recording answers them" if self.recorded else ""))  # fmt: skip
-        lines.append(f"  at most: {self.most_model_calls:.0f} model calls, {self.most_tokens:.0f} tokens, {money(self.most_usd)}")
+        without = " (before proposals)" if self.proposers else ""
+        lines.append(f"  at most{without}: {self.most_model_calls:.0f} model calls, {self.most_tokens:.0f} tokens, {money(self.most_usd)}")
         bounds = {name: bound for name, bound in self.budget.items() if bound is not None}
         lines.append(f"  budget: {', '.join(f'{v:g} {k}' for k, v in bounds.items()) or 'none'}")
         lines.append(f"  {self.clusters} independent sealed rows find "
@@ -150,9 +152,14 @@ def per_run(mode: str, first: int, earlier: Sequence[Mapping[str, Any]], most_ca
     return ModeForecast(calls, ceiling, tokens, min(longest, most_tokens) if most_tokens else longest, source)
 
 
-def price(prices: PriceTable | None, model: str, tokens: float, *, most: bool = False) -> float | None:
-    """USD for tokens of which four fifths go in; at most: all at the dearer rate."""
-    pair = prices.models.get(model) if prices is not None else None
-    if pair is None:
+def price(prices: PriceTable | None, models: Sequence[str], tokens: float, *, most: bool = False) -> float | None:
+    """USD for tokens that are spread evenly over models, and of which four fifths go in; at most: all at the dearest rate.
+
+    None where a model has no price.
+    """
+    pairs = [prices.models.get(model) for model in models] if prices is not None else []
+    known = [pair for pair in pairs if pair is not None]
+    if not known or len(known) < len(pairs):
         return None
-    return tokens * (max(pair) if most else 0.8 * pair[0] + 0.2 * pair[1]) / 1e6
+    rate = max(map(max, known)) if most else math.fsum(0.8 * pair[0] + 0.2 * pair[1] for pair in known) / len(known)
+    return tokens * rate / 1e6

@@ -45,8 +45,8 @@ class Ledger(Protocol):
         """Store one opening durably; give the openings so far of any overlapping rows, this one included.
 
         `entry`: ``dataset`` (name), ``revision``, ``row_hashes`` and ``input_hashes`` (sorted lists), ``purpose``,
-        ``compile_id``. Rows overlap that have a row hash or the inputs in common: another label or meta field does not
-        make a row unseen.
+        ``compile_id``. Equal entries are one opening, however often they are recorded. Rows overlap that have a row hash or
+        the inputs in common: another label or meta field does not make a row unseen.
         """
         ...
 
@@ -473,6 +473,12 @@ class Dataset:
             pairs = near_duplicates(texts, [input_text(row._inputs) for row in rows])
             found += (Overlap(pair.a, split, rows[pair.b].id, pair.similarity) for pair in pairs)
         return sorted(found)
+
+    def beyond_search(self, inputs: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Splits that have a row of exactly one of these inputs, where search has none. Sealed rows stay sealed."""
+        wanted = {digest(dict(one)) for one in inputs} - {row.input_hash for row in self.split("search")} if inputs else set()
+        held = {"select": self.split("select"), "holdout": self._sealed._rows} if wanted else {}
+        return [name for name, rows in held.items() if any(row.input_hash in wanted for row in rows)]
 
     def check(self, signature: Any) -> None:
         """Check every row, those of the holdout included, against a signature.

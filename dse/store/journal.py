@@ -374,7 +374,7 @@ class Store(RunTables, RolloutTables, ProgressTables):
     def record(self, entry: Mapping[str, Any]) -> int:
         """Record an opening of a holdout and count the openings that overlap it, this one included.
 
-        The same compile opening the same rows again is the same opening. Openings overlap that have a row hash or the
+        The same compile opening the same rows again for the same purpose is the same opening. Openings overlap that have a row hash or the
         inputs of a row in common; of those that an earlier version recorded only the row hashes are known.
 
         Args:
@@ -382,7 +382,7 @@ class Store(RunTables, RolloutTables, ProgressTables):
         """
         o, r = self._tables["openings"], self._tables["opening_rows"]
         rows = sorted(set(entry["row_hashes"]))
-        key = digest([entry["dataset"], entry["revision"], entry["compile_id"], rows])
+        key = digest([entry["dataset"], entry["revision"], entry["compile_id"], entry.get("purpose", ""), rows])
         rows += sorted(OPENED_INPUTS + one for one in set(entry.get("input_hashes", ())))
         with self._write(power=True) as c:
             if self.dialect == "postgresql":  # of two that open at the same time, one has to see the other

@@ -76,7 +76,8 @@ class ReviewTables:
     # --- judgements
 
     def judge(self, run_id: str, name: str, value: float, *, feedback: str = "", judge: str = "") -> None:
-        """Note how good a run turned out to be. One value per run and name: a later one replaces it.
+        """Note how good a run turned out to be. One value per run and name: a later one replaces it. The same value again
+        (a message delivered twice) does not change when the run was judged.
 
         Args:
             name: of what is judged, such as ``helpful``.
@@ -99,8 +100,9 @@ class ReviewTables:
         with self._write() as c:
             if c.execute(self._sa.select(runs.c.run_id).where(runs.c.run_id == run_id)).first() is None:
                 raise StoreError("The store has no such run", value=run_id, remedy="`dse runs list` shows what there is.")
+            first = self._sa.case((t.c.value == values["value"], t.c.created), else_=values["created"])
             c.execute(self._insert(t).values(run_id=run_id, name=name, **values).on_conflict_do_update(
-                index_elements=["run_id", "name"], set_=values))  # fmt: skip
+                index_elements=["run_id", "name"], set_={**values, "created": first}))  # fmt: skip
 
     def judgements(self, run_id: str | None = None) -> list[dict[str, Any]]:
         """Judgements of one run or of all: run_id, name, value, feedback, judge, created."""
