@@ -79,16 +79,18 @@ def _tickets(module: Any) -> tuple[Mapping[str, Any], Any]:
 TOOLS = Space(allow={"tool_call": ("all",), "code": ("all", "minimal")}, demos={"code": 2})
 ANSWERS = Space(demos=2)
 ACTING = ("code", "tool_call")  # without tools a model can only guess
+# Each version of a script runs on all search rows; on free text it tries hundreds of patterns on each. One version is what
+# a demo can wait for.
+SCRIPT = dse.Distill(rounds=0)
 
 SHIPPED = (
     Shipped("expenses", "signatures.expenses", Rows(search=10, select=30, holdout=40), _expenses, TOOLS,
             "Samir Hakimi, Selin Pereira, Chiara Chaudhry, Emeka Verbeek and Petra Oliveira",
-            (dse.Demonstrations(modes=ACTING), dse.Evolve(rounds=3, modes=ACTING), dse.Distill(), dse.Cascades(most=3))),
+            (dse.Demonstrations(modes=ACTING), dse.Evolve(rounds=3, modes=ACTING), SCRIPT, dse.Cascades(most=3))),
     Shipped("assistant", "signatures.assistant", Rows(search=20, select=24, holdout=120), _assistant, TOOLS,
             "creature and emoji changed, two items added to the list (the sourdough is on it), nothing forgotten",
-            (dse.Demonstrations(modes=ACTING), dse.Evolve(rounds=3, modes=ACTING), dse.Distill(), dse.Cascades(most=3))),
+            (dse.Demonstrations(modes=ACTING), dse.Evolve(rounds=3, modes=ACTING), SCRIPT, dse.Cascades(most=3))),
     Shipped("tickets", "signatures.tickets", Rows(search=24, select=36, holdout=120), _tickets, ANSWERS,
             "service, P1, order ORD-007741 alone (the other is settled), 79.90 EUR, 2026-03-20, en, no person needed",
-            # A script that reads free text tries hundreds of patterns on each mail: one version is as much as a demo can wait for.
-            (dse.Evolve(rounds=4), dse.Distill(rounds=0), dse.Cascades(most=3))),
+            (dse.Evolve(rounds=4), SCRIPT, dse.Cascades(most=3))),
 )  # fmt: skip

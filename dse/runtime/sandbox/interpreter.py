@@ -176,6 +176,20 @@ class Sandbox:
         return session
 
 
+# Guests that compute at the same time: more would only stretch each other's time limits.
+_cores = threading.BoundedSemaphore(2 * (os.cpu_count() or 1))
+
+
+def _anew() -> None:
+    """A forked child has none of its parent's turns."""
+    global _cores
+    _cores = threading.BoundedSemaphore(2 * (os.cpu_count() or 1))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_anew)
+
+
 class Session:
     """One guest: its variables live from feed to feed. Not for use by two tasks at the same time."""
 
@@ -335,7 +349,8 @@ class Session:
                     return None
                 self._in_turn = True
             try:
-                return work()
+                with _cores:
+                    return work()
             finally:
                 with self._lock:
                     self._in_turn = False
