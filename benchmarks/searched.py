@@ -45,7 +45,7 @@ class Searched:
 
 
 def chosen(result: CompileResult) -> dict[str, tuple[str | None, str]]:
-    """By mode the seed's name, if it has one, and that of the candidate with the highest expected utility on select rows."""
+    """By mode the seed's name, if it has one, and that of the winner or else the highest expected utility on select rows."""
     assert result.race is not None
     expected = {one.name: one.mean for one in result.race.ranking if one.mean is not None}
     best: dict[str, tuple[str | None, str]] = {}
@@ -53,7 +53,8 @@ def chosen(result: CompileResult) -> dict[str, tuple[str | None, str]]:
         mine = [name for name, one in result.candidates.items() if one.plan.mode == mode and name in expected]
         seed = next((name for name in mine if name in (f"{mode}/all/seed", f"{mode}/none/seed")), None)
         if mine:
-            best[mode] = seed, min(mine, key=lambda name: (-round(expected[name], 9), name != result.winner, name != seed, name))
+            first = min(mine, key=lambda name: (-round(expected[name], 9), name != seed, name))
+            best[mode] = seed, result.winner if result.winner in mine else first
     return best
 
 
