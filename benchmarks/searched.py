@@ -169,7 +169,7 @@ Proposed by:
 
 def report(all_of: Sequence[Searched]) -> str:
     sections = "\n".join(_section(one) for one in all_of)
-    return f"""# What searching gained
+    return f"""# What compiling with search found
 
 Written by `python -m benchmarks.searched --write`, by replay; costs are what the recorded token counts cost by
 `{PRICES.name}`, an illustrative table. *Before* is each mode's seed with all tools, *after* the program of this mode that
