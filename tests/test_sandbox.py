@@ -955,9 +955,9 @@ def test_a_worker_that_the_machine_kept_waiting_says_nothing_about_the_guest() -
         await session.feed("x = 1")
         assert session._pid is not None
         feeding = asyncio.ensure_future(session.feed("while True: pass"))
-        await anyio.to_thread.run_sync(stopped, session._pid, 1.75)  # most of the limit: the injected fault is time itself
+        await anyio.to_thread.run_sync(stopped, session._pid, 1.9)  # most of the limit: the injected fault is time itself
         return await feeding
 
     ended = run(work)
     assert isinstance(ended, Failed) and (ended.error.kind, ended.error.limit) == ("crash", None)
-    assert "less than a fifth" in ended.error.message
+    assert "less than a tenth" in ended.error.message

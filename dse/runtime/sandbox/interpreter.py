@@ -206,7 +206,7 @@ class Session:
         self.limits = limits
         self.interpreter_s = 0.0
         self._cpu_before_s: float | None = None  # of the worker, when the feed began
-        self._host_cpu_s = 0.0  # of the feed, on the host
+        self._host_cpu_s = self._feed_s = 0.0  # of the feed: processor on the host, and wall time
         """Seconds spent in turns so far: an upper bound of the time the guest computed."""
         self._workers = workers
         workers.holders.add(self)
@@ -454,7 +454,7 @@ class Session:
         self._fresh.clear()
         if self._guest is None:
             self._check_out()
-        self._cpu_before_s, self._host_cpu_s = cpu_seconds(self._pid), 0.0
+        self._cpu_before_s, self._host_cpu_s, self._feed_s = cpu_seconds(self._pid), 0.0, 0.0
         sources = [source_of(need) for need in shims if need not in self._loaded]
         before = ""
         if self._imported is None:  # the first feed failed; where it was not even parsed, nothing is imported
@@ -557,24 +557,27 @@ class Session:
             self._snapshot = None
             self._fresh = []
             fault = faults.from_exception(error, f"<python-input-{self._feeds - 1}>", self._shift)
-            if fault.limit == "interpreter_s" and self._starved(time.thread_time() - cpu):
-                fault = faults.crash("its time limit passed, and the machine gave it less than a fifth of that")
+            if fault.limit == "interpreter_s" and self._starved(time.perf_counter() - started, time.thread_time() - cpu):
+                fault = faults.crash("its time limit passed, and the machine gave it less than a tenth of that")
             if fault.dead:
                 self._dead = fault
             return Failed(fault, self._prints.take(last=True))
         finally:
-            self.interpreter_s += time.perf_counter() - started
+            spent = time.perf_counter() - started
+            self.interpreter_s += spent
+            self._feed_s += spent
             self._host_cpu_s += time.thread_time() - cpu
 
-    def _starved(self, now_s: float) -> bool:
-        """Whether a feed that reached its time limit had less processor than a fifth of it: that says nothing about the guest.
+    def _starved(self, wall_s: float, cpu_s: float) -> bool:
+        """Whether a feed that reached its time limit had less processor than a tenth of it: that says nothing about the guest.
 
-        What the host did for it meanwhile (its prints) counts as the guest's. Not known where there is no /proc.
+        What the host did for it meanwhile (its prints) counts as the guest's. Not known where there is no /proc. A guest
+        that says so before its time is over is not believed.
         """
-        spent = cpu_seconds(self._pid)
-        if spent is None or self._cpu_before_s is None:
+        spent, limit = cpu_seconds(self._pid), self.limits.feed_s
+        if spent is None or self._cpu_before_s is None or self._feed_s + wall_s < 0.9 * limit:
             return False
-        return spent - self._cpu_before_s + self._host_cpu_s + now_s < self.limits.feed_s / 5
+        return spent - self._cpu_before_s + self._host_cpu_s + cpu_s < limit / 10
 
     def _call(self, snapshot: Any) -> ExternalCall | NotPlain:
         name = str(snapshot.function_name)
