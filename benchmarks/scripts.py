@@ -303,7 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
     facts = machine()
     rows = [] if options.only == "cold" else measure(**given)
     rows += [] if options.only == "runs" else cold_start(**given)
-    text = "\n".join(["# Distilled scripts", "", "Made by `python -m benchmarks.scripts --write`. Medians with their range.", "",
+    text = "\n".join(["# Scripts that need no model", "", "Made by `python -m benchmarks.scripts --write`. Medians with their range.", "",
                       *(f"- {fact}" for fact in facts), "", table(rows), ""])  # fmt: skip
     print(text)
     if options.write:

@@ -11,8 +11,6 @@ import concurrent.futures
 import contextlib
 import copy
 import datetime
-import gzip
-import io
 import os
 import threading
 from pathlib import Path
@@ -36,6 +34,7 @@ from dse.store.cassette_format import (
     is_gz,
     read_bounded,
     request_key,
+    write_whole,
 )
 
 _Flight: TypeAlias = "concurrent.futures.Future[Exception | None]"  # a question under way; what it failed with
@@ -306,19 +305,5 @@ def compact(path_in: str | Path, path_out: str | Path, *, max_bytes: int = MAX_B
                 written.add(blob)
                 lines.append(encode_blob(blob, cassette.blobs[blob]))
         lines.append(encode(entry))
-    data = b"".join(lines)
-    if is_gz(out):
-        buffer = io.BytesIO()
-        with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
-            file.write(data)
-        data = buffer.getvalue()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, out)
-    except OSError as exc:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise CassetteError(f"The cassette cannot be written: {exc}", value=str(out)) from exc
+    write_whole(out, b"".join(lines))
     return Cassette.open(out, max_bytes=max_bytes)

@@ -13,11 +13,13 @@ refused. A line counts once its newline is on disk, so a recording can be killed
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import gzip
 import io
 import json
+import os
 import stat
 import zlib
 from collections.abc import Iterator
@@ -31,8 +33,19 @@ from dse.errors import CassetteError, CassetteMiss, LimitExceeded, MalformedJSON
 from dse.models.lm import Completion, Request, ToolCallPart, Usage, canonical_request
 
 __all__ = [
-    "HEADER_START", "MAX_BYTES", "Call", "Cassette", "Entry", "Header", "blob_id", "encode", "encode_blob", "is_gz",
-    "read_bounded", "request_key",
+    "HEADER_START",
+    "MAX_BYTES",
+    "Call",
+    "Cassette",
+    "Entry",
+    "Header",
+    "blob_id",
+    "encode",
+    "encode_blob",
+    "is_gz",
+    "read_bounded",
+    "request_key",
+    "write_whole",
 ]  # fmt: skip
 
 HEADER_START = b'{"format":"dse-cassette-'
@@ -379,3 +392,25 @@ def _diff(before: list[str], after: list[str], limit: int = 24, width: int = 160
     if len(lines) > limit:
         shown.append(f"… {len(lines) - limit} more lines")
     return "\n" + "\n".join(shown) if shown else ""
+
+
+def write_whole(out: Path, data: bytes) -> None:
+    """A finished recording, compressed where its name ends in ``.gz``; equal data give equal bytes. It appears in one step.
+
+    Raises:
+        CassetteError: it cannot be written; what was there before is still there.
+    """
+    if is_gz(out):
+        buffer = io.BytesIO()
+        with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
+            file.write(data)
+        data = buffer.getvalue()
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        os.replace(temporary, out)
+    except OSError as exc:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise CassetteError(f"The recording cannot be written: {exc}", value=str(out)) from exc

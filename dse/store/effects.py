@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import difflib
-import gzip
 import io
 import json
 import os
@@ -32,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dse.canonical import canonical_json, digest, parse_json, sha256_hex
 from dse.errors import CassetteError, CassetteMiss, ContractMismatch, MalformedJSON, StoreUnavailable, Unserialisable
 from dse.redaction import redact
-from dse.store.cassette_format import MAX_BYTES, MAX_LINE_BYTES, is_gz, read_bounded
+from dse.store.cassette_format import MAX_BYTES, MAX_LINE_BYTES, is_gz, read_bounded, write_whole
 
 __all__ = ["EffectCassette", "Outcome", "compact_effects", "effect_key", "next_token", "start_token"]
 
@@ -387,19 +386,5 @@ def compact_effects(path_in: str | Path, path_out: str | Path, *, max_bytes: int
     The file appears in one step. Gives the recording as written.
     """
     cassette, out = EffectCassette.open(path_in, max_bytes=max_bytes), Path(path_out)
-    data = b"".join(cassette.lines())
-    if is_gz(out):
-        buffer = io.BytesIO()
-        with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
-            file.write(data)
-        data = buffer.getvalue()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, out)
-    except OSError as exc:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise CassetteError(f"The recording cannot be written: {exc}", value=str(out)) from exc
+    write_whole(out, b"".join(cassette.lines()))
     return EffectCassette.open(out, max_bytes=max_bytes)
