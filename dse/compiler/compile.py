@@ -17,7 +17,6 @@ from dse import telemetry
 from dse.artifacts.artifact import Artifact
 from dse.artifacts.registry import Registry
 from dse.canonical import digest
-from dse.compiler.ahead import Ahead
 from dse.compiler.allowlist import AllowLists, allow_lists, exposure
 from dse.compiler.budget import Budget
 from dse.compiler.choose import measure, winner
@@ -110,7 +109,7 @@ async def aforecast(task: Task, **options: Any) -> Forecast:
     return await _Compile(task, **options).ahead()
 
 
-class _Compile(Ahead, Emit):
+class _Compile(Emit):
     store: Store
     models: Models
     evaluators: Mapping[str, Evaluator]

@@ -12,51 +12,32 @@ from typing import TYPE_CHECKING, Any
 from dse.artifacts.artifact import Artifact
 from dse.artifacts.registry import Registry
 from dse.canonical import digest
+from dse.compiler.ahead import Ahead
 from dse.compiler.allowlist import AllowLists, exposure
-from dse.compiler.budget import Budget
 from dse.compiler.choose import Measured, front, removals
 from dse.compiler.evidence import Spending, table_row
 from dse.compiler.gate import GateResult, PairedRow, gate
 from dse.compiler.gate import evidence as gate_evidence
-from dse.compiler.models import Models
 from dse.compiler.race import RaceResult
-from dse.compiler.result import CompileResult, Rows
+from dse.compiler.result import CompileResult
 from dse.compiler.revision import revision_of
-from dse.compiler.search import Proposer
-from dse.compiler.space import Candidate, Space
-from dse.contracts.signature import SignatureSpec
+from dse.compiler.space import Candidate
 from dse.errors import Refused
 from dse.evaluation.evaluator import Evaluator, RolloutRecord, summarise
 from dse.evaluation.sampling import spread
-from dse.evaluation.task import Task
 from dse.plan import SEMANTICS_VERSION, Plan
 
 if TYPE_CHECKING:
-    from dse.evaluation.dataset import Dataset, Example
-    from dse.models.prices import PriceTable
-    from dse.store.journal import Store
+    from dse.evaluation.dataset import Example
 
 __all__ = ["Emit"]
 
 
-class Emit:
-    """Mixed into the compile."""
+class Emit(Ahead):
+    """Mixed into the compile; knows what `Ahead` knows, and:"""
 
-    task: Task
-    spec: SignatureSpec
-    data: Dataset
     registry: Registry
-    models: Models
     evaluators: Mapping[str, Evaluator]
-    store: Store
-    rows: Rows
-    space: Space
-    modes: tuple[str, ...]
-    budget: Budget
-    prices: PriceTable | None
-    proposers: tuple[Proposer, ...]
-    allocation: str
-    replicates: int
     seed: int
     success: float
     label: str | None
