@@ -243,11 +243,17 @@ def test_no_template_spans_splits_and_every_split_has_both_domains() -> None:
 
 @needs_data
 def test_the_sentence_of_context_is_the_same_everywhere_and_says_what_the_signature_says() -> None:
-    """As an input of its own it would make requests of different templates near-duplicates."""
     (context,) = {row["inputs"]["context"] for row in data.requests()}
     assert all(fact in context for fact in ("Thursday", "2023-11-30", "00:00:00", "9am", "6pm"))
+
+
+@needs_data
+def test_a_sentence_that_all_requests_repeat_does_not_make_templates_alike() -> None:
     rows = [{"id": row["id"], **row["inputs"], "template": row["template"]} for row in data.requests()]
     fields = {"query": "input", "context": "input", "template": "meta"}
+    made = dse.Dataset.from_rows(rows, name="workbench", fields=fields, cluster_key="template", assignment=data.placements())
+    assert made.assignment == data.dataset().assignment
+    rows[0]["context"] += " Be brief."  # no longer the same in all: part of what tells rows apart
     with pytest.raises(ContaminatedSplit):
         dse.Dataset.from_rows(rows, name="workbench", fields=fields, cluster_key="template", assignment=data.placements())
 
