@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["finish_sync", "run_sync", "start_soon"]
 
 T = TypeVar("T")
+_OWN_LOOP = "a sync call inside dse's own event loop would wait for itself: use the async face"
 _lock = threading.Lock()
 _portal: BlockingPortal | None = None
 _loop: asyncio.AbstractEventLoop | None = None
@@ -109,7 +111,7 @@ def start_soon(fn: Callable[..., Awaitable[T]], *args: Any) -> Future[T]:
     """Start ``fn(*args)`` on the portal thread; cancelling the future cancels it."""
     portal, loop = _get()
     if _here(portal):
-        raise RuntimeError("a sync call inside dse's own event loop would wait for itself: use the async face")
+        raise RuntimeError(_OWN_LOOP)
     outer: Future[T] = concurrent.futures.Future()
     task: asyncio.Task[T | _Carried] | None = None
 
@@ -147,32 +149,58 @@ def start_soon(fn: Callable[..., Awaitable[T]], *args: Any) -> Future[T]:
     return outer
 
 
+class _Call:
+    """A call that a thread waits for: a lock is all that it takes, a future with its condition costs twice that."""
+
+    __slots__ = ("_done", "_fn", "_given_up", "_loop", "_task")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fn: Callable[[], Awaitable[Any]]) -> None:
+        self._loop, self._fn = loop, fn
+        self._task: asyncio.Task[Any] | None = None
+        self._given_up = False
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def wait(self) -> Any:
+        try:
+            self._loop.call_soon_threadsafe(self._begin)  # RuntimeError: the loop is closed
+            self._done.acquire()
+        except BaseException:  # an interrupt, maybe before it began
+            self._given_up = True
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._stop)
+            raise
+        assert self._task is not None
+        if self._task.cancelled():
+            raise concurrent.futures.CancelledError
+        result = self._task.result()
+        if isinstance(result, _Carried):
+            raise result.error
+        return result
+
+    def _begin(self) -> None:
+        if not self._given_up:
+            self._task = self._loop.create_task(_carrying(self._fn))
+            self._task.add_done_callback(self._ended)
+
+    def _ended(self, _: asyncio.Task[Any]) -> None:
+        self._done.release()
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+
 def run_sync(fn: Callable[..., Awaitable[T]], *args: Any) -> T:
     """Run ``fn(*args)`` on the portal thread and wait for it. Not from the portal thread itself.
 
     Being interrupted (Ctrl-C) cancels what runs there.
     """
-    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
-    given_up = threading.Event()
-
-    async def run() -> T:
-        running.append((asyncio.get_running_loop(), asyncio.current_task()))
-        if given_up.is_set():
-            raise asyncio.CancelledError
-        return await fn(*args)
-
-    future: Future[T] | None = None
-    try:
-        future = start_soon(run)
-        return future.result()
-    except BaseException:
-        # An interrupt may come while the task is being started: then there is no future to cancel yet.
-        if future is None or not future.done():
-            given_up.set()
-            for loop, task in running:
-                if task is not None:
-                    loop.call_soon_threadsafe(task.cancel)
-        raise
+    portal, loop = _get()
+    if _here(portal):
+        raise RuntimeError(_OWN_LOOP)
+    result: T = _Call(loop, functools.partial(fn, *args) if args else fn).wait()
+    return result
 
 
 def finish_sync(fn: Callable[[], Awaitable[Any]]) -> None:

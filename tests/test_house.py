@@ -31,7 +31,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("models",),
     ("plan",),
     ("contracts",),
-    ("objective", "limits", "statistics", "portal"),
+    ("objective", "limits", "statistics", "portal", "threads"),
     ("canonical", "declared", "redaction", "telemetry"),
     ("errors",),
 ]

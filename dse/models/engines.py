@@ -18,14 +18,11 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import anyio
-import anyio.to_thread
-from anyio.lowlevel import RunVar
-
 from dse.canonical import canonical_json, digest, parse_json
 from dse.errors import DseError, MalformedJSON, ModelError, ModelUnavailable, Unserialisable
 from dse.models.faults import map_error
 from dse.models.lm import Completion, Request, ToolCallPart, Usage, canonical_request
+from dse.threads import shared
 
 if TYPE_CHECKING:
     import dspy
@@ -49,7 +46,7 @@ _OURS = {
     "stream": "completions are not streamed",
 }
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_ENGINE_THREADS = 32
+_ENGINE_THREADS = 256  # of all engines that are plain functions
 _REMEMBERED = 4096
 
 
@@ -456,7 +453,6 @@ class EngineModel:
         self._config = config if config is not None else _config(lm15, self.name, self.params)
         self._async = _is_async(engine.complete)
         self._inline = getattr(engine, "inline", False) is True
-        self._limiter: RunVar[anyio.CapacityLimiter] = RunVar("dse-engine-threads")
 
     async def complete(self, request: Request, *, replicate: int = 0, occurrence: int = 0) -> Completion:
         prepared = request_to_lm15(request, model=self.name, config=self._config)
@@ -467,9 +463,7 @@ class EngineModel:
             elif self._inline:
                 response = self._engine.complete(prepared)
             else:
-                response = await anyio.to_thread.run_sync(
-                    self._engine.complete, prepared, abandon_on_cancel=True, limiter=self._threads()
-                )
+                response = await shared("dse-engine", _ENGINE_THREADS).run(lambda: self._engine.complete(prepared))
         except Exception as exc:
             error = map_error(exc, model=self.name, wire=False)
             if error is exc:
@@ -481,13 +475,6 @@ class EngineModel:
                              remedy="complete(Request) must return a Response.")  # fmt: skip
         usage = _usage(response.usage.input_tokens, response.usage.output_tokens)
         return _completion(self._lm15, response, prepared, name=self.name, usage=usage, latency_s=latency)
-
-    def _threads(self) -> anyio.CapacityLimiter:
-        limiter = self._limiter.get(None)
-        if limiter is None:
-            limiter = anyio.CapacityLimiter(_ENGINE_THREADS)
-            self._limiter.set(limiter)
-        return limiter
 
     async def aclose(self) -> None:
         """Engines are borrowed: nothing to close."""

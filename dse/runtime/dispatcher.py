@@ -54,28 +54,18 @@ from dse.runtime.admission import Admission, Ticket
 from dse.runtime.history import NESTED, CallRecord, Recording, diverged
 from dse.runtime.nesting import Caller
 from dse.runtime.run import Run
+from dse.threads import shared
 
 __all__ = ["ApprovalRequest", "CallResult", "Dispatcher", "Middleware", "ToolCall", "WireResult", "being_cancelled",
            "faults_by_code", "own_class"]  # fmt: skip
 
-SYNC_TOOL_THREADS = 512
+SYNC_TOOL_THREADS = 512  # of tools, and as many for who is asked for decisions
 _LONGEST_NAME = 100
 _LOOK_INSIDE = 1_000_000  # items or characters: validating more only to refuse it would stop the host for seconds
-_tool_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("dse_tool_threads")
-_approval_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("dse_approval_threads")
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "eq": operator.eq, "ne": operator.ne, "gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le,
     "in": lambda a, b: a in b, "not_in": lambda a, b: a not in b,
 }  # fmt: skip
-
-
-def _threads(limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter]) -> anyio.CapacityLimiter:
-    """A limiter of threads of its own, per event loop; shared with nothing else."""
-    try:
-        return limiter.get()
-    except LookupError:
-        limiter.set(anyio.CapacityLimiter(SYNC_TOOL_THREADS))
-        return limiter.get()
 
 
 @dataclass(frozen=True)
@@ -565,8 +555,7 @@ class Dispatcher:
         if inspect.iscoroutinefunction(approve) or inspect.iscoroutinefunction(getattr(approve, "__call__", None)):  # noqa: B004
             return await approve(request)
         # In a thread: a person who is asked there must not stop every other run.
-        threads = _threads(_approval_limiter)
-        decision = await anyio.to_thread.run_sync(approve, request, abandon_on_cancel=True, limiter=threads)
+        decision = await _in_thread("dse-approval", lambda: approve(request))
         return await decision if inspect.isawaitable(decision) else decision
 
     async def _execute(
@@ -709,6 +698,12 @@ def being_cancelled(exc: BaseException) -> bool:
     return isinstance(exc, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
 
 
+async def _in_thread(kind: str, work: Callable[[], Any]) -> Any:
+    """The result of ``work()`` in a thread of this kind; cancelled, it goes on and nobody hears of it."""
+    await anyio.lowlevel.checkpoint_if_cancelled()  # then it does not even begin
+    return await shared(kind, SYNC_TOOL_THREADS).run(work)
+
+
 async def _run_implementation(tool: Tool, call: ToolCall) -> Any:
     arguments = dict(call.arguments)
     if tool.context_parameter:
@@ -717,7 +712,7 @@ async def _run_implementation(tool: Tool, call: ToolCall) -> Any:
     assert fn is not None
     if tool.is_async:
         return await fn(**arguments)
-    result = await anyio.to_thread.run_sync(lambda: fn(**arguments), abandon_on_cancel=True, limiter=_threads(_tool_limiter))
+    result = await _in_thread("dse-tool", lambda: fn(**arguments))
     return await result if inspect.isawaitable(result) else result  # a plain function may hand out a coroutine
 
 

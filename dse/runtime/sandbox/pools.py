@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from dse.errors import SandboxUnavailable
-from dse.runtime.sandbox.threads import Threads
+from dse.threads import Threads
 
 __all__ = ["WorkerPool"]
 

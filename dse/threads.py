@@ -1,7 +1,7 @@
-"""Threads that turns, checks and checkouts run in.
+"""Threads for work that would stop an event loop: turns of guests, checks, tools that are plain functions.
 
-Handing work over is most of what a short turn costs on the host. A queue and one wake-up of the event loop cost less
-than an executor with its futures, and threads that belong to a pool outlive event loops.
+Handing work over is most of what a short piece of it costs. A queue and one wake-up of the event loop take half of what
+an executor with its futures takes, and these threads outlive event loops.
 """
 
 from __future__ import annotations
@@ -9,30 +9,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import os
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from dse.errors import SandboxUnavailable
 
-__all__ = ["Threads"]
+__all__ = ["Threads", "shared"]
 
 T = TypeVar("T")
 _Job = Callable[[], None]
+_IDLE_S = 10.0
 
 
 class Threads:
     """Up to `most` threads, started when they are needed; work waits in order of arrival.
 
-    They are daemons: the owner ends them (:meth:`stop`) after what they wait for has ended.
+    They are daemons, and end when nobody has needed them for ten seconds. An owner may end them before (:meth:`stop`).
     """
 
     def __init__(self, most: int, name: str) -> None:
         self._most, self._name = most, name
         self._queue: SimpleQueue[Callable[[], _Job | None] | None] = SimpleQueue()
         self._lock = threading.Lock()
-        self._threads: list[threading.Thread] = []
+        self._threads: set[threading.Thread] = set()
         self._idle = 0  # waiting threads that no work in the queue is meant for
         self._stopped = False
         self.busy = 0
@@ -77,22 +79,23 @@ class Threads:
                 self._idle -= 1
             elif len(self._threads) < self._most:
                 thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
-                self._threads.append(thread)
+                self._threads.add(thread)
                 thread.start()
             self._queue.put(job)
 
     def stop(self, timeout_s: float = 0.0) -> None:
         """Ends the threads once the queue is empty, and waits that long for each of them. Idempotent."""
         with self._lock:
+            threads = list(self._threads)
             if not self._stopped:
                 self._stopped = True
-                for _ in self._threads:
+                for _ in threads:
                     self._queue.put(None)
-        for thread in self._threads if timeout_s else ():
+        for thread in threads if timeout_s else ():
             thread.join(timeout_s)
 
     def _serve(self) -> None:
-        while (job := self._queue.get()) is not None:
+        while (job := self._next()) is not None:
             then = job()
             with self._lock:
                 self.busy -= 1
@@ -101,10 +104,36 @@ class Threads:
                 then()
             del job, then  # not kept until the next one comes
 
+    def _next(self) -> Callable[[], _Job | None] | None:
+        """The next piece of work; None to end."""
+        while True:
+            try:
+                return self._queue.get(timeout=_IDLE_S)
+            except Empty:
+                with self._lock:
+                    if self._idle and not self._stopped:  # none that has been put is meant for this thread
+                        self._idle -= 1
+                        self._threads.discard(threading.current_thread())
+                        return None
+
+
+_shared: dict[str, Threads] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_shared.clear)  # a forked child has none of these threads
+
+
+def shared(name: str, most: int) -> Threads:
+    """The threads of this name in this process, made when they are first asked for; nobody stops them."""
+    found = _shared.get(name)
+    return found if found is not None else _shared.setdefault(name, Threads(most, name))
+
 
 def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
     if future.done():
         return
+    if isinstance(error, StopIteration):  # which no future takes
+        error, cause = RuntimeError("the function raised StopIteration"), error
+        error.__cause__ = cause
     if error is None:
         future.set_result(result)
     else:
