@@ -168,8 +168,9 @@ class _Linter:
     def run(self) -> Iterator[Diagnostic]:
         yield from self._names()
         for node in self.s.nodes:
-            rule = _RULES.get(type(node))
-            if rule is not None:
+            kind = type(node)
+            rule = _RULES.get(kind)
+            if rule is not None and (kind is not ast.Name or node.id in _NAMES):  # type: ignore[attr-defined]
                 yield from rule(self, node)
         yield from self._submission()
 
@@ -194,12 +195,12 @@ class _Linter:
             if isinstance(node, (ast.Global, ast.Nonlocal)):
                 used = [*node.names]
             for one in used:
-                if isinstance(one, str) and one.startswith("dse_") and one not in self.tools:
+                if type(one) is str and one.startswith("dse_") and one not in self.tools:
                     at = node if hasattr(node, "lineno") else self.s.parents[node]
                     yield self._say(at, "reserved", f"`{one}`: names that begin with dse_ are reserved")
 
     def _on_Name(self, node: ast.Name) -> Iterator[Diagnostic]:
-        if isinstance(node.ctx, ast.Load) and node.id in _NAMES and node.id not in self.s.bound:
+        if isinstance(node.ctx, ast.Load) and node.id not in self.s.bound:
             if node.id not in self.tools:
                 yield self._say(node, "unavailable", f"`{node.id}` is not available here", _NAMES[node.id])
 

@@ -479,16 +479,16 @@ class _Rewriter:
 
     def _imports_missing(self) -> None:
         for node in self.s.nodes:
-            if type(node) not in (ast.Attribute, ast.Call, ast.Name):
-                continue
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            kind = type(node)
+            if kind is ast.Name:
+                name = node.id  # type: ignore[attr-defined]
+                need = AUTO_NAMES[name] if name in ("dataclass", "Decimal", "timedelta") else None
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 name = node.value.id
                 need = name if node.attr in AUTO_MODULES.get(name, ()) else None
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 name = node.func.id
                 need = AUTO_NAMES.get(name)
-            elif isinstance(node, ast.Name) and node.id in ("dataclass", "Decimal", "timedelta"):
-                name, need = node.id, AUTO_NAMES[node.id]
             else:
                 continue
             if need and name not in self.s.bound and name not in self.known and need not in self.needs:

@@ -59,15 +59,21 @@ class Source:
         self.children: dict[ast.AST, list[ast.AST]] = {}
         self.parents: dict[ast.AST, ast.AST] = {}
         self.functions: dict[str, FunctionNode] = {}
-        for node in self.nodes:  # which grows meanwhile
-            self.kinds.setdefault(type(node), []).append(node)
+        nodes, kinds, parents = self.nodes, self.kinds, self.parents
+        for node in nodes:  # which grows meanwhile
+            kind = type(node)
+            if kind in kinds:
+                kinds[kind].append(node)
+            else:
+                kinds[kind] = [node]
             below = self.children[node] = _children(node)
-            self.nodes += below
+            nodes += below
             for child in below:
-                self.parents[child] = node
-        self.functions.update((node.name, node) for node in self.nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
-        imports = [node for node in self.nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
-        self.bindings: list[tuple[str, ast.AST]] = list(_bound(self.nodes))
+                parents[child] = node
+        functions = self.of_kinds(ast.FunctionDef, ast.AsyncFunctionDef)
+        imports = self.of_kinds(ast.Import, ast.ImportFrom)
+        self.functions.update((node.name, node) for node in functions)
+        self.bindings: list[tuple[str, ast.AST]] = list(_bound(nodes))
         self.imports: dict[str, str] = {}  # local name -> "module" or "module.name"
         rebound = {name for name, node in self.bindings if not isinstance(node, (ast.Import, ast.ImportFrom))}
         for node in imports:
@@ -88,6 +94,10 @@ class Source:
     def of(cls, text: str) -> Source:
         """The same, remembered: one piece of code is rewritten, linted and checked right after another."""
         return cls(text)
+
+    def of_kinds(self, *kinds: type[ast.AST]) -> list[Any]:
+        """The nodes of these kinds, kind by kind."""
+        return [node for kind in kinds for node in self.kinds.get(kind, ())]
 
     def start(self, node: ast.AST) -> int:
         at: int = self._lines[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
@@ -169,10 +179,12 @@ _BINDING = frozenset(
 
 def _bound(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
     for node in nodes:
-        if type(node) not in _BINDING:
+        kind = type(node)
+        if kind not in _BINDING:
             continue
-        if isinstance(node, ast.Name) and isinstance(node.ctx, (ast.Store, ast.Del)):
-            yield node.id, node
+        if kind is ast.Name:
+            if type(node.ctx) is not ast.Load:  # type: ignore[attr-defined]
+                yield node.id, node  # type: ignore[attr-defined]
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield node.name, node
         elif isinstance(node, ast.arg):
