@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -29,8 +30,10 @@ from dse.errors import (
 )
 from dse.plan import Prompt
 from dse.runtime import sandbox
+from dse.runtime.ahead import Ahead
+from dse.runtime.dispatcher import gather_calls
 from dse.runtime.guest import ends_the_run, result_of, settle
-from dse.runtime.history import Frozen
+from dse.runtime.history import Frozen, diverged
 from dse.runtime.run import Run
 from dse.strategies.base import register
 from dse.strategies.render import Predictor
@@ -326,8 +329,12 @@ class _CodeSession:
         """Answer every external call of a feed through the dispatcher; gives what the model is told."""
         run, session = self.run, self.session
         assert session is not None
-        while isinstance(turn, sandbox.Waiting):
+        turns = deque([turn])  # where the guest is now, after those that it was led through already
+        while isinstance(turn := turns.popleft(), sandbox.Waiting):
             self._collect(turn)
+            if turns:
+                await self._count(turn)
+                continue
             results: dict[int, Any] = {}
             for call in turn.calls:
                 if call.name in self.ends:
@@ -340,7 +347,7 @@ class _CodeSession:
             waiting = [i for i in turn.pending if i in self.tasks]
             if waiting and not results:
                 results = await self._wait(waiting)
-            turn = await session.resume(results)
+            turns.extend(await self._resume(session, results))
         self._collect(turn)
         await settle(self.tasks)
         self.earlier.append(code)  # also code that failed: what it defined before is still there
@@ -355,6 +362,32 @@ class _CodeSession:
         shown = (shown or "It printed nothing and its last line has no value.\n") + "Nothing was submitted yet."
         run.journal.add("observation", value=value, shown=shown)
         return shown
+
+    async def _resume(self, session: sandbox.Session, results: dict[int, sandbox.Result]) -> Iterable[sandbox.Turn]:
+        """The next turns: more than one only where a record leads the guest from each of them to the next one."""
+        recording = self.run.journal.recording
+        if recording is None or self.tasks or recording.peek() is None:
+            return (await session.resume(results),)
+        return await session.resume_along(results, Ahead(recording, self.run.dispatcher.next_id, self.contracts))
+
+    async def _count(self, turn: sandbox.Waiting) -> None:
+        """Compare and count the calls of a turn after which the guest was led on with their recorded results.
+
+        Raises:
+            ReplayDiverged: they come to something else. DseError: what ends the run at one of them.
+        """
+        run = self.run
+        ids = [run.dispatcher.reserve() for _ in turn.calls]
+        done: list[Any] = []
+        for call, call_id in zip(turn.calls, ids, strict=True):  # nothing is waited for: the outcomes are recorded
+            done += await gather_calls([run.dispatcher.call(call.name, call.args, call.kwargs, call_id=call_id)])
+        run.journal.add("delivered", calls=ids)
+        for call_id, one in zip(ids, done, strict=True):
+            if isinstance(one, ToolFault):
+                recording = run.journal.recording
+                raise diverged(recording.calls[call_id].settled if recording else None, one.code, {"call_id": call_id}) from one
+            if isinstance(one, BaseException):
+                raise one
 
     def _start(self, call: sandbox.ExternalCall, call_id: int) -> None:
         number = call.call_id
