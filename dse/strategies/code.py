@@ -11,7 +11,7 @@ import asyncio
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio.to_thread
 from pydantic import ValidationError
@@ -58,12 +58,12 @@ _IMPORTS = "\n".join(_IMPORTED.values())  # there for every script, as the stubs
 def _code_signature(base: Any) -> Any:
     import dspy
 
-    signature = base
-    for name in list(base.output_fields):
-        signature = signature.delete(name)
-    signature = signature.append("api", dspy.InputField(desc="what the script can use"), type_=str)
-    signature = signature.append("transcript", dspy.InputField(desc="scripts so far, with what they gave"), type_=str)
-    return signature.append("code", dspy.OutputField(desc="the Python script to run now"), type_=str)
+    # At once: every step of changing a signature makes another class.
+    fields = {name: (field.annotation, field) for name, field in base.input_fields.items()}
+    fields["api"] = (str, dspy.InputField(desc="what the script can use"))
+    fields["transcript"] = (str, dspy.InputField(desc="scripts so far, with what they gave"))
+    fields["code"] = (str, dspy.OutputField(desc="the Python script to run now"))
+    return dspy.Signature(fields, base.instructions)
 
 
 class Code:
@@ -101,12 +101,21 @@ class Code:
             await session.close()
 
 
-class _Texts(NamedTuple):
+class _Texts:
     """What the checker and the model are told about a task; the same in all runs of a program."""
 
-    declarations: str
-    checker_stubs: str
-    api: str
+    def __init__(self, spec: SignatureSpec, contracts: tuple[ToolContract, ...], shown: tuple[ToolContract, ...]) -> None:
+        self._spec, self._contracts = spec, contracts
+        self._classes, self.declarations = input_declarations(spec.input_schema)
+        self.api = f"{_RULES.format(inputs=', '.join(spec.inputs))}\n{stubs_for(shown, outputs=spec.output_schema)}"
+
+    @functools.cached_property
+    def checker_stubs(self) -> str:
+        """Where all scripts are recorded, nothing is checked."""
+        # Models sometimes await `submit`; harmless, because a valid answer ends the run inside the call.
+        stubs = stubs_for(self._contracts, outputs=self._spec.output_schema, checking=True)
+        head = "from typing import Any, Literal, NotRequired, TypedDict"
+        return "\n".join([head, _IMPORTS, self._classes, stubs.replace(") -> NoReturn:", ") -> Any:")])
 
 
 _texts: dict[tuple[str, ...], _Texts] = {}
@@ -118,16 +127,7 @@ def _texts_for(spec: SignatureSpec, contracts: tuple[ToolContract, ...], overlay
     if key not in _texts:
         if len(_texts) >= 256:
             _texts.clear()
-        stubs = stubs_for(shown, outputs=spec.output_schema)
-        classes, declarations = input_declarations(spec.input_schema)
-        # Models sometimes await `submit`; harmless, because a valid answer ends the run inside the call.
-        lenient = stubs_for(contracts, outputs=spec.output_schema, checking=True).replace(") -> NoReturn:", ") -> Any:")
-        head = "from typing import Any, Literal, NotRequired, TypedDict"
-        _texts[key] = _Texts(
-            declarations,
-            "\n".join([head, _IMPORTS, classes, lenient]),
-            f"{_RULES.format(inputs=', '.join(spec.inputs))}\n{stubs}",
-        )
+        _texts[key] = _Texts(spec, contracts, shown)
     return _texts[key]
 
 
@@ -137,8 +137,7 @@ class _CodeSession:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.contracts = {name: run.dispatcher.toolbox[name].contract for name in run.plan.allow}
-        texts = _texts_for(run.spec, tuple(self.contracts.values()), run.plan.overlays)
-        self.declarations, self.checker_stubs, self.api = texts.declarations, texts.checker_stubs, texts.api
+        self.texts = _texts_for(run.spec, tuple(self.contracts.values()), run.plan.overlays)
         self.known = frozenset(run.spec.inputs) | {"asyncio", "datetime", "Decimal"}
         self.session: sandbox.Session | None = None
         self.tasks: dict[int, asyncio.Task[Any]] = {}  # by the interpreter's call id
@@ -174,10 +173,10 @@ class _CodeSession:
         limits = run.limits
         recording = run.journal.recording
         if recording is None or recording.peek() is None:  # what is recorded has passed the check
-            await sandbox.checker().validate_stubs(self.checker_stubs, self.declarations)
+            await sandbox.checker().validate_stubs(self.texts.checker_stubs, self.texts.declarations)
         predictor = Predictor("code", _code_signature(dspy_signature(run.spec)), run.plan.prompts["code"])
         while True:
-            inputs = {**run.wire_inputs, "api": self.api, "transcript": "\n\n".join(self.transcript) or "(nothing yet)"}
+            inputs = {**run.wire_inputs, "api": self.texts.api, "transcript": "\n\n".join(self.transcript) or "(nothing yet)"}
             completion = await run.complete({"messages": predictor.messages(inputs), "tools": []}, predictor="code")
             code = self._code_of(completion.text or "", predictor)
             if run.trace:
@@ -225,13 +224,14 @@ class _CodeSession:
 
     async def _check(self, code: str) -> list[tuple[Any, ...]]:
         """What is wrong with a script."""
-        await sandbox.checker().validate_stubs(self.checker_stubs, self.declarations)
+        await sandbox.checker().validate_stubs(self.texts.checker_stubs, self.texts.declarations)
         return _errors(await sandbox.checker().check(**self._as_checked(code)))
 
     def _as_checked(self, code: str) -> dict[str, Any]:
         # Imports that no script names are left out: they would be resolved anew in every check.
         imports = [line for name, line in _IMPORTED.items() if any(name in text for text in (code, *self.earlier))]
-        return {"stubs": self.checker_stubs, "declarations": self.declarations, "earlier": (*imports, *self.earlier), "code": code}
+        return {"stubs": self.texts.checker_stubs, "declarations": self.texts.declarations,
+                "earlier": (*imports, *self.earlier), "code": code}  # fmt: skip
 
     async def _check_and_drive(self, lint: Any, code: str) -> str | None:
         """Check a script and begin it in one go; None where somebody watches the order of these, or workers are taken."""
@@ -241,7 +241,7 @@ class _CodeSession:
         checker = sandbox.checker()
         if not checker.room or (self.session is None and not sandbox.pool().room):
             return None  # nothing waits in a thread of the pool, and what is wrong is said before others end
-        await checker.validate_stubs(self.checker_stubs, self.declarations)
+        await checker.validate_stubs(self.texts.checker_stubs, self.texts.declarations)
         asked, fresh = self._as_checked(code), self.session is None
         problems: list[tuple[Any, ...]] | None = None
 
