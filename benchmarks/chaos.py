@@ -244,13 +244,14 @@ def _program(scenario: Scenario, outside: Outside, store: Store) -> dse.Program:
 def _hooks(reaper: Reaper, worker: bool) -> None:
     """Points of this process at which it, or its worker, may end. Only ever in a child that ends anyway."""
     if worker:
-        resume = sandbox.Session.resume
+        for name in ("resume", "resume_along"):
+            going_on = getattr(sandbox.Session, name)
 
-        async def struck(self: Any, results: Any) -> Any:
-            reaper.point(self._pid)
-            return await resume(self, results)
+            async def struck(self: Any, *args: Any, _going_on: Any = going_on) -> Any:
+                reaper.point(self._pid)
+                return await _going_on(self, *args)
 
-        sandbox.Session.resume = struck  # type: ignore[method-assign]
+            setattr(sandbox.Session, name, struck)
         return
     for name in ("write_batches", "open_run", "stop_run"):
         original = getattr(Store, name)

@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -44,6 +45,7 @@ class Threads:
         """The result of ``work()``. When the waiting task is cancelled, the work goes on and nobody hears of it."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
+        mailbox = _mailbox(loop)
         context = contextvars.copy_context()
 
         def job() -> _Job:
@@ -56,8 +58,7 @@ class Threads:
 
             def tell() -> None:
                 nonlocal error
-                with contextlib.suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(_settle, future, result, error)
+                mailbox.put(future, result, error)
                 error = None  # its traceback holds the frames that hold it
 
             return tell
@@ -126,6 +127,51 @@ def shared(name: str, most: int) -> Threads:
     """The threads of this name in this process, made when they are first asked for; nobody stops them."""
     found = _shared.get(name)
     return found if found is not None else _shared.setdefault(name, Threads(most, name))
+
+
+class _Results(list[tuple["asyncio.Future[Any]", Any, "BaseException | None"]]):
+    """A list that can be referred to weakly."""
+
+
+class _Mailbox:
+    """Results for one event loop, which is woken once for all that come until it looks."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)  # the key under which this is kept
+        self._lock = threading.Lock()
+        self._come: Callable[[], _Results | None] = _nothing  # what the loop was woken for; with the loop they are gone
+
+    def put(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+        with self._lock:
+            come = self._come()
+            if come is not None:
+                come.append((future, result, error))
+                return
+            come = _Results([(future, result, error)])
+            self._come = weakref.ref(come)
+        if (loop := self._loop()) is not None:
+            with contextlib.suppress(RuntimeError):  # it is closed
+                loop.call_soon_threadsafe(self._empty, come)
+
+    def _empty(self, come: _Results) -> None:
+        with self._lock:
+            self._come = _nothing
+        for future, result, error in come:
+            _settle(future, result, error)
+
+
+def _nothing() -> None:
+    return None
+
+
+_mailboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = weakref.WeakKeyDictionary()
+
+
+def _mailbox(loop: asyncio.AbstractEventLoop) -> _Mailbox:
+    found = _mailboxes.get(loop)
+    if found is None:
+        found = _mailboxes[loop] = _Mailbox(loop)
+    return found
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime as dt
 import json
@@ -121,6 +122,7 @@ class Run:
         self.spent_s: list[float] = []  # active seconds of each attempt before this process
         self.journal.elapsed = self.active_s
         self._began = 0.0
+        self._now: Callable[[], float] = time.monotonic  # in an attempt: the clock of its event loop, which deadlines go by
         self._scope: anyio.CancelScope | None = None
         self._behind = False
         self._waiting = 0
@@ -137,7 +139,8 @@ class Run:
             LimitExceeded: it took longer.
         """
         spent = self.spent_s[self.attempt] if self.attempt < len(self.spent_s) else 0.0
-        self._began = anyio.current_time() - spent
+        self._now = asyncio.get_running_loop().time
+        self._began = self._now() - spent
         follows = self.journal.recording is not None and self.journal.recording.peek() is not None
         with anyio.move_on_after(None if follows else max(0.0, self.limits.active_s - spent)) as scope:
             self._scope, self._behind = scope, follows
@@ -152,14 +155,14 @@ class Run:
         scope, behind, self._behind = self._scope, self._behind, False
         if behind and scope is not None and self._waiting == 0:
             spent = self.spent_s[self.attempt] if self.attempt < len(self.spent_s) else 0.0
-            self._began = anyio.current_time() - spent
+            self._began = self._now() - spent
             scope.deadline = self._began + self.limits.active_s
 
     def active_s(self) -> float:
         """Active seconds of this attempt so far."""
         if self._scope is None:
             return 0.0
-        until = self._paused_at if self._waiting else anyio.current_time()
+        until = self._paused_at if self._waiting else self._now()
         return max(0.0, until - self._began)
 
     @contextlib.contextmanager
@@ -170,7 +173,7 @@ class Run:
             yield
             return
         if self._waiting == 0:
-            self._paused_at = anyio.current_time()
+            self._paused_at = self._now()
             self._left = scope.deadline - self._paused_at
             scope.deadline = float("inf")
         self._waiting += 1
@@ -179,7 +182,7 @@ class Run:
         finally:
             self._waiting -= 1
             if self._waiting == 0:
-                now = anyio.current_time()
+                now = self._now()
                 scope.deadline = now + self._left
                 self.meter.waited_s += now - self._paused_at
                 self._began += now - self._paused_at

@@ -19,9 +19,10 @@ from typing import Any
 
 from dse.errors import JournalTampered, StoreError
 
-__all__ = ["Keys"]
+__all__ = ["Keys", "Signer"]
 
 _LEAST_BYTES = 16
+_BLOCK = 64  # bytes, of SHA-256
 
 
 class Keys:
@@ -41,6 +42,7 @@ class Keys:
             raise StoreError("A store needs a key of at least 16 bytes", remedy="Give one as 32 or more hex digits.")
         self._ring = {key_id(key): key for key in keys}
         self.current = key_id(keys[0])
+        self._begun: dict[str, Signer] = {}  # by key id
         self._file: Path | None = None
         self._cipher = _cipher(list(encryption))
 
@@ -73,18 +75,16 @@ class Keys:
 
     def mac(self, *parts: str | bytes | int | None) -> str:
         """Keyed digest (HMAC-SHA-256, hex) of parts, with the current key; borders and kinds count."""
-        return self._mac(self._ring[self.current], *parts)
+        return self._begun_with(self.current).mac(*parts)
 
-    @staticmethod
-    def _mac(secret: bytes, *parts: str | bytes | int | None) -> str:
-        signed: list[bytes] = []
-        for part in parts:
-            kind, data = (b"t", part.encode()) if isinstance(part, str) else (b"v", repr(part).encode())
-            if isinstance(part, bytes):
-                kind, data = b"b", part
-            signed += (b"%b%d:" % (kind, len(data)), data)
-        # Not hmac.digest(), which lets other threads run at every call: coming back costs more than the digest.
-        return hmac.new(secret, b"".join(signed), hashlib.sha256).hexdigest()
+    def signer(self, *parts: str | bytes | int | None) -> Signer:
+        """Gives what `mac` does of texts that begin with these parts."""
+        return self._begun_with(self.current).after(*parts)
+
+    def _begun_with(self, key: str) -> Signer:
+        if key not in self._begun:
+            self._begun[key] = Signer.begin(self._ring[key])
+        return self._begun[key]
 
     def verify(self, mac: Any, *parts: str | bytes | int | None, key: Any, what: str) -> None:
         """
@@ -101,7 +101,7 @@ class Keys:
             raise JournalTampered(f"{what} was written with a key that is not here", value=key,
                                   remedy="Add that key to DSE_KEY, or to the key file.")  # fmt: skip
         signed = isinstance(mac, str) and mac.isascii() and isinstance(key, str)
-        if not signed or not hmac.compare_digest(self._mac(self._ring[key], *parts), mac):
+        if not signed or not hmac.compare_digest(self._begun_with(key).mac(*parts), mac):
             raise JournalTampered(f"{what} was changed, moved, or written with another key", value=key,
                                   remedy="Do not use it; look for who can write to the store.")  # fmt: skip
 
@@ -144,6 +144,45 @@ def rotate(path: str | Path) -> str:
     fresh = secrets.token_hex(32)
     _write(place, f"{fresh}\n{old}", replace=True)
     return key_id(bytes.fromhex(fresh))
+
+
+class Signer:
+    """An HMAC-SHA-256 (RFC 2104) that has begun. Going on with a copy costs a fraction of beginning with the key."""
+
+    def __init__(self, inner: Any, outer: Any) -> None:
+        self._inner, self._outer = inner, outer
+
+    @classmethod
+    def begin(cls, key: bytes) -> Signer:
+        block = (hashlib.sha256(key).digest() if len(key) > _BLOCK else key).ljust(_BLOCK, b"\0")
+        return cls(hashlib.sha256(bytes(byte ^ 0x36 for byte in block)), hashlib.sha256(bytes(byte ^ 0x5C for byte in block)))
+
+    def after(self, *parts: str | bytes | int | None) -> Signer:
+        inner = self._inner.copy()
+        inner.update(_framed(parts))
+        return Signer(inner, self._outer)
+
+    def mac(self, *parts: str | bytes | int | None) -> str:
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(_framed(parts))
+        outer.update(inner.digest())
+        digest: str = outer.hexdigest()
+        return digest
+
+
+def _framed(parts: Iterable[str | bytes | int | None]) -> bytes:
+    """Parts with their kinds and lengths."""
+    framed: list[bytes] = []
+    for part in parts:
+        if isinstance(part, str):
+            data = part.encode()
+            framed += (b"t%d:" % len(data), data)
+        elif isinstance(part, bytes):
+            framed += (b"b%d:" % len(part), part)
+        else:
+            data = repr(part).encode()
+            framed += (b"v%d:" % len(data), data)
+    return b"".join(framed)
 
 
 def key_id(key: bytes) -> str:

@@ -14,7 +14,7 @@ from dse.store.writer import Batch
 if TYPE_CHECKING:
     from dse.runtime.history import Frozen
     from dse.store.journal import Store
-    from dse.store.keys import Keys
+    from dse.store.keys import Keys, Signer
 
 __all__ = ["Durability", "RunLog", "check_head", "decode_event", "decode_snapshot", "head_of", "snapshot_row"]
 
@@ -40,6 +40,7 @@ class RunLog:
         self.eager = durability != "exit"
         self.hidden, self.receipt = hidden, receipt  # as the store has them
         self._mac = mac  # of the last entry: every entry is bound to all before it
+        self._signer: Signer | None = None
         self._length = length  # entries so far
         self._rows: list[dict[str, Any]] = []  # not known to be safe yet
         self._submitted = 0  # of these
@@ -48,7 +49,9 @@ class RunLog:
         self._failure: BaseException | None = None
 
     def put(self, entry: Mapping[str, Any], active_s: float) -> None:
-        row = encode_event(self.store.keys, self.run_id, self.program_id, self._mac, entry, active_s)
+        if self._signer is None:
+            self._signer = self.store.keys.signer("event", self.run_id, self.program_id)
+        row = _row(self.store.keys, self._signer, self.run_id, self._mac, entry, active_s)
         self._mac, self._length = row["mac"], self._length + 1
         self._rows.append(row)
 
@@ -116,9 +119,13 @@ class RunLog:
 def encode_event(keys: Keys, run_id: str, program_id: str, before: str, entry: Mapping[str, Any], active_s: float) -> dict[str, Any]:  # fmt: skip
     """A row of the journal. The order of keys is kept, because a model has seen it; text that JSON strictly speaking cannot
     hold (half a surrogate pair) is kept as it is."""
+    return _row(keys, keys.signer("event", run_id, program_id), run_id, before, entry, active_s)
+
+
+def _row(keys: Keys, signer: Signer, run_id: str, before: str, entry: Mapping[str, Any], active_s: float) -> dict[str, Any]:
     text = keys.seal(_text(entry))
     spent = round(active_s, 6)
-    mac = keys.mac("event", run_id, program_id, entry["seq"], before, repr(spent), text)
+    mac = signer.mac(entry["seq"], before, repr(spent), text)
     return {"run_id": run_id, "seq": entry["seq"], "kind": entry["kind"], "entry": text, "active_s": spent,
             "key_id": keys.current, "mac": mac}  # fmt: skip
 

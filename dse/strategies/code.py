@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio.to_thread
 from pydantic import ValidationError
@@ -29,8 +30,10 @@ from dse.errors import (
 )
 from dse.plan import Prompt
 from dse.runtime import sandbox
+from dse.runtime.ahead import Ahead
+from dse.runtime.dispatcher import gather_calls
 from dse.runtime.guest import ends_the_run, result_of, settle
-from dse.runtime.history import Frozen
+from dse.runtime.history import Frozen, diverged
 from dse.runtime.run import Run
 from dse.strategies.base import register
 from dse.strategies.render import Predictor
@@ -55,12 +58,12 @@ _IMPORTS = "\n".join(_IMPORTED.values())  # there for every script, as the stubs
 def _code_signature(base: Any) -> Any:
     import dspy
 
-    signature = base
-    for name in list(base.output_fields):
-        signature = signature.delete(name)
-    signature = signature.append("api", dspy.InputField(desc="what the script can use"), type_=str)
-    signature = signature.append("transcript", dspy.InputField(desc="scripts so far, with what they gave"), type_=str)
-    return signature.append("code", dspy.OutputField(desc="the Python script to run now"), type_=str)
+    # At once: every step of changing a signature makes another class.
+    fields = {name: (field.annotation, field) for name, field in base.input_fields.items()}
+    fields["api"] = (str, dspy.InputField(desc="what the script can use"))
+    fields["transcript"] = (str, dspy.InputField(desc="scripts so far, with what they gave"))
+    fields["code"] = (str, dspy.OutputField(desc="the Python script to run now"))
+    return dspy.Signature(fields, base.instructions)
 
 
 class Code:
@@ -98,12 +101,21 @@ class Code:
             await session.close()
 
 
-class _Texts(NamedTuple):
+class _Texts:
     """What the checker and the model are told about a task; the same in all runs of a program."""
 
-    declarations: str
-    checker_stubs: str
-    api: str
+    def __init__(self, spec: SignatureSpec, contracts: tuple[ToolContract, ...], shown: tuple[ToolContract, ...]) -> None:
+        self._spec, self._contracts = spec, contracts
+        self._classes, self.declarations = input_declarations(spec.input_schema)
+        self.api = f"{_RULES.format(inputs=', '.join(spec.inputs))}\n{stubs_for(shown, outputs=spec.output_schema)}"
+
+    @functools.cached_property
+    def checker_stubs(self) -> str:
+        """Where all scripts are recorded, nothing is checked."""
+        # Models sometimes await `submit`; harmless, because a valid answer ends the run inside the call.
+        stubs = stubs_for(self._contracts, outputs=self._spec.output_schema, checking=True)
+        head = "from typing import Any, Literal, NotRequired, TypedDict"
+        return "\n".join([head, _IMPORTS, self._classes, stubs.replace(") -> NoReturn:", ") -> Any:")])
 
 
 _texts: dict[tuple[str, ...], _Texts] = {}
@@ -115,16 +127,7 @@ def _texts_for(spec: SignatureSpec, contracts: tuple[ToolContract, ...], overlay
     if key not in _texts:
         if len(_texts) >= 256:
             _texts.clear()
-        stubs = stubs_for(shown, outputs=spec.output_schema)
-        classes, declarations = input_declarations(spec.input_schema)
-        # Models sometimes await `submit`; harmless, because a valid answer ends the run inside the call.
-        lenient = stubs_for(contracts, outputs=spec.output_schema, checking=True).replace(") -> NoReturn:", ") -> Any:")
-        head = "from typing import Any, Literal, NotRequired, TypedDict"
-        _texts[key] = _Texts(
-            declarations,
-            "\n".join([head, _IMPORTS, classes, lenient]),
-            f"{_RULES.format(inputs=', '.join(spec.inputs))}\n{stubs}",
-        )
+        _texts[key] = _Texts(spec, contracts, shown)
     return _texts[key]
 
 
@@ -134,8 +137,7 @@ class _CodeSession:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.contracts = {name: run.dispatcher.toolbox[name].contract for name in run.plan.allow}
-        texts = _texts_for(run.spec, tuple(self.contracts.values()), run.plan.overlays)
-        self.declarations, self.checker_stubs, self.api = texts.declarations, texts.checker_stubs, texts.api
+        self.texts = _texts_for(run.spec, tuple(self.contracts.values()), run.plan.overlays)
         self.known = frozenset(run.spec.inputs) | {"asyncio", "datetime", "Decimal"}
         self.session: sandbox.Session | None = None
         self.tasks: dict[int, asyncio.Task[Any]] = {}  # by the interpreter's call id
@@ -171,10 +173,10 @@ class _CodeSession:
         limits = run.limits
         recording = run.journal.recording
         if recording is None or recording.peek() is None:  # what is recorded has passed the check
-            await sandbox.checker().validate_stubs(self.checker_stubs, self.declarations)
+            await sandbox.checker().validate_stubs(self.texts.checker_stubs, self.texts.declarations)
         predictor = Predictor("code", _code_signature(dspy_signature(run.spec)), run.plan.prompts["code"])
         while True:
-            inputs = {**run.wire_inputs, "api": self.api, "transcript": "\n\n".join(self.transcript) or "(nothing yet)"}
+            inputs = {**run.wire_inputs, "api": self.texts.api, "transcript": "\n\n".join(self.transcript) or "(nothing yet)"}
             completion = await run.complete({"messages": predictor.messages(inputs), "tools": []}, predictor="code")
             code = self._code_of(completion.text or "", predictor)
             if run.trace:
@@ -222,13 +224,14 @@ class _CodeSession:
 
     async def _check(self, code: str) -> list[tuple[Any, ...]]:
         """What is wrong with a script."""
-        await sandbox.checker().validate_stubs(self.checker_stubs, self.declarations)
+        await sandbox.checker().validate_stubs(self.texts.checker_stubs, self.texts.declarations)
         return _errors(await sandbox.checker().check(**self._as_checked(code)))
 
     def _as_checked(self, code: str) -> dict[str, Any]:
         # Imports that no script names are left out: they would be resolved anew in every check.
         imports = [line for name, line in _IMPORTED.items() if any(name in text for text in (code, *self.earlier))]
-        return {"stubs": self.checker_stubs, "declarations": self.declarations, "earlier": (*imports, *self.earlier), "code": code}
+        return {"stubs": self.texts.checker_stubs, "declarations": self.texts.declarations,
+                "earlier": (*imports, *self.earlier), "code": code}  # fmt: skip
 
     async def _check_and_drive(self, lint: Any, code: str) -> str | None:
         """Check a script and begin it in one go; None where somebody watches the order of these, or workers are taken."""
@@ -238,7 +241,7 @@ class _CodeSession:
         checker = sandbox.checker()
         if not checker.room or (self.session is None and not sandbox.pool().room):
             return None  # nothing waits in a thread of the pool, and what is wrong is said before others end
-        await checker.validate_stubs(self.checker_stubs, self.declarations)
+        await checker.validate_stubs(self.texts.checker_stubs, self.texts.declarations)
         asked, fresh = self._as_checked(code), self.session is None
         problems: list[tuple[Any, ...]] | None = None
 
@@ -326,8 +329,12 @@ class _CodeSession:
         """Answer every external call of a feed through the dispatcher; gives what the model is told."""
         run, session = self.run, self.session
         assert session is not None
-        while isinstance(turn, sandbox.Waiting):
+        turns = deque([turn])  # where the guest is now, after those that it was led through already
+        while isinstance(turn := turns.popleft(), sandbox.Waiting):
             self._collect(turn)
+            if turns:
+                await self._count(turn)
+                continue
             results: dict[int, Any] = {}
             for call in turn.calls:
                 if call.name in self.ends:
@@ -340,7 +347,7 @@ class _CodeSession:
             waiting = [i for i in turn.pending if i in self.tasks]
             if waiting and not results:
                 results = await self._wait(waiting)
-            turn = await session.resume(results)
+            turns.extend(await self._resume(session, results))
         self._collect(turn)
         await settle(self.tasks)
         self.earlier.append(code)  # also code that failed: what it defined before is still there
@@ -355,6 +362,32 @@ class _CodeSession:
         shown = (shown or "It printed nothing and its last line has no value.\n") + "Nothing was submitted yet."
         run.journal.add("observation", value=value, shown=shown)
         return shown
+
+    async def _resume(self, session: sandbox.Session, results: dict[int, sandbox.Result]) -> Iterable[sandbox.Turn]:
+        """The next turns: more than one only where a record leads the guest from each of them to the next one."""
+        recording = self.run.journal.recording
+        if recording is None or self.tasks or recording.peek() is None:
+            return (await session.resume(results),)
+        return await session.resume_along(results, Ahead(recording, self.run.dispatcher.next_id, self.contracts))
+
+    async def _count(self, turn: sandbox.Waiting) -> None:
+        """Compare and count the calls of a turn after which the guest was led on with their recorded results.
+
+        Raises:
+            ReplayDiverged: they come to something else. DseError: what ends the run at one of them.
+        """
+        run = self.run
+        ids = [run.dispatcher.reserve() for _ in turn.calls]
+        done: list[Any] = []
+        for call, call_id in zip(turn.calls, ids, strict=True):  # nothing is waited for: the outcomes are recorded
+            done += await gather_calls([run.dispatcher.call(call.name, call.args, call.kwargs, call_id=call_id)])
+        run.journal.add("delivered", calls=ids)
+        for call_id, one in zip(ids, done, strict=True):
+            if isinstance(one, ToolFault):
+                recording = run.journal.recording
+                raise diverged(recording.calls[call_id].settled if recording else None, one.code, {"call_id": call_id}) from one
+            if isinstance(one, BaseException):
+                raise one
 
     def _start(self, call: sandbox.ExternalCall, call_id: int) -> None:
         number = call.call_id

@@ -75,9 +75,9 @@ def checker() -> Checker:
 
 def interpreter_version() -> str:
     """Version of the interpreter. A frozen guest is for this one only."""
-    import importlib.metadata
+    import pydantic_monty
 
-    return importlib.metadata.version("pydantic-monty")
+    return str(pydantic_monty.__version__)  # what the package's metadata say, which take milliseconds to read
 
 
 def _shared(name: str, make: Callable[[], _Service]) -> _Service:

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, TypeVar, get_args
 
@@ -176,14 +177,29 @@ class Sandbox:
         return session
 
 
+class _Places:
+    """A semaphore; the one of `threading` is a sixth of what a short turn costs."""
+
+    def __init__(self, count: int) -> None:
+        self._free: SimpleQueue[None] = SimpleQueue()
+        for _ in range(count):
+            self._free.put(None)
+
+    def __enter__(self) -> None:
+        self._free.get()
+
+    def __exit__(self, *_: object) -> None:
+        self._free.put(None)
+
+
 # Guests that compute at the same time: more would only stretch each other's time limits.
-_cores = threading.BoundedSemaphore(2 * (os.cpu_count() or 1))
+_cores = _Places(2 * (os.cpu_count() or 1))
 
 
 def _anew() -> None:
     """A forked child has none of its parent's turns."""
     global _cores
-    _cores = threading.BoundedSemaphore(2 * (os.cpu_count() or 1))
+    _cores = _Places(2 * (os.cpu_count() or 1))
 
 
 if hasattr(os, "register_at_fork"):
@@ -275,11 +291,42 @@ class Session:
         Raises:
             Unserialisable: a value that cannot enter the guest; the guest waits on, resume it again.
         """
+        self._check_results(results)
+        return await self._turn(lambda: self._answer(results))
+
+    async def resume_along(
+        self, results: dict[int, Result], known: Callable[[Waiting], dict[int, Result] | None], *, most: int = 32
+    ) -> list[Turn]:
+        """Like :meth:`resume`, and goes on by itself while ``known(turn)`` gives the results of a turn, up to `most` turns.
+
+        Handing a turn over costs more than a turn whose results are there already. Gives all turns, the last one is where
+        the guest is now.
+
+        Args:
+            known: called in the session's thread; None where the caller has to go on.
+        """
+
+        def work() -> list[Turn]:
+            turns: list[Turn] = [self._answer(results)]
+            while len(turns) < most and isinstance(turn := turns[-1], Waiting) and not self._abandoned:
+                given = known(turn)
+                if given is None:
+                    break
+                try:
+                    turns.append(self._answer(given))
+                except Unserialisable:
+                    break  # the guest waits on: the caller gives the same, and hears of it
+            return turns
+
+        self._check_results(results)
+        turns = await self._turn(work)
+        return [turns] if isinstance(turns, Failed) else turns
+
+    def _check_results(self, results: dict[int, Result]) -> None:
         if self._snapshot is None:
             raise RuntimeError("the guest does not wait for results")
         if not results or not results.keys() <= set(self._pending):
             raise ValueError(f"results must be for some of the calls {list(self._pending)}, not {sorted(results)}")
-        return await self._turn(lambda: self._answer(results))
 
     async def aclose(self) -> None:
         """Returns the worker, or ends it when a turn is still running. Idempotent; done by another thread soon after."""
