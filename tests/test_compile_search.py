@@ -132,6 +132,26 @@ def test_a_forecast_spends_nothing(tmp_path: Path) -> None:
     assert "at most" in str(told) and "unknown (no price)" in str(told)
 
 
+@pytest.mark.parametrize("store", [None, "stores/mine.db", "sqlite:///{}/stores/mine.db"])
+def test_a_forecast_makes_no_file(tmp_path: Path, store: str | None) -> None:
+    given = {} if store is None else {"store": store.format(tmp_path) if "://" in store else tmp_path / store}
+    told = dse.forecast(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path / "artifacts", record=tmp_path / "new" / "c.jsonl",
+                        reflection_lm=reflecting(name="scripted/other"), search=[Told()], **given)  # fmt: skip
+    assert told.model_calls and list(tmp_path.iterdir()) == []
+
+
+def test_a_forecast_leaves_what_is_there_as_it_is(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"registry": tmp_path, "record": tmp_path / "c.jsonl"}
+    dse.compile(WORLD.task(**MODES), lm=reflecting(), **options)
+
+    def files() -> dict[str, bytes]:
+        return {str(file): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+    before = files()
+    told = dse.forecast(WORLD.task(**MODES), lm=reflecting(), **options)
+    assert "earlier rollouts" in str(told) and told.openings == 1 and files() == before
+
+
 def test_the_most_that_is_forecast_is_at_the_price_of_the_dearest_model(tmp_path: Path) -> None:
     models = [reflecting(name="scripted/cheap"), reflecting(name="scripted/dear")]
     prices = dse.PriceTable("p", "2026-01-01", {"scripted/cheap": (1.0, 4.0), "scripted/dear": (100.0, 400.0)})

@@ -108,7 +108,7 @@ async def acompile(task: Task, **options: Any) -> CompileResult:
 
 
 def forecast(task: Task, **options: Any) -> Forecast:
-    """What `compile` with the same arguments will take. Asks no model, runs no tool, opens no holdout."""
+    """What `compile` with the same arguments will take. Asks no model, runs no tool, opens no holdout, makes no file."""
     return run_sync(lambda: aforecast(task, **options))
 
 
@@ -165,14 +165,21 @@ class _Compile(Emit):
 
     @telemetry.compiling
     async def run(self) -> CompileResult:
-        result: CompileResult = await self._with_models(self._stages)
-        return result
+        return await self._with_models()
 
     async def ahead(self) -> Forecast:
-        result: Forecast = await self._with_models(self._forecast)
-        return result
+        from dse.store.journal import opened
 
-    async def _with_models(self, work: Callable[[], Any]) -> Any:
+        self._check_data()
+        with opened(_if_there(self.store_place)) as self.store:
+            self.models = Models(self.lm, self.reflection_lm, budget=self.budget, prices=self.prices, record=self.record, make=False)
+            try:
+                self._check_objective()
+                return await self._forecast()
+            finally:
+                await self.models.aclose()
+
+    async def _with_models(self) -> CompileResult:
         from dse.store.journal import opened
 
         self._check_data()
@@ -185,7 +192,7 @@ class _Compile(Emit):
                 try:
                     self.judges = Meter(self.models.judging)
                     self.evaluators = {name: self._evaluator(name, runner) for name in self.models.names}
-                    return await work()
+                    return await self._stages()
                 finally:
                     if runner is not self.executor:
                         await runner.aclose()
@@ -485,6 +492,16 @@ class _Compile(Emit):
                for name, contract in champion.contracts.items()):  # fmt: skip
             return "other tools"
         return ""
+
+
+def _if_there(store: Any) -> Any:
+    """Where a store is, or one in memory in place of a file that would have to be made."""
+    if isinstance(store, (str, Path)):
+        file = str(store).removeprefix("sqlite:///")
+        if "://" not in file and not Path(file).expanduser().exists():
+            return ":memory:"
+    return store
+
 
 def _field(objective: Any, weight: str, limit: str) -> str:
     return weight if getattr(objective, weight) else limit
