@@ -184,6 +184,31 @@ def test_a_second_look_at_the_same_rows_is_discounted(tmp_path: Path) -> None:
     assert second.artifact.evidence.holdout_openings == 2
 
 
+FIELDS = {"request": "input", "left": "label", "reserved": "label", "site": "meta"}
+
+
+def named(name: str, world: PlantedWorld = WORLD, **changes: Any) -> dse.Dataset:
+    rows = [{**row, **changes} for row in world.rows()]
+    return dse.Dataset.from_rows(rows, name=name, fields=FIELDS, cluster_key="site", salt="warehouse-1")
+
+
+@pytest.mark.parametrize(("data", "rows", "before"), [
+    (named("warehouse"), None, 2), (named("another name"), None, 2), (named("warehouse", reserved=7), None, 2),
+    (named("warehouse"), 8, 2), (named("warehouse", PlantedWorld({"direct": 1.0, "tool_call": 0.25}, writes=0.0, seed=9)), None, 0),
+], ids=["the same", "another name", "other labels", "some rows", "other rows, the same name"])  # fmt: skip
+def test_a_forecast_counts_the_looks_that_the_gate_counts(tmp_path: Path, data: dse.Dataset, rows: int | None, before: int) -> None:
+    for seed in (1, 2):
+        dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path, seed=seed)
+    options: dict[str, Any] = {"lm": reflecting(), "registry": tmp_path, "rows": dse.Rows(holdout=rows)}
+    said: list[str] = []
+    told = dse.forecast(WORLD.task(**MODES, dataset=data), **options)
+    result = dse.compile(WORLD.task(**MODES, dataset=data), say=said.append, **options)
+    assert told.openings == before and result.artifact.evidence.holdout_openings == before + 1
+    assert result.gate.alpha == pytest.approx(0.05 / (before + 1))
+    line = f"another look is tested at 0.05/{before + 1}"
+    assert (line in str(told)) == any(line in one for one in said) == bool(before)
+
+
 def test_a_wider_allow_list_has_to_earn_its_gain(tmp_path: Path) -> None:
     world = PlantedWorld({"direct": 0.1, "tool_call": 0.9}, clusters=40, detours=0.0)
     result = dse.compile(world.task(**MODES), lm=reflecting(world), registry=tmp_path, allocation="grid")

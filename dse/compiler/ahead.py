@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -90,11 +91,15 @@ class Ahead:
         before = await self._openings()
         if before:
             self.say(f"plan: the holdout of {self.data.name} was opened {'once' if before == 1 else f'{before} times'} before "
-                     f"in this store: the next look is tested at 0.05/{before + 1}")  # fmt: skip
+                     f"in this store: another look is tested at 0.05/{before + 1}")  # fmt: skip
 
     async def _openings(self) -> int:
-        openings = await self.store.threaded(self.store.openings)
-        return sum(opening["dataset"] == self.data.name for opening in openings)
+        """Of any of the sealed rows that will be used: the gate adds its own to them."""
+
+        def choose(sealed: Sequence[Any]) -> list[Any]:
+            return spread(sealed, self.rows.holdout)
+
+        return await self.store.threaded(functools.partial(self.data.holdout_openings, self.store, select=choose))
 
     async def _forecast(self) -> Forecast:
         search, select, holdout = self._sizes()

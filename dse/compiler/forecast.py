@@ -47,7 +47,8 @@ class Forecast:
         rows: per split. stages: rollouts per stage, expected and at most.
         mde: the smallest true gain in quality that the sealed rows find with 80% probability, if a third of the rows
             differ; None where they can find none.
-        openings: how often this holdout was opened before in the store.
+        openings: how often any of these sealed rows were opened before in the store, under whatever name; the same compile
+            that looks again with the same two programs adds nothing to it.
     """
 
     signature: str
@@ -94,8 +95,8 @@ class Forecast:
                      + ("no gain" if self.mde is None else f"a gain of {self.mde:.2f} or more in quality with 80% probability")
                      + ", if a third of the rows differ")  # fmt: skip
         if self.openings:
-            lines.append(f"  the holdout was opened {self.openings} times before: the next look is tested at "
-                         f"0.05/{self.openings + 1}")  # fmt: skip
+            lines.append(f"  the holdout was opened {'once' if self.openings == 1 else f'{self.openings} times'} before: another "
+                         f"look is tested at 0.05/{self.openings + 1}")  # fmt: skip
         return "\n".join(lines)
 
 
