@@ -128,6 +128,7 @@ def compile_command(
     replicates: Annotated[int, typer.Option(help="Runs of every holdout row.")] = 1,
     executor: Annotated[str, typer.Option(help="Where rollouts run: local, or ray (a Ray cluster; needs the extra dse[ray]).")] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will take, and spend nothing.")] = False,
+    take_over: Annotated[bool, typer.Option("--take-over", help="Also if a process on another machine, which is gone, had it.")] = False,
     concurrency: Annotated[int, typer.Option(help="Rollouts at a time.")] = 8,
     seed: int = 0,
 ) -> None:
@@ -135,7 +136,8 @@ def compile_command(
 
     Before anything is spent it says how many rollouts it takes at most, and after the search how many model calls are
     expected. KEEP and INSUFFICIENT are results: the exit code is 0. After PROMOTE the artifact is @champion and the
-    old one @previous; otherwise it is @candidate. Killed, the same command goes on where it stopped.
+    old one @previous; otherwise it is @candidate. Killed, the same command goes on where it stopped;
+    while one is at it, a second one is refused.
     """
     from dse.analysis.report import print_compile
     from dse.compiler.budget import Budget
@@ -149,6 +151,7 @@ def compile_command(
         budget=Budget(usd=budget_usd, model_calls=max_model_calls, minutes=max_minutes, tokens=max_tokens),
         rows=Rows(search_rows, select_rows, holdout_rows), search=proposers(search or ()), reflection_lm=reflection_lm,
         allocation=allocation, replicates=replicates, executor=executor, concurrency=concurrency, seed=seed,
+        take_over=take_over,
     )  # fmt: skip
     if dry_run:
         out.print(str(forecast(load_task(task), **options)), markup=False)

@@ -55,6 +55,7 @@ The tree separates *whose* failure it is, because each has a different consequen
         ├── SandboxUnavailable   an interpreter worker died or could not be had
         ├── StoreUnavailable     the store could not be written or read
         ├── RunTaken             another process has this run
+        ├── CompileTaken         another process has this compile
         ├── ReplayDiverged       the program takes another path than its journal
         └── WorkerLost           a process that ran rollouts died or could not be reached
 
@@ -67,7 +68,7 @@ from typing import Any
 
 __all__ = [
     "Abstained", "AllowListError", "ArtifactError", "ArtifactInvalid", "ArtifactNotFound", "ArtifactTampered", "ArtifactVersion",
-    "BudgetExhausted", "CassetteError", "CassetteMiss", "ContaminatedSplit", "ContractError", "ContractMismatch",
+    "BudgetExhausted", "CassetteError", "CassetteMiss", "CompileTaken", "ContaminatedSplit", "ContractError", "ContractMismatch",
     "DatasetChanged", "DatasetError", "DecisionRefused", "DseError", "DuplicateRow", "EffectUnknown",
     "EnvironmentRequired", "InfrastructureError", "InputError", "InvalidValue", "JournalTampered", "LimitExceeded", "MalformedJSON",
     "MalformedRow", "MetricError", "MissingHoldout", "ModelError", "ModelUnavailable", "NoSubmission", "OutputInvalid",
@@ -511,3 +512,9 @@ class WorkerLost(InfrastructureError):
     """A worker process that ran rollouts died, or its machine went away. What it had under way is started again."""
 
     code = "DSE407"
+
+
+class CompileTaken(InfrastructureError):
+    """Another process or thread has this compile, or took it over: two at it would pay twice. ``details``: owner, since."""
+
+    code = "DSE408"

@@ -21,6 +21,7 @@ from artifact_examples import (
     TOOLS,
     a_plan,
     add_up,
+    at,
     evidence,
     forge,
     id_of,
@@ -441,6 +442,63 @@ def test_an_artifact_of_version_1_is_read_and_keeps_its_id_and_bytes() -> None:
 
     with pytest.raises(ArtifactInvalid, match="version 1"):
         Artifact.from_bytes(forge(too_new))
+
+
+V1: dict[str, tuple[str, Any]] = {
+    "another program's id": ("content.program.program_id", "sha256:" + "1" * 64),
+    "another signature's id": ("content.program.signature.signature_id", "sha256:" + "1" * 64),
+    "another plan": ("content.program.plan.prompts.act.instructions", "Say yes."),
+    "another model": ("content.program.model.name", "scripted/other"),
+    "wider limits": ("content.program.plan.limits.model_calls", 10_000),
+    "another tool's id": ("content.program.tool_ids.look_up.policy_id", "sha256:" + "1" * 64),
+    "a tool without a contract": ("content.program.plan.allow", ["delete", "look_up"]),
+}
+
+
+@pytest.mark.parametrize("what", V1)
+def test_a_forged_artifact_of_version_1_is_refused_although_its_digest_fits(what: str) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["content"]["schema_version"] = 1
+        container, last = at(data, V1[what][0])
+        assert container[last] != V1[what][1]
+        container[last] = V1[what][1]
+
+    with pytest.raises(ArtifactTampered, match="does not fit the content"):
+        Artifact.from_bytes(forge(change))
+
+
+@pytest.mark.parametrize("path", [
+    "content.program.plan.limits", "content.program.plan.limits.model_calls", "content.program.plan.allow",
+    "content.program.signature", "content.evidence", "content.evidence.incumbent", "content.evidence.seed", "content.kind",
+    "content.program.contracts.look_up.timeout_s",
+])  # fmt: skip
+def test_an_artifact_of_version_1_that_lacks_a_field_is_refused(path: str) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["content"]["schema_version"] = 1
+        container, last = at(data, path)
+        del container[last]
+
+    with pytest.raises(ArtifactInvalid) as caught:
+        Artifact.from_bytes(forge(change))
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(("path", "value"), [
+    ("content.program.plan.overlays", {}), ("content.program.plan.script", None), ("content.program.plan.stages", []),
+    ("content.evidence.replicates", 1), ("content.evidence.front", []), ("content.evidence.models", ["a"]),
+    ("content.evidence.incumbent.model", "a"), ("content.evidence.modes.0.source", "evolve"), ("content.evidence.more", 1),
+    ("content.program.plan.limits.more", 1), ("content.more", 1),
+])  # fmt: skip
+def test_an_artifact_of_version_1_with_a_field_that_it_could_not_have_is_refused(path: str, value: Any) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["content"]["schema_version"] = 1
+        container, last = at(data, path)
+        assert last not in container
+        container[last] = value
+
+    with pytest.raises(ArtifactInvalid) as caught:
+        Artifact.from_bytes(forge(change))
+    assert caught.value.remedy
 
 
 def test_a_plan_with_a_script_and_stages_is_kept_and_described() -> None:

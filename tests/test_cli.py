@@ -145,6 +145,12 @@ def test_compile_options_reach_the_compile(project: Path) -> None:
     assert candidate.evidence.seed == 3 and (project / "other.db").exists() and not (project / "other" / "dse.db").exists()
 
 
+def test_a_dry_run_leaves_nothing_behind(project: Path) -> None:
+    before = sorted(project.rglob("*"))
+    done = cli("compile", "planted:task", "--lm", "openai/gpt-5-mini", "--registry", "dry", "--record", "dry/c.jsonl", "--dry-run")
+    assert done.code == 0 and "at most" in done.out and sorted(project.rglob("*")) == before
+
+
 def test_compile_exit_codes(project: Path) -> None:
     compiling = ("compile", "planted:task", "--registry", "fresh")
     refused(cli(*compiling, "--lm", "replay:c.jsonl", "--max-minutes", "0.000001"), 4, "DSE320", "budget")

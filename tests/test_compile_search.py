@@ -19,10 +19,11 @@ from dse.compiler.budget import BudgetedModel, Purse
 from dse.compiler.choose import measure, winner
 from dse.compiler.revision import revision_of
 from dse.errors import BudgetExhausted, ContaminatedSplit, UserError
+from dse.evaluation.judge import rating
 from dse.portal import run_sync
 from dse.strategies.base import seed_plan
 from dse.testing.scripted import ScriptedModel, say
-from dse.testing.worlds import PlantedWorld
+from dse.testing.worlds import NAME, PlantedWorld
 
 WORLD = PlantedWorld({"direct": 1.0, "tool_call": 0.25}, clusters=40, writes=0.0)
 MODES = {"modes": ["direct", "tool_call"]}
@@ -127,9 +128,29 @@ def test_a_forecast_spends_nothing(tmp_path: Path) -> None:
     model = reflecting()
     told = dse.forecast(WORLD.task(**MODES), lm=model, registry=tmp_path, rows=dse.Rows(search=5), search=[Told()])
     assert not model.requests and told.proposers == ("told",) and not dse.Registry(tmp_path).aliases("AskWarehouse")
-    assert set(told.modes) == {"direct", "tool_call"} and 0 < told.tokens < told.most_tokens and told.usd is None
-    assert told.model_calls < told.most_model_calls and told.mde is not None
+    assert set(told.modes) == {"direct", "tool_call"} and 0 < told.tokens and told.usd is None
+    assert told.most_model_calls is not None and told.model_calls < told.most_model_calls and told.mde is not None
     assert "at most" in str(told) and "unknown (no price)" in str(told)
+
+
+@pytest.mark.parametrize("store", [None, "stores/mine.db", "sqlite:///{}/stores/mine.db"])
+def test_a_forecast_makes_no_file(tmp_path: Path, store: str | None) -> None:
+    given = {} if store is None else {"store": store.format(tmp_path) if "://" in store else tmp_path / store}
+    told = dse.forecast(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path / "artifacts", record=tmp_path / "new" / "c.jsonl",
+                        reflection_lm=reflecting(name="scripted/other"), search=[Told()], **given)  # fmt: skip
+    assert told.model_calls and list(tmp_path.iterdir()) == []
+
+
+def test_a_forecast_leaves_what_is_there_as_it_is(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"registry": tmp_path, "record": tmp_path / "c.jsonl"}
+    dse.compile(WORLD.task(**MODES), lm=reflecting(), **options)
+
+    def files() -> dict[str, bytes]:
+        return {str(file): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+    before = files()
+    told = dse.forecast(WORLD.task(**MODES), lm=reflecting(), **options)
+    assert "earlier rollouts" in str(told) and told.openings == 1 and files() == before
 
 
 def test_the_most_that_is_forecast_is_at_the_price_of_the_dearest_model(tmp_path: Path) -> None:
@@ -142,6 +163,49 @@ def test_the_most_that_is_forecast_is_at_the_price_of_the_dearest_model(tmp_path
     assert told.usd is not None and told.most_usd is not None and result.spent["usd"] <= told.most_usd and told.usd <= told.most_usd
     one = dse.PriceTable("p", "2026-01-01", {"scripted/cheap": (1.0, 4.0)})
     assert dse.forecast(task, **options | {"prices": one}).most_usd is None, "the price of one of them is unknown"
+
+
+def test_a_forecast_bounds_only_what_has_a_bound(tmp_path: Path) -> None:
+    prices = dse.PriceTable("p", "2026-01-01", {NAME: (1.0, 4.0)})
+    options: dict[str, Any] = {"lm": reflecting(), "registry": tmp_path, "prices": prices}
+    open_ = dse.forecast(WORLD.task(**MODES), **options)
+    assert (open_.most_tokens, open_.most_usd) == (None, None) and open_.usd and open_.modes["direct"].most_tokens is None
+    assert "unbounded tokens, unbounded USD" in str(open_) and "no bound: tokens, without Limits(tokens=)" in str(open_)
+    limited = dse.forecast(WORLD.task(**MODES, limits=dse.Limits(model_calls=3, tokens=500)), **options)
+    rollouts = sum(most for _, most in limited.stages.values())
+    assert (limited.most_model_calls, limited.most_tokens) == (3 * rollouts, 500 * rollouts)
+    assert limited.most_usd == pytest.approx(500 * rollouts * 4e-6) and "unbounded" not in str(limited) and not limited.unbounded
+    again = dse.forecast(WORLD.task(**MODES, limits=dse.Limits(model_calls=3, tokens=500, outcomes={"tokens": "retry"})), **options)
+    assert (again.most_model_calls, again.most_tokens) == (6 * rollouts, 1000 * rollouts), "an attempt begins with limits as new"
+    paid = dse.forecast(WORLD.task(**MODES), budget=dse.Budget(model_calls=50, tokens=9000, usd=0.5), **options)
+    assert (paid.most_model_calls, paid.most_tokens, paid.most_usd) == (50, 9000, 0.5) and not paid.unbounded
+    with_proposals = dse.forecast(WORLD.task(**MODES), search=[Told()], budget=dse.Budget(model_calls=10**6), **options)
+    assert with_proposals.most_model_calls == 10**6, "proposals may take what the budget has left"
+
+
+def test_a_forecast_counts_the_judge(tmp_path: Path) -> None:
+    opinions = ScriptedModel(lambda request: "I say 4", "scripted/judge")
+
+    @dse.metric(kind="judge", revision="1", judge=dse.Judge(opinions, repeats=3))
+    async def well_put(example: Any, prediction: Any, ctx: dse.MetricContext) -> float:
+        return float(await ctx.lm.ask(f"{example.request} {prediction.left}", parse=rating(1, 5)))
+
+    task = WORLD.task(**MODES, metric=well_put, limits=dse.Limits(tokens=50_000))
+    options: dict[str, Any] = {"lm": reflecting(), "registry": tmp_path}
+    plain, told = dse.forecast(WORLD.task(**MODES), **options), dse.forecast(task, **options)
+    rollouts = sum(about for about, _ in told.stages.values())
+    assert told.model_calls == pytest.approx(plain.model_calls + 3 * rollouts) and told.tokens > plain.tokens
+    assert (told.most_model_calls, told.most_tokens) == (None, None)
+    assert "at most: unbounded model calls" in str(told) and "no bound: a metric asks its judge" in str(told)
+    bounded = dse.forecast(task, budget=dse.Budget(model_calls=700, tokens=10**6), **options)
+    assert (bounded.most_model_calls, bounded.most_tokens) == (700, 10**6) and "no bound" not in str(bounded)
+    result = dse.compile(task, **options)
+    assert 0.5 < told.model_calls / result.spent["model_calls"] < 2
+    after = dse.forecast(task, **options).judge
+    records = [r for stage in result.records.values() for r in stage if "judge_calls" in r.components]
+    assert after is not None and after.model_calls == 3 and after.source.startswith("as ")
+    assert after.tokens == pytest.approx(sum(r.components["judge_tokens_in"] + r.components["judge_tokens_out"] for r in records)
+                                         / len(records), rel=0.1)  # fmt: skip
 
 
 def test_a_forecast_does_not_claim_to_bound_proposals(tmp_path: Path) -> None:
@@ -162,6 +226,31 @@ def test_a_second_look_at_the_same_rows_is_discounted(tmp_path: Path) -> None:
     second = dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path, seed=1)
     assert (first.gate.alpha, second.gate.alpha) == (0.05, 0.025)
     assert second.artifact.evidence.holdout_openings == 2
+
+
+FIELDS = {"request": "input", "left": "label", "reserved": "label", "site": "meta"}
+
+
+def named(name: str, world: PlantedWorld = WORLD, **changes: Any) -> dse.Dataset:
+    rows = [{**row, **changes} for row in world.rows()]
+    return dse.Dataset.from_rows(rows, name=name, fields=FIELDS, cluster_key="site", salt="warehouse-1")
+
+
+@pytest.mark.parametrize(("data", "rows", "before"), [
+    (named("warehouse"), None, 2), (named("another name"), None, 2), (named("warehouse", reserved=7), None, 2),
+    (named("warehouse"), 8, 2), (named("warehouse", PlantedWorld({"direct": 1.0, "tool_call": 0.25}, writes=0.0, seed=9)), None, 0),
+], ids=["the same", "another name", "other labels", "some rows", "other rows, the same name"])  # fmt: skip
+def test_a_forecast_counts_the_looks_that_the_gate_counts(tmp_path: Path, data: dse.Dataset, rows: int | None, before: int) -> None:
+    for seed in (1, 2):
+        dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path, seed=seed)
+    options: dict[str, Any] = {"lm": reflecting(), "registry": tmp_path, "rows": dse.Rows(holdout=rows)}
+    said: list[str] = []
+    told = dse.forecast(WORLD.task(**MODES, dataset=data), **options)
+    result = dse.compile(WORLD.task(**MODES, dataset=data), say=said.append, **options)
+    assert told.openings == before and result.artifact.evidence.holdout_openings == before + 1
+    assert result.gate.alpha == pytest.approx(0.05 / (before + 1))
+    line = f"another look is tested at 0.05/{before + 1}"
+    assert (line in str(told)) == any(line in one for one in said) == bool(before)
 
 
 def test_a_wider_allow_list_has_to_earn_its_gain(tmp_path: Path) -> None:

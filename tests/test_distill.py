@@ -150,6 +150,31 @@ def test_what_counts_as_memorised() -> None:
     assert not memorised("x = (", rows)
 
 
+@pytest.mark.parametrize("code", [
+    '"look after " + "the green lamp"', 'y + "look after" + " the green" + " lamp" + y', '("look " + "after ") + ("the " + "green lamp")',
+    '"look after " "the green lamp"', '"look %s the %s lamp" % ("after", "green")', '"look after the %s" % "green lamp"',
+    '"look after the {} {}".format("green", "lamp")', '"look after {what}".format(what="the green lamp")',
+    '" ".join(["look", "after", "the", "green", "lamp"])', '"".join(("look after ", "the green lamp"))',
+    """f"look after {'the green'} lamp\"""", """f"{y} look after {'the ' + 'green'} lamp {y}\"""",
+    '" ".join(["look after", "the {} lamp".format("gre" + "en")]) + y', '{y: ["look after the " + "green lamp"]}',
+])  # fmt: skip
+def test_what_is_put_together_from_constants_counts_as_memorised(code: str) -> None:
+    rows = [dse.Example(f"row-{n}", {"text": f"please look after the {name} in hall {n}"}, {"x": n})
+            for n, name in enumerate(["green lamp", "blue lamp", "old red door"])]  # fmt: skip
+    (line, *more) = memorised(f"y = 1\nx = {code}", rows)
+    assert line.startswith("line 2: ") and "occurs in the input of one example only" in line and not more
+    assert not memorised(f"y = 1\nx = {code}".replace("gre", "yel"), rows)
+
+
+@pytest.mark.parametrize("code", [
+    '"%1000000000d" % 1', '"%*d" % (1000000000, 1)', '"{:1000000000}".format(1)', '"{:{}}".format(1, 1000000000)', '"%d" % "a"',
+    '"{3}".format("a")', '"".join([1])', '"{0}" * 5', '("{0}" * 9).format("a")', '"{}".format(*y)', '"{a}".format(**y)',
+    '" + ".join("ab")', f'"{"{0}" * 20_000}".format("{"a" * 20_000}")', " + ".join(['"a"'] * 3_000), "'a' + 1", "f'{1:1000000000}'",
+])  # fmt: skip
+def test_expressions_that_are_not_worth_computing_are_left_alone(code: str) -> None:
+    assert memorised(f"y = []\nx = {code}", [dse.Example("r", {"text": "please look after the green lamp"}, {"x": 1})]) == []
+
+
 def test_an_abstaining_script_becomes_the_first_stage_of_a_cascade() -> None:
     """Better than the script, which answers half of the rows, and than tool calls, which cost."""
     world = PlantedWorld({"direct": 0.0, "tool_call": 0.9, "code": 0.0}, writes=0.5)

@@ -675,6 +675,114 @@ def test_runs_are_kept_and_shown(tmp_path: Path) -> None:
     store.close()
 
 
+@dse.tool(effect="write", revision="1")
+def note(ctx: dse.ToolContext[list[str]], text: str) -> int:
+    """Note a text; gives how many there are."""
+    raise NotImplementedError
+
+
+class Noted(dse.Signature):
+    """Note what is asked for."""
+
+    wish: str = dse.InputField()
+    count: int = dse.OutputField()
+    tools = [note]
+
+
+@dse.metric(revision="1")
+def noted_once(example: Any, prediction: Any, ctx: MetricContext) -> float:
+    return float(ctx.state == [example.wish])
+
+
+@dataclasses.dataclass
+class Outages:
+    """What a world depends on: away `left` times at `place`."""
+
+    place: str
+    left: int
+    error: type[Exception] = ConnectionError
+    worlds: int = 0
+
+    def reach(self, place: str) -> None:
+        if place == self.place and self.left:
+            self.left -= 1
+            raise self.error("the shelf is away")
+
+    def task(self, **options: Any) -> dse.Task:
+        @dse.environment(revision="1", **options)
+        def paper(example: Any) -> Any:
+            self.worlds += 1
+            self.reach("factory")
+            lines: list[str] = []
+
+            def write(ctx: dse.ToolContext[Any], text: str) -> int:
+                lines.append(text)
+                self.reach("tool")
+                return len(lines)
+
+            def state() -> list[str]:
+                self.reach("state")
+                return list(lines)
+
+            yield dse.World(tools={"note": write}, state=state)
+            self.reach("cleaning up")
+
+        data = dse.Dataset.from_rows([{"id": f"r{n}", "wish": f"wish {n}"} for n in range(20)], name="wishes", fields={"wish": "input"})
+        return dse.Task(Noted, dataset=data, metric=noted_once, environment=paper)
+
+    def evaluate(self, naps: Naps, **options: Any) -> tuple[RolloutRecord, int]:
+        def reply(request: Any) -> Any:
+            if request["messages"][-1]["role"] == "tool":
+                return call(("submit", {"count": 1}))
+            return call(("note", {"text": rows[0].wish}))
+
+        task = self.task(**options)
+        rows = task.load_dataset().split("search")[:1]
+        model = ScriptedModel(reply)
+        plan = seed_plan(task.spec, "tool_call", limits=task.limits)
+        (record,) = run(task, model, {"t": plan}, rows=rows, sleep=naps)
+        return record, len(model.requests)
+
+
+@pytest.mark.parametrize("place", ["factory", "tool", "state", "cleaning up"])
+def test_what_an_environment_names_as_infrastructure_is_tried_again_and_never_scored(place: str) -> None:
+    outages, naps = Outages(place, 2, ConnectionRefusedError), Naps()
+    record, asked = outages.evaluate(naps, infrastructure=(ConnectionError, TimeoutError))
+    assert (record.score, record.outcome, asked) == (1.0, "ok", 2), "nothing is asked for twice"
+    assert outages.worlds == 3 and len(naps.taken) == 2 and [c["outcome"] for c in record.receipt["calls"]] == ["ok"]
+    with pytest.raises(InfrastructureError, match="the shelf is away") as caught:
+        Outages(place, 99).evaluate(Naps(), infrastructure=(ConnectionError,))
+    assert caught.value.details["attempts"] == 8
+
+
+def test_what_a_tool_raises_is_otherwise_seen_by_the_program() -> None:
+    for error, options in ((ConnectionError, {}), (ValueError, {"infrastructure": (ConnectionError,)})):
+        record, _ = Outages("tool", 1, error).evaluate(Naps(), **options)
+        assert record.receipt["calls"][0]["fault"] == "DSE209" and record.outcome == "ok"
+    environment = Outages("tool", 1).task().environment
+    other = Outages("tool", 1).task(infrastructure=(TimeoutError, ConnectionError)).environment
+    assert environment is not None and other is not None and environment.revision == "1"
+    assert other.revision == "1+builtins.ConnectionError,builtins.TimeoutError", "rollouts of the one are none of the other"
+
+
+def test_a_recorded_environment_does_not_record_what_is_nobodys_failure(tmp_path: Path) -> None:
+    outages = Outages("tool", 1)
+    task = outages.task(infrastructure=(ConnectionError,))
+    recording = dse.Environment.recorded(tmp_path / "effects.jsonl", inner=task.environment, mode="record")
+    task = dataclasses.replace(task, environment=recording)
+    rows = task.load_dataset().split("search")[:1]
+    model = ScriptedModel(lambda r: call(("submit", {"count": 1}) if r["messages"][-1]["role"] == "tool" else ("note", {"text": rows[0].wish})))
+    (record,) = run(task, model, {"t": seed_plan(task.spec, "tool_call", limits=task.limits)}, rows=rows, sleep=Naps())
+    recording.close()  # type: ignore[attr-defined]
+    assert record.score == 1.0 and "away" not in (tmp_path / "effects.jsonl").read_text()
+
+
+@pytest.mark.parametrize("wrong", ["ConnectionError", int, BaseException, dse.errors.ToolFailed])
+def test_what_infrastructure_can_be(wrong: Any) -> None:
+    with pytest.raises(UserError, match="takes exception types"):
+        Outages("tool", 1).task(infrastructure=(wrong,))
+
+
 def test_the_ledger_counts_openings_that_overlap() -> None:
     store = Store(":memory:")
 

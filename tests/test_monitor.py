@@ -221,8 +221,8 @@ def test_scores_come_late_and_in_any_order(artifact: Artifact) -> None:
     assert after is not None and before is not None and after.n == 40 and after.peak >= before.peak  # what was seen stays
 
 
-def test_a_judgement_that_is_delivered_twice_counts_where_it_first_stood(artifact: Artifact) -> None:
-    """Else whoever delivers again changes the order, and with it what was reached."""
+def test_a_run_counts_where_it_was_first_judged(artifact: Artifact) -> None:
+    """Else whoever delivers again, or corrects, changes the order, and with it what was reached."""
     made = Production()
     ids = [made.run(artifact.artifact_id) for _ in range(40)]
     values = [1.0] * 32 + [0.0] * 8
@@ -232,9 +232,14 @@ def test_a_judgement_that_is_delivered_twice_counts_where_it_first_stood(artifac
     for run in ids[:32]:
         made.judge(run, 1.0)
     assert monitor(artifact, made.store, reference=0.8) == before and before.advice == "keep"
-    made.judge(ids[0], 0.0)  # another value is another judgement
-    after = monitor(artifact, made.store, reference=0.8)
-    assert after.e is not None and before.e is not None and after.e.mean > before.e.mean and after.last_at == made.now.isoformat()
+    for run in ids[:5]:
+        made.judge(run, 0.0)
+    least = 0.8
+    corrected = [0.0] * 5 + values[5:]
+    assert monitor(artifact, made.store, reference=0.8).e == e_process([least - value for value in corrected], least=least - 1)
+    for run in ids[:5]:
+        made.judge(run, 1.0)
+    assert monitor(artifact, made.store, reference=0.8) == before, "changed and changed back"
 
 
 def test_only_the_first_of_a_group_counts(artifact: Artifact) -> None:

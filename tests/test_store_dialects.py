@@ -3,6 +3,7 @@ server can do: be restarted, crash, lose a connection, lose the answer to a comm
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import os
@@ -24,6 +25,7 @@ from test_resume import NOTING, Case, Settle, die_inside_a_write, paying, rounds
 
 import dse
 from dse.errors import (
+    CompileTaken,
     DecisionRefused,
     EffectUnknown,
     JournalTampered,
@@ -224,6 +226,25 @@ def test_a_store_of_the_first_schema_is_brought_forward_with_all_that_is_in_it(s
         store.take_run("old", None)
     made = new.program(matter="x")
     assert new.program.replay(made.receipt["run_id"]).report == "fine"
+
+
+def test_a_compile_that_an_earlier_version_left_unfinished_is_nobodys(store_url: str) -> None:
+    open_and_close(store_url)
+    execute(store_url, "ALTER TABLE unfinished DROP COLUMN owner", "ALTER TABLE unfinished DROP COLUMN since",
+            """INSERT INTO unfinished VALUES ('k', '{"parent": null}', '{"by": [], "elapsed_s": 1.5}')""",
+            "UPDATE meta SET value = '4'")  # fmt: skip
+    assert at_once([lambda: open_and_close(store_url)] * 3) == [None] * 3
+    assert execute(store_url, "SELECT value FROM meta") == [(str(SCHEMA_VERSION),)]
+    with contextlib.closing(Store(store_url)) as store:
+        assert store.begin_compile("k", {"parent": "other"}) == ({"parent": None}, {"by": [], "elapsed_s": 1.5})
+        with pytest.raises(CompileTaken):
+            store.begin_compile("k", {})
+        store.keep_spending("k", {"by": [], "elapsed_s": 2.5})
+        store.leave_compile("k")
+        assert store.begin_compile("k", {})[1] == {"by": [], "elapsed_s": 2.5}
+        store.finish_compile("k")
+        store.leave_compile("k")
+    assert execute(store_url, "SELECT * FROM unfinished") == []
 
 
 # --- runs

@@ -115,7 +115,7 @@ def monitor(
     alpha: float = 0.05, group_by: str | Callable[[Mapping[str, Any]], Any] | None = None, against: Artifact | str | None = None,
     paired: bool = False, count_failures: bool = False,
 ) -> MonitorReport:  # fmt: skip
-    """Test the judged production runs of an artifact, in the order of their judgements.
+    """Test the judged production runs of an artifact, in the order of their first judgements.
 
     Args:
         name: of the judgements that count; default the only one that there is.
@@ -207,7 +207,7 @@ def _name(name: str | None, judgements: Mapping[str, Mapping[str, Any]], run_ids
 
 def _judged(runs: Sequence[Mapping[str, Any]], judgements: Mapping[str, Mapping[str, Any]], name: str | None, group_by: Any,
             count_failures: bool) -> list[_Judged]:  # fmt: skip
-    """The runs that have a score, in the order in which they got it."""
+    """The runs that have a score, in the order in which they first got one."""
     found = []
     for run in runs:
         receipt, judgement = run["receipt"], judgements.get(run["run_id"], {}).get(name or "")

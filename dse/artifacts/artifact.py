@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from pydantic import PrivateAttr, ValidationError
+from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from dse.artifacts.content import (
     NO_ID,
@@ -42,16 +42,28 @@ from dse.plan import Plan
 __all__ = ["MIGRATIONS", "SCHEMA_VERSION", "Artifact", "Change", "Check", "VerifyReport", "published_schema"]
 
 #: {old version: function from a file's data ({"content", "envelope"}) to that of a later version}. Ids inside are
-#: recomputed afterwards; ``artifact_id`` and the file's bytes stay those that were stored.
+#: recomputed afterwards, but for versions in `_SAME_IDS`; ``artifact_id`` and the file's bytes stay those that were stored.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+_SAME_IDS = {1}
+"""Versions whose programs were written as today's: the ids in such a file have to be today's as well."""
 
 
 def _from_1(data: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 knows plans with a script, stages or overlays; all others are as they were."""
-    if strange := data["content"]["program"]["plan"].keys() & {"script", "stages", "overlays"}:
-        raise ValueError(f"a plan of version 1 has no {', '.join(sorted(strange))}")
+    """Version 2 has fields that are left out where they are empty; all others are as they were."""
+    evidence = data["content"]["evidence"]
+    parts: list[tuple[type[BaseModel], dict[str, Any]]] = [
+        (Plan, data["content"]["program"]["plan"]), (Evidence, evidence), (IncumbentData, evidence["incumbent"]),
+        *((CandidateRow, row) for row in evidence["modes"])]  # fmt: skip
+    for of, part in parts:
+        if strange := part.keys() & _left_out(of):
+            raise ValueError(f"version 1 has no {', '.join(sorted(strange))}")
     data["content"]["schema_version"] = 2
     return data
+
+
+def _left_out(of: type[BaseModel]) -> set[str]:
+    """Fields that came with version 2, and are in a file only where they say something."""
+    return {name for name, field in of.model_fields.items() if field.exclude_if is not None}
 
 
 MIGRATIONS[1] = _from_1
@@ -201,13 +213,7 @@ class Artifact(Data):
         version = raw["content"].get("schema_version")
         if type(version) is int and version == SCHEMA_VERSION:
             made = cls._parsed(data, source)
-            dump = made.content.model_dump(mode="json")
-            # Without this, a field left out would be filled with a default that nobody wrote.
-            if dump != raw["content"]:
-                where, found, wanted = _first_difference(raw["content"], dump, "content")
-                raise ArtifactInvalid(f"{source}: {where} is not as dse writes it", value=_short(found),
-                                      remedy=f"It would be read as {_short(wanted)}. {_AGAIN}")  # fmt: skip
-            made._text = made.content, _without_id(dump)
+            made._text = made.content, _without_id(made._as_written(raw["content"], source))
         else:
             made = cls._migrated(raw, source)
         made.check_integrity(source)
@@ -224,6 +230,15 @@ class Artifact(Data):
         except DseError as exc:  # a contract or objective that could never have been declared
             raise ArtifactInvalid(f"{source} is not an artifact that this dse knows", value=str(exc),
                                   remedy=_AGAIN) from None  # fmt: skip
+
+    def _as_written(self, written: dict[str, Any], source: str) -> dict[str, Any]:
+        """The content as data, which has to be what was written: a field left out would be filled with a default."""
+        dump = self.content.model_dump(mode="json")
+        if dump != written:
+            where, found, wanted = _first_difference(written, dump, "content")
+            raise ArtifactInvalid(f"{source}: {where} is not as dse writes it", value=_short(found),
+                                  remedy=f"It would be read as {_short(wanted)}. {_AGAIN}")  # fmt: skip
+        return dump
 
     @classmethod
     def _migrated(cls, raw: dict[str, Any], source: str) -> Artifact:
@@ -251,7 +266,11 @@ class Artifact(Data):
                                       remedy="Correct MIGRATIONS.")  # fmt: skip
             version = reached
         draft = cls._parsed(canonical_json(data), source)
-        made = cls(content=_with_ids(draft.content).model_copy(update={"artifact_id": content["artifact_id"]}),
+        draft._as_written(data["content"], source)
+        now, allowed = draft.content, set(draft.plan.allow)
+        if content["schema_version"] not in _SAME_IDS and allowed == set(draft.contracts):
+            now = _with_ids(now)
+        made = cls(content=now.model_copy(update={"artifact_id": content["artifact_id"]}),
                    envelope=draft.envelope.model_copy(update={"digest": envelope["digest"]}))  # fmt: skip
         made._stored = raw
         return made
@@ -504,8 +523,7 @@ def _parse(data: bytes, source: str) -> dict[str, Any]:
 def published_schema() -> dict[str, Any]:
     """The JSON Schema of artifact files; ``schema.json`` next to this module is its text."""
     schema = Artifact.model_json_schema(mode="serialization", by_alias=True)
-    left_out = {of.__name__: {name for name, field in of.model_fields.items() if field.exclude_if is not None}
-                for of in (Plan, Evidence, CandidateRow, IncumbentData)}  # fmt: skip
+    left_out = {of.__name__: _left_out(of) for of in (Plan, Evidence, CandidateRow, IncumbentData)}
     for of, model in (("Artifact", schema), *schema["$defs"].items()):
         model.pop("description", None)  # docstrings are for readers of the code, and change without the format
         model.pop("title", None)

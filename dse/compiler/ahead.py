@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -20,9 +22,10 @@ from dse.evaluation.evaluator import RolloutRecord
 from dse.evaluation.sampling import spread
 from dse.evaluation.task import Task
 from dse.plan import Plan
-from dse.strategies.base import seed_plan
+from dse.strategies.base import baseline_plan, seed_plan
 
 if TYPE_CHECKING:
+    from dse.artifacts.artifact import Artifact
     from dse.evaluation.dataset import Dataset
     from dse.models.prices import PriceTable
     from dse.store.journal import Store
@@ -49,6 +52,7 @@ class Ahead:
     allocation: str
     replicates: int
     say: Callable[[str], None]
+    _champion: Callable[[], tuple[Artifact | None, list[str]]]
 
     def _check_data(self) -> None:
         """What can be known before anything runs."""
@@ -90,52 +94,85 @@ class Ahead:
         before = await self._openings()
         if before:
             self.say(f"plan: the holdout of {self.data.name} was opened {'once' if before == 1 else f'{before} times'} before "
-                     f"in this store: the next look is tested at 0.05/{before + 1}")  # fmt: skip
+                     f"in this store: another look is tested at 0.05/{before + 1}")  # fmt: skip
 
     async def _openings(self) -> int:
-        openings = await self.store.threaded(self.store.openings)
-        return sum(opening["dataset"] == self.data.name for opening in openings)
+        """Of any of the sealed rows that will be used: the gate adds its own to them."""
+
+        def choose(sealed: Sequence[Any]) -> list[Any]:
+            return spread(sealed, self.rows.holdout)
+
+        return await self.store.threaded(functools.partial(self.data.holdout_openings, self.store, select=choose))
 
     async def _forecast(self) -> Forecast:
         search, select, holdout = self._sizes()
-        first = self.models.default
-        earlier: dict[str, list[Any]] = {}
-        for row in await self.store.threaded(self.store.rollouts):
-            if row["signature"] == self.spec.name and row["model"] == first.name:
-                earlier.setdefault(row["mode"], []).append(row)
+        first, limits, budget = self.models.default, self.task.limits, self.budget
+        earlier, judged = await self.store.threaded(self._earlier)
         examples = self.data.split("search")[:1]
-        limits = self.task.limits
         modes = {}
         for mode in self.modes:
-            plan = seed_plan(self.spec, mode, limits=limits)
-            size = await forecasts.first_request_tokens(self.task, plan, first, examples[0])
-            modes[mode] = forecasts.per_run(mode, size, earlier.get(mode, []), limits.model_calls, limits.tokens)
+            size = await forecasts.first_request_tokens(self.task, seed_plan(self.spec, mode, limits=limits), first, examples[0])
+            modes[mode] = forecasts.per_run(mode, size, earlier.get(mode, []), limits)
         each = {mode: self.space.most(mode) * len(self.models.names) for mode in self.modes}
         most = sum(each.values()) + 1
         raced = most if self.allocation == "grid" or most <= 4 else max(4, math.ceil(0.4 * most))
         gated = holdout * self.replicates
         stages = {"search": (search * len(modes),) * 2, "select": (select * raced, select * most), "holdout": (2 * gated,) * 2}
-        share = raced / most
 
-        def total(per: str, most_of: bool) -> float:
+        def expected(per: str) -> float:
             figures = {mode: getattr(one, per) for mode, one in modes.items()}
-            dearest = max(figures.values())
-            runs = math.fsum(figures[mode] * (search + select * each[mode] * (1.0 if most_of else share)) for mode in modes)
-            mean = math.fsum(figures.values()) / len(figures)
-            return runs + (select * dearest + 2 * gated * dearest if most_of else select * mean + 2 * gated * mean)
+            runs = math.fsum(figures[mode] * (search + select * each[mode] * raced / most) for mode in modes)
+            return runs + (select + 2 * gated) * math.fsum(figures.values()) / len(figures)
 
-        tokens, ceiling = total("tokens", False), total("most_tokens", True)
+        champion, _ = self._champion()
+        incumbent = forecasts.most_of(baseline_plan(self.spec, limits) if champion is None else champion.plan)
+        own, own_tokens = next(iter((one.most_model_calls, one.most_tokens) for one in modes.values()))  # of any mode: the task's limits
+        runs = stages["search"][1] + select * (most - 1) + gated  # besides the incumbent's
+        calls, tokens = expected("model_calls"), expected("tokens")
+        most_calls: float | None = runs * own + (select + gated) * incumbent[0]
+        most_tokens = forecasts.together([None if one is None else times * one for times, one in
+                                          ((runs, own_tokens), (select + gated, incumbent[1]))])  # fmt: skip
+        usd, most_usd = forecasts.price(self.prices, self.models.names, tokens), None
+        judge, unbounded = forecasts.judging(self.task.metric, judged), []
+        if judge is not None and not judge.recorded:
+            rollouts = sum(about for about, _ in stages.values())
+            cost = forecasts.price(self.prices, (judge.model,), rollouts * judge.tokens)
+            calls, tokens = calls + rollouts * judge.model_calls, tokens + rollouts * judge.tokens
+            usd = None if usd is None or cost is None else usd + cost
+            most_calls = most_tokens = None
+            if budget.model_calls is None or budget.tokens is None:
+                unbounded.append("a metric asks its judge as often as it likes; Budget(model_calls=, tokens=, usd=) bounds it")
+        elif most_tokens is None and budget.tokens is None:
+            unbounded.append("tokens, without Limits(tokens=) or Budget(tokens=): answers and what tools return may be of any size")
+        if most_tokens is not None:
+            most_usd = forecasts.price(self.prices, self.models.names, most_tokens, most=True)
         clusters = self.data.holdout_summary()["clusters"]
         usable = clusters if self.rows.holdout is None else min(clusters, self.rows.holdout)
         return Forecast(
             signature=self.spec.name, models=self.models.names, modes=modes, clusters=usable, candidates=most, stages=stages,
-            rows={"search": search, "select": select, "holdout": holdout}, model_calls=total("model_calls", False),
-            most_model_calls=total("most_model_calls", True), tokens=tokens, most_tokens=ceiling,
-            usd=forecasts.price(self.prices, self.models.names, tokens),
-            most_usd=forecasts.price(self.prices, self.models.names, ceiling, most=True), mde=forecasts.detectable(usable, usable),
+            rows={"search": search, "select": select, "holdout": holdout}, model_calls=calls, tokens=tokens, usd=usd,
+            most_model_calls=self._bounded(most_calls, budget.model_calls), most_tokens=self._bounded(most_tokens, budget.tokens),
+            most_usd=self._bounded(most_usd, budget.usd), mde=forecasts.detectable(usable, usable),
             openings=await self._openings(), recorded=self.models.free, proposers=tuple(p.name for p in self.proposers),
-            budget=asdict(self.budget),
+            budget=asdict(budget), judge=judge, unbounded=tuple(unbounded),
         )  # fmt: skip
+
+    def _bounded(self, most: float | None, budget: float | None) -> float | None:
+        """The most there can be of something: proposals may take all that a budget has."""
+        return most if budget is None else float(budget) if most is None or self.proposers else min(most, budget)
+
+    def _earlier(self) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
+        """Rollouts of this task with the first model, by mode, and components of what this metric gave any of its rollouts."""
+        names, rows = self.store.rollout_table(signature=self.spec.name)
+        metric = f"{self.task.metric.name}@{self.task.metric.revision}"
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        judged = []
+        for row in (dict(zip(names, values, strict=True)) for values in rows):
+            if row["model"] == self.models.default.name:
+                found.setdefault(row["mode"], {})[row["rollout_id"]] = row  # one row per metric
+            if row["metric"] == metric and row["components"]:
+                judged.append(json.loads(row["components"]))
+        return {mode: list(by_id.values()) for mode, by_id in found.items()}, judged
 
     def _tell_rest(self, found: Mapping[str, Candidate], incumbent: Plan, searched: Sequence[RolloutRecord],
                    call_s: float | None) -> None:  # fmt: skip

@@ -7,11 +7,14 @@ registry and ledger at the start, and the recorded outcomes: a compile that was 
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import anyio
 
 from dse import telemetry
 from dse.artifacts.artifact import Artifact
@@ -56,11 +59,13 @@ def compile(
     search: Sequence[Proposer] = (), reflection_lm: Any = None, allocation: str = "race", replicates: int = 1,
     executor: Executor | str = "local", record: str | Path | Sequence[str | Path] | None = None, concurrency: int = 8, seed: int = 0, success: float = 1.0,
     progress: Progress | None = None, say: Callable[[str], None] | None = None, model_label: str | None = None,
+    take_over: bool = False,
 ) -> CompileResult:  # fmt: skip
     """Compile a task against its dataset.
 
     Started again after it was stopped or killed, the same call goes on: nothing that was answered is paid for twice, and
-    it ends with the artifact of an undisturbed run.
+    it ends with the artifact of an undisturbed run. While a process is at it, the same call on the same store is refused
+    everywhere else.
 
     Args:
         lm: a dspy model string, ``replay:FILE``, a ``dspy.LM``, an engine or a ``LanguageModel``; or a list of them, of
@@ -84,14 +89,17 @@ def compile(
         seed: of the race's order of rows, of proposers, and of the gate's Monte Carlo test, where one is needed.
         say: receives a line at the start of each stage.
         model_label: what the completions are, e.g. "recorded from a large language model"; default from the model.
+        take_over: go on with this compile also when a process on another machine, whose end nobody here can see, had it last.
 
     Raises:
         DatasetError, EnvironmentRequired, BudgetExhausted, InfrastructureError, UserError
+        CompileTaken: another process is at this compile.
     """
     return run_sync(lambda: acompile(
         task, lm=lm, registry=registry, store=store, budget=budget, prices=prices, rows=rows, space=space, search=search,
         reflection_lm=reflection_lm, allocation=allocation, replicates=replicates, executor=executor, record=record,
-        concurrency=concurrency, seed=seed, success=success, progress=progress, say=say, model_label=model_label))  # fmt: skip
+        concurrency=concurrency, seed=seed, success=success, progress=progress, say=say, model_label=model_label,
+        take_over=take_over))  # fmt: skip
 
 
 async def acompile(task: Task, **options: Any) -> CompileResult:
@@ -100,7 +108,7 @@ async def acompile(task: Task, **options: Any) -> CompileResult:
 
 
 def forecast(task: Task, **options: Any) -> Forecast:
-    """What `compile` with the same arguments will take. Asks no model, runs no tool, opens no holdout."""
+    """What `compile` with the same arguments will take. Asks no model, runs no tool, opens no holdout, makes no file."""
     return run_sync(lambda: aforecast(task, **options))
 
 
@@ -122,7 +130,7 @@ class _Compile(Emit):
         budget: Budget | None = None, prices: PriceTable | None = None, rows: Rows | None = None, space: Space | None = None,
         search: Sequence[Proposer] = (), reflection_lm: Any = None, allocation: str = "race", replicates: int = 1,
         executor: Executor | str = "local", record: Any = None, concurrency: int = 8, seed: int = 0, success: float = 1.0, progress: Progress | None = None,
-        say: Callable[[str], None] | None = None, model_label: str | None = None,
+        say: Callable[[str], None] | None = None, model_label: str | None = None, take_over: bool = False,
     ) -> None:  # fmt: skip
         self.task, self.spec = task, task.spec
         self.registry = registry if isinstance(registry, Registry) else Registry(registry)
@@ -143,7 +151,7 @@ class _Compile(Emit):
         self.concurrency, self.progress = concurrency, progress
         self.seed, self.success = seed, success
         self.say = say or (lambda _: None)
-        self.label = model_label
+        self.label, self.take_over = model_label, take_over
         self.notes: list[str] = []
         judge = task.metric.judge
         self.spending = Spending(None if judge is None else str(judge.identity["model"]))
@@ -157,14 +165,21 @@ class _Compile(Emit):
 
     @telemetry.compiling
     async def run(self) -> CompileResult:
-        result: CompileResult = await self._with_models(self._stages)
-        return result
+        return await self._with_models()
 
     async def ahead(self) -> Forecast:
-        result: Forecast = await self._with_models(self._forecast)
-        return result
+        from dse.store.journal import opened
 
-    async def _with_models(self, work: Callable[[], Any]) -> Any:
+        self._check_data()
+        with opened(_if_there(self.store_place)) as self.store:
+            self.models = Models(self.lm, self.reflection_lm, budget=self.budget, prices=self.prices, record=self.record, make=False)
+            try:
+                self._check_objective()
+                return await self._forecast()
+            finally:
+                await self.models.aclose()
+
+    async def _with_models(self) -> CompileResult:
         from dse.store.journal import opened
 
         self._check_data()
@@ -177,7 +192,7 @@ class _Compile(Emit):
                 try:
                     self.judges = Meter(self.models.judging)
                     self.evaluators = {name: self._evaluator(name, runner) for name in self.models.names}
-                    return await work()
+                    return await self._stages()
                 finally:
                     if runner is not self.executor:
                         await runner.aclose()
@@ -204,7 +219,19 @@ class _Compile(Emit):
         key = digest(self._inputs())
         champion, self.notes = self._champion()
         state = {"parent": champion.artifact_id if champion else None, "notes": self.notes}
-        state, spent = await self.store.threaded(self.store.begin_compile, key, state)
+        begin = functools.partial(self.store.begin_compile, take_over=self.take_over)
+        with anyio.CancelScope(shield=True):  # what was begun must be let go, whatever happens
+            state, spent = await self.store.threaded(begin, key, state)
+        try:
+            compiled = await self._begun(key, state, spent)
+            await self.store.threaded(self.store.finish_compile, key)
+            return compiled
+        finally:
+            self.models.purse.kept = None
+            with anyio.CancelScope(shield=True):
+                await self.store.threaded(self.store.leave_compile, key)
+
+    async def _begun(self, key: str, state: Mapping[str, Any], spent: Mapping[str, Any] | None) -> CompileResult:
         parent = self._parent(state)
         self.notes = [str(note) for note in state["notes"] or ()]
         if spent is not None:
@@ -251,9 +278,7 @@ class _Compile(Emit):
             self.notes.append(live_reads(live))
         if not lists.exact:
             self.notes.append("the smallest allow-list was searched greedily: a smaller one may exist")
-        compiled = await self._emit(found, lists, (rows, records), selected, opened, chosen, why, incumbent, parent, result, measured)
-        await self.store.threaded(self.store.finish_compile, key)
-        return compiled
+        return await self._emit(found, lists, (rows, records), selected, opened, chosen, why, incumbent, parent, result, measured)
 
     async def _search(self) -> tuple[list[Example], list[RolloutRecord], AllowLists]:
         rows = spread(self.data.split("search"), self.rows.search)
@@ -467,6 +492,16 @@ class _Compile(Emit):
                for name, contract in champion.contracts.items()):  # fmt: skip
             return "other tools"
         return ""
+
+
+def _if_there(store: Any) -> Any:
+    """Where a store is, or one in memory in place of a file that would have to be made."""
+    if isinstance(store, (str, Path)):
+        file = str(store).removeprefix("sqlite:///")
+        if "://" not in file and not Path(file).expanduser().exists():
+            return ":memory:"
+    return store
+
 
 def _field(objective: Any, weight: str, limit: str) -> str:
     return weight if getattr(objective, weight) else limit

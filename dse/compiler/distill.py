@@ -7,7 +7,6 @@ the race and the gate decide on rows that no script was written from.
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import random
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from dse.compiler.cascades import cascades, hands_over, rule_of
 from dse.compiler.distill_prompt import MAX_PROMPT, Briefing, Outcome, secrets_of
+from dse.compiler.folding import texts
 from dse.compiler.search import Proposal, Search
 from dse.errors import PlanError
 from dse.evaluation.evaluator import RolloutRecord
@@ -40,7 +40,8 @@ _ALL_STUBS = 12_000  # characters of stubs up to which a script may use every to
 
 
 def memorised(script: str, rows: Sequence[Example], known: str = "") -> list[str]:
-    """What a script holds of single rows: their ids, and texts of at least 20 characters from their inputs.
+    """What a script holds of single rows: their ids, and texts of at least 20 characters from their inputs, also where it
+    puts them together from constants.
 
     Args:
         known: what is no row's own, such as instructions and stubs.
@@ -64,14 +65,10 @@ def memorised(script: str, rows: Sequence[Example], known: str = "") -> list[str
 
 
 def _constants(script: str) -> list[tuple[int, str]]:
-    """String constants with their lines; docstrings are comments."""
     try:
-        tree = parse(script)
+        return texts(parse(script))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
-    comments = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    return [(node.lineno, node.value) for node in ast.walk(tree)
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in comments]  # fmt: skip
 
 
 def worth(search: Search, plan: Plan, records: Iterable[RolloutRecord]) -> float:

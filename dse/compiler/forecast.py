@@ -12,27 +12,48 @@ from dse.statistics import minimum_detectable_effect
 
 if TYPE_CHECKING:
     from dse.evaluation.dataset import Example
+    from dse.evaluation.metric import Metric
     from dse.evaluation.task import Task
+    from dse.limits import Limits
     from dse.models.lm import Completion
     from dse.models.prices import PriceTable
     from dse.plan import Plan
 
-__all__ = ["Forecast", "ModeForecast", "first_request_tokens", "per_run"]
+__all__ = ["Forecast", "JudgeForecast", "ModeForecast", "first_request_tokens", "judging", "most_of", "per_run"]
 
 #: Model calls of a run and tokens of an answer, where no earlier run of the mode says more.
 _CALLS = {"direct": 1.0, "code": 1.5, "tool_call": 4.0}
 _ANSWER_TOKENS = 300
+_JUDGE_TOKENS = 1_000  # of one request to a judge and its answer
 _DISCORDANCE = 0.34  # rows in which two candidates differ; measured on real pairs of programs
 
 
 @dataclass(frozen=True)
 class ModeForecast:
-    """One run of a mode: expected and most model calls and tokens, and where the expectation comes from."""
+    """One run of a mode: expected and most model calls and tokens, and where the expectation comes from.
+
+    ``most_tokens`` is None without ``Limits(tokens=)``: answers and what tools return may be of any size.
+    """
 
     model_calls: float
     most_model_calls: float
     tokens: float
-    most_tokens: float
+    most_tokens: float | None
+    source: str
+
+
+@dataclass(frozen=True)
+class JudgeForecast:
+    """One rollout's judgement, all repeats together: expected requests and tokens, and where the expectation comes from.
+
+    ``recorded``: a replay answers them. Otherwise nothing but a `Budget` bounds them: a metric asks as often as it likes.
+    """
+
+    model: str
+    repeats: int
+    model_calls: float
+    tokens: float
+    recorded: bool
     source: str
 
 
@@ -40,14 +61,18 @@ class ModeForecast:
 class Forecast:
     """The plan of a compile and what it is expected to take; nothing was spent for it.
 
-    Costs are None without a price. ``most_*`` are what it takes if every run uses all that its limits allow; what proposers
-    run and ask comes to that, and so do the requests of a judge: only a `Budget` bounds those.
+    Costs are None without a price. ``most_*`` are what it takes if every run uses all that its limits allow, or the budget
+    where that is less; None where nothing bounds it, and `unbounded` says why. What proposers run and ask comes to that:
+    only a `Budget` bounds it. So do requests that failed and are made again, where the budget does not count them, and of
+    a run that reaches ``Limits(tokens=)`` what its last request took beyond that.
 
     Attributes:
         rows: per split. stages: rollouts per stage, expected and at most.
         mde: the smallest true gain in quality that the sealed rows find with 80% probability, if a third of the rows
             differ; None where they can find none.
-        openings: how often this holdout was opened before in the store.
+        judge: of a judge metric; its requests are in the sums.
+        openings: how often any of these sealed rows were opened before in the store, under whatever name; the same compile
+            that looks again with the same two programs adds nothing to it.
     """
 
     signature: str
@@ -58,9 +83,9 @@ class Forecast:
     candidates: int
     stages: Mapping[str, tuple[int, int]]
     model_calls: float
-    most_model_calls: float
+    most_model_calls: float | None
     tokens: float
-    most_tokens: float
+    most_tokens: float | None
     usd: float | None
     most_usd: float | None
     mde: float | None
@@ -68,13 +93,18 @@ class Forecast:
     recorded: bool
     proposers: tuple[str, ...] = ()
     budget: Mapping[str, Any] = field(default_factory=dict)
+    judge: JudgeForecast | None = None
+    unbounded: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __str__(self) -> str:
         def money(value: float | None) -> str:
-            return "unknown (no price)" if value is None else f"{value:.2f} USD"
+            return f"{value:.2f} USD" if value is not None else "unknown (no price)" if self.usd is None else "unbounded USD"
+
+        def number(value: float | None, unit: str) -> str:
+            return f"unbounded {unit}" if value is None else f"{value:.0f} {unit}"
 
         lines = [f"{self.signature}: {self.candidates} candidates before proposals, model {', '.join(self.models)}"]
         if self.proposers:
@@ -82,20 +112,27 @@ class Forecast:
         for stage, (expected, most) in self.stages.items():
             lines.append(f"  {stage}: about {expected} rollouts, at most {most}")
         for mode, one in self.modes.items():
+            any_number = "any number" if one.most_tokens is None else f"{one.most_tokens:.0f}"
             lines.append(f"  {mode}: {one.model_calls:.1f} model calls and {one.tokens:.0f} tokens a run, at most "
-                         f"{one.most_model_calls:.0f} and {one.most_tokens:.0f} ({one.source})")  # fmt: skip
+                         f"{one.most_model_calls:.0f} and {any_number} ({one.source})")  # fmt: skip
+        if self.judge is not None:
+            judge, times = self.judge, f" in {self.judge.repeats} judgements" if self.judge.repeats > 1 else ""
+            lines.append(f"  judge {judge.model}: {judge.model_calls:.1f} model calls and {judge.tokens:.0f} tokens a rollout{times} ("
+                         + ("a recording answers them" if judge.recorded else judge.source) + ")")  # fmt: skip
         lines.append(f"  expected: {self.model_calls:.0f} model calls, {self.tokens:.0f} tokens, {money(self.usd)}"
                      + ("; a recording answers them" if self.recorded else ""))  # fmt: skip
         without = " (before proposals)" if self.proposers else ""
-        lines.append(f"  at most{without}: {self.most_model_calls:.0f} model calls, {self.most_tokens:.0f} tokens, {money(self.most_usd)}")
+        lines.append(f"  at most{without}: {number(self.most_model_calls, 'model calls')}, {number(self.most_tokens, 'tokens')}, "
+                     f"{money(self.most_usd)}")  # fmt: skip
+        lines += [f"  no bound: {why}" for why in self.unbounded]
         bounds = {name: bound for name, bound in self.budget.items() if bound is not None}
         lines.append(f"  budget: {', '.join(f'{v:g} {k}' for k, v in bounds.items()) or 'none'}")
         lines.append(f"  {self.clusters} independent sealed rows find "
                      + ("no gain" if self.mde is None else f"a gain of {self.mde:.2f} or more in quality with 80% probability")
                      + ", if a third of the rows differ")  # fmt: skip
         if self.openings:
-            lines.append(f"  the holdout was opened {self.openings} times before: the next look is tested at "
-                         f"0.05/{self.openings + 1}")  # fmt: skip
+            lines.append(f"  the holdout was opened {'once' if self.openings == 1 else f'{self.openings} times'} before: another "
+                         f"look is tested at 0.05/{self.openings + 1}")  # fmt: skip
         return "\n".join(lines)
 
 
@@ -134,10 +171,45 @@ async def first_request_tokens(task: Task, plan: Plan, model: Any, example: Exam
     return 0 if probe.request is None else estimate_usage(probe.request, "").input_tokens or 0
 
 
-def per_run(mode: str, first: int, earlier: Sequence[Mapping[str, Any]], most_calls: int | None,
-            most_tokens: int | None) -> ModeForecast:  # fmt: skip
+def most_of(plan: Plan) -> tuple[float, float | None]:
+    """The most model calls and tokens that the limits of a plan let one run use."""
+    from dse.strategies.base import needs_model
+
+    if plan.stages:  # all may be tried, each under its own limits
+        each = [most_of(stage) for stage in plan.stages]
+        return math.fsum(calls for calls, _ in each), together([tokens for _, tokens in each])
+    return _most(plan.limits) if needs_model(plan) else (0.0, 0.0)
+
+
+def _most(limits: Limits) -> tuple[float, float | None]:
+    tries = 1 + limits.max_retries if "retry" in limits.outcomes.values() else 1  # each with limits as new
+    return float(tries * limits.model_calls), None if limits.tokens is None else float(tries * limits.tokens)
+
+
+def together(amounts: Sequence[float | None]) -> float | None:
+    """The sum; None as soon as one of them is unbounded."""
+    return None if None in amounts else math.fsum(one for one in amounts if one is not None)
+
+
+def judging(metric: Metric, earlier: Sequence[Mapping[str, Any]]) -> JudgeForecast | None:
+    """Of a judge metric, from the components of earlier scores, else from assumptions that the forecast names."""
+    judge = metric.judge
+    if judge is None:
+        return None
+    model, replayed = str(judge.identity["model"]), isinstance(judge.model, str) and judge.model.startswith("replay:")
+    known = [one for one in earlier if "judge_calls" in one]
+    if not known:
+        return JudgeForecast(model, judge.repeats, float(judge.repeats), float(judge.repeats * _JUDGE_TOKENS), replayed,
+                             "assumed: one request a judgement, no earlier ones")  # fmt: skip
+    n = len(known)
+    tokens = math.fsum(one["judge_tokens_in"] + one["judge_tokens_out"] for one in known) / n
+    return JudgeForecast(model, judge.repeats, math.fsum(one["judge_calls"] for one in known) / n, tokens, replayed,
+                         f"as {n} earlier rollouts")  # fmt: skip
+
+
+def per_run(mode: str, first: int, earlier: Sequence[Mapping[str, Any]], limits: Limits) -> ModeForecast:
     """From earlier rollouts of the mode in the store, else from assumptions that the forecast names."""
-    ceiling = float(most_calls or 50)
+    ceiling, most_tokens = _most(limits)
     if earlier:
         n = len(earlier)
         calls = math.fsum(r["model_calls"] for r in earlier) / n
@@ -148,8 +220,7 @@ def per_run(mode: str, first: int, earlier: Sequence[Mapping[str, Any]], most_ca
         # Each round repeats what went before.
         tokens = calls * first + _ANSWER_TOKENS * calls * (calls + 1) / 2
         source = "assumed: no earlier rollouts"
-    longest = ceiling * first + 4_096 * ceiling * (ceiling + 1) / 2
-    return ModeForecast(calls, ceiling, tokens, min(longest, most_tokens) if most_tokens else longest, source)
+    return ModeForecast(calls, ceiling, tokens, most_tokens, source)
 
 
 def price(prices: PriceTable | None, models: Sequence[str], tokens: float, *, most: bool = False) -> float | None:

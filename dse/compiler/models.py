@@ -24,10 +24,14 @@ class Models:
     """Task models by name, in the order given; the first is the default one.
 
     A model's budget is below its recording and below retries: what is asked for anew is counted, each time.
+
+    Args:
+        make: make a recording that is not there yet; without it, such a model is not recorded.
     """
 
     def __init__(self, lm: Any, reflection: Any, *, budget: Budget, prices: PriceTable | None,
-                 record: str | Path | Sequence[str | Path] | None) -> None:  # fmt: skip
+                 record: str | Path | Sequence[str | Path] | None, make: bool = True) -> None:  # fmt: skip
+        self._make = make
         self.purse = Purse(budget)
         self.prices = prices
         self.budgeted: dict[str, BudgetedModel] = {}
@@ -57,6 +61,8 @@ class Models:
         replayed = getattr(innermost(live), "cassette", None) is not None
         if replayed and record is not None:
             raise ModelError("A replay is not recorded", value=str(record), remedy="Give a live model, or no record=.")
+        if not self._make and record is not None and not Path(record).exists():
+            record = None
         patient = live if isinstance(live, RetryingModel) else None
         budgeted = BudgetedModel(patient.inner if patient else live, self.purse.budget, self.prices, free=replayed,
                                  owned=live is not lm, purse=self.purse)  # fmt: skip

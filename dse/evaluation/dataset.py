@@ -445,6 +445,27 @@ class Dataset:
         if not callable(getattr(ledger, "record", None)):
             raise Refused("The holdout is opened with a ledger only", value=type(ledger).__name__,
                           remedy="Pass an object with record(entry) -> openings so far.")  # fmt: skip
+        rows, chosen, known = self._chosen(select)
+        entry = {"dataset": self.name, "revision": self.revision, **known, "purpose": purpose, "compile_id": compile_id}
+        openings = ledger.record(entry)
+        if isinstance(openings, bool) or not isinstance(openings, int) or openings < 1:
+            raise Refused("The ledger did not confirm the opening", value=openings,
+                          remedy="record(entry) gives the number of openings, this one included.")  # fmt: skip
+        return Holdout((rows[row_hash] for row_hash in chosen), openings)
+
+    def holdout_openings(self, ledger: Any, *,
+                         select: Callable[[Sequence[SealedRow]], Iterable[SealedRow]] | None = None) -> int:  # fmt: skip
+        """How many openings of any of these rows the ledger has: what `open_holdout` would add one to. Opens nothing.
+
+        Args:
+            ledger: a `dse.Store`, or what else has ``overlapping(entry)``.
+            select: as for `open_holdout`.
+        """
+        return int(ledger.overlapping(self._chosen(select)[2]))
+
+    def _chosen(self, select: Callable[[Sequence[SealedRow]], Iterable[SealedRow]] | None) -> tuple[
+            dict[str, Example], list[str], dict[str, list[str]]]:  # fmt: skip
+        """All sealed rows by hash, the hashes of the chosen ones, and what a ledger knows these by."""
         rows = {row.row_hash: row for row in self._sealed._rows}
         chosen = list(rows)
         if select is not None:
@@ -453,14 +474,8 @@ class Dataset:
             if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= rows.keys():
                 raise Refused("The chosen rows are none, repeated, or not of this holdout", value=len(chosen),
                               remedy="select(rows) gives some of the rows that it is given.")  # fmt: skip
-        entry = {"dataset": self.name, "revision": self.revision, "row_hashes": sorted(chosen),
-                 "input_hashes": sorted({rows[row_hash].input_hash for row_hash in chosen}), "purpose": purpose,
-                 "compile_id": compile_id}  # fmt: skip
-        openings = ledger.record(entry)
-        if isinstance(openings, bool) or not isinstance(openings, int) or openings < 1:
-            raise Refused("The ledger did not confirm the opening", value=openings,
-                          remedy="record(entry) gives the number of openings, this one included.")  # fmt: skip
-        return Holdout((rows[row_hash] for row_hash in chosen), openings)
+        inputs = sorted({rows[row_hash].input_hash for row_hash in chosen})
+        return rows, chosen, {"row_hashes": sorted(chosen), "input_hashes": inputs}
 
     def overlaps(self, texts: Sequence[str], splits: Iterable[str] = ("select", "holdout")) -> list[Overlap]:
         """Rows of `splits` whose inputs are near-duplicates of `texts` (demonstrations, say); see `near_duplicates`.

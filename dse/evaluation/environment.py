@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dse.contracts.tool import source_revision
-from dse.errors import DseError, UserError
+from dse.errors import DseError, InfrastructureError, UserError
+from dse.redaction import safe_message
 
 if TYPE_CHECKING:
     from dse.contracts.toolbox import Toolbox
@@ -46,9 +47,11 @@ class Environment:
     """A factory of worlds: a function, or a generator that cleans up after its ``yield``, sync or async.
 
     ``note`` says what evidence from this environment must be read with; None where there is nothing to say.
+    ``infrastructure`` are the exceptions of tools, of the end state and of the factory that are nobody's failure.
     """
 
     note: str | None = None
+    infrastructure: tuple[type[Exception], ...] = ()
 
     @staticmethod
     def recorded(cassette: str | Path, **options: Any) -> Environment:
@@ -57,10 +60,19 @@ class Environment:
 
         return recorded(cassette, **options)
 
-    def __init__(self, factory: Callable[[Any], Any], *, name: str, revision: str) -> None:
+    def __init__(self, factory: Callable[[Any], Any], *, name: str, revision: str,
+                 infrastructure: Sequence[type[Exception]] = ()) -> None:  # fmt: skip
+        wrong = [one for one in infrastructure if not (isinstance(one, type) and issubclass(one, Exception)) or issubclass(one, DseError)]
+        if wrong:
+            raise UserError("infrastructure= takes exception types that are not dse's own", value=repr(wrong[0]),
+                            remedy="For example infrastructure=(ConnectionError, TimeoutError); dse.errors.InfrastructureError "
+                                   "is one anyway.")  # fmt: skip
         self.factory = factory
         self.name = name
-        self.revision = revision
+        self.infrastructure = tuple(infrastructure)
+        # What was scored while these counted as failures of the candidate is not looked at again.
+        outside = ",".join(sorted(f"{one.__module__}.{one.__qualname__}" for one in infrastructure))
+        self.revision = f"{revision}+{outside}" if outside else revision
         self.__doc__ = factory.__doc__
 
     def __repr__(self) -> str:
@@ -77,12 +89,13 @@ class Environment:
 
         Raises:
             UserError: the factory raised, before its ``yield`` or after, or gave something else than a World.
+            InfrastructureError: what it raised is one of `infrastructure`.
         """
         failure: BaseException | None = None
         done = "made no world"
         try:
             async with contextlib.AsyncExitStack() as stack:
-                world = self._checked(await self._make(stack, example))
+                world = self._marked(self._checked(await self._make(stack, example)))
                 done = "could not clean up its world"
                 try:
                     yield world
@@ -95,6 +108,8 @@ class Environment:
             if exc is failure:
                 raise
             row = getattr(example, "id", None)
+            if isinstance(exc, self.infrastructure):
+                raise _away(f"Environment {self.name!r} {done} for row {row!r}", exc) from exc
             raise UserError(f"Environment {self.name!r} {done} for row {row!r}: {type(exc).__name__}",
                             value=str(exc), remedy="Correct the environment or the row.") from exc  # fmt: skip
         if failure is not None:
@@ -108,6 +123,31 @@ class Environment:
         made = self.factory(example)
         return await made if inspect.isawaitable(made) else made
 
+    def _marked(self, world: World) -> World:
+        """The world, in which failures that are nobody's are told from the candidate's."""
+        if not self.infrastructure:
+            return world
+        given = world.state
+
+        async def layer(call: Any, proceed: Any) -> Any:
+            with self._outside(f"{call.name} could not do its work"):
+                return await proceed(call)
+
+        def state() -> Any:
+            with self._outside("The end state of a world cannot be read"):
+                return given() if given is not None else None
+
+        return replace(world, middleware=(*world.middleware, layer), state=None if given is None else state)
+
+    @contextlib.contextmanager
+    def _outside(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except DseError:  # says itself what it is
+            raise
+        except self.infrastructure as exc:
+            raise _away(what, exc) from exc
+
     def _checked(self, world: Any) -> World:
         if not isinstance(world, World):
             raise UserError(f"Environment {self.name!r} gave something else than a dse.World", value=repr(world),
@@ -115,15 +155,23 @@ class Environment:
         return world
 
 
+def _away(what: str, exc: Exception) -> InfrastructureError:
+    return InfrastructureError(what, value=safe_message(exc),
+                               remedy="It is tried again in a fresh world; see to what the world depends on.")  # fmt: skip
+
+
 def environment(
-    factory: Callable[[Any], Any] | None = None, /, *, revision: str | None = None, name: str | None = None
-) -> Any:
+    factory: Callable[[Any], Any] | None = None, /, *, revision: str | None = None, name: str | None = None,
+    infrastructure: Sequence[type[Exception]] = (),
+) -> Any:  # fmt: skip
     """Declare an environment: ``factory(example)`` makes (or yields) a `World`.
 
     Args:
         revision: part of every rollout's identity; default a hash of the source.
+        infrastructure: exceptions that mean that something the world depends on is away, such as ``ConnectionError``: what
+            tools raise of these is tried again and never scored. In production a program sees them, as `ToolFailed`.
     """
     if factory is None:
-        return lambda fn: environment(fn, revision=revision, name=name)
+        return lambda fn: environment(fn, revision=revision, name=name, infrastructure=infrastructure)
     return Environment(factory, name=name or str(getattr(factory, "__name__", "environment")),
-                       revision=revision or source_revision(factory))  # fmt: skip
+                       revision=revision or source_revision(factory), infrastructure=infrastructure)  # fmt: skip

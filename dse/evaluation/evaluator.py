@@ -23,6 +23,7 @@ from dse.canonical import digest
 from dse.errors import (
     BudgetExhausted,
     CassetteMiss,
+    CompileTaken,
     EnvironmentRequired,
     InfrastructureError,
 )
@@ -331,7 +332,7 @@ class Evaluator:
                 active_s = program.plan.limits.active_s
                 if model is not None and row["receipt"]["limit"] == "active_s" and model.fell_silent(active_s):
                     raise model.silence(active_s)
-            except CassetteMiss:
+            except (CassetteMiss, CompileTaken):
                 raise  # asking again cannot help
             except InfrastructureError as exc:
                 got = model.given if model else 0

@@ -381,9 +381,9 @@ class Store(RunTables, RolloutTables, ProgressTables):
             entry: dataset, revision, compile_id, purpose, row_hashes, and input_hashes where they are known.
         """
         o, r = self._tables["openings"], self._tables["opening_rows"]
-        rows = sorted(set(entry["row_hashes"]))
-        key = digest([entry["dataset"], entry["revision"], entry["compile_id"], entry.get("purpose", ""), rows])
-        rows += sorted(OPENED_INPUTS + one for one in set(entry.get("input_hashes", ())))
+        hashes = sorted(set(entry["row_hashes"]))
+        key = digest([entry["dataset"], entry["revision"], entry["compile_id"], entry.get("purpose", ""), hashes])
+        rows = _known_by(entry)
         with self._write(power=True) as c:
             if self.dialect == "postgresql":  # of two that open at the same time, one has to see the other
                 postgresql.lock(c, postgresql.LEDGER)
@@ -392,11 +392,21 @@ class Store(RunTables, RolloutTables, ProgressTables):
                       .on_conflict_do_nothing())  # fmt: skip
             if rows:
                 c.execute(self._insert(r).on_conflict_do_nothing(), [{"opening_id": key, "row_hash": h} for h in rows])
-            opened: set[str] = set()
-            for start in range(0, len(rows), 500):
-                query = self._sa.select(r.c.opening_id).where(r.c.row_hash.in_(rows[start : start + 500])).distinct()
-                opened |= set(c.execute(query).scalars())
+            opened = {one for query in self._opened_with(rows) for one in c.execute(query).scalars()}
         return len(opened)
+
+    def overlapping(self, entry: Mapping[str, Any]) -> int:
+        """Count the openings that `record` would find to overlap, and record nothing.
+
+        Args:
+            entry: row_hashes, and input_hashes where they are known.
+        """
+        return len({row["opening_id"] for query in self._opened_with(_known_by(entry)) for row in self._rows(query)})
+
+    def _opened_with(self, rows: Sequence[str]) -> Iterator[Any]:
+        r = self._tables["opening_rows"]
+        for start in range(0, len(rows), 500):
+            yield self._sa.select(r.c.opening_id).where(r.c.row_hash.in_(rows[start : start + 500])).distinct()
 
     def openings(self) -> list[dict[str, Any]]:
         return [dict(r) for r in self._rows(self._sa.select(self._tables["openings"]))]
@@ -433,6 +443,11 @@ def opened(store: Store | str | Path) -> Iterator[Store]:
         yield made
     finally:
         made.close()
+
+
+def _known_by(entry: Mapping[str, Any]) -> list[str]:
+    """What the ledger has of rows: their hashes, and those of their inputs."""
+    return sorted(set(entry["row_hashes"])) + sorted(OPENED_INPUTS + one for one in set(entry.get("input_hashes", ())))
 
 
 _inherited: list[Any] = []

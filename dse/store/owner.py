@@ -1,4 +1,4 @@
-"""Who has a run: which process, on which machine, and whether it still lives."""
+"""Who has a run or a compile: which process, on which machine, and whether it still lives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 import uuid
 from pathlib import Path
 
-__all__ = ["is_alive", "is_here", "me"]
+__all__ = ["described", "is_alive", "is_here", "me"]
 
 _process = uuid.uuid4().hex[:8]
 
@@ -35,6 +35,12 @@ def _started(pid: int) -> str:
 def me() -> str:
     pid = os.getpid()
     return f"{_machine()}|{pid}|{_started(pid)}|{_process}"
+
+
+def described(owner: str) -> str:
+    """An owner for people: process and host."""
+    machine, _, rest = owner.partition("|")
+    return f"process {rest.partition('|')[0] or 'unknown'} on {machine.partition('/')[0] or 'an unknown host'}"
 
 
 def is_here(owner: str) -> bool:

@@ -76,8 +76,8 @@ class ReviewTables:
     # --- judgements
 
     def judge(self, run_id: str, name: str, value: float, *, feedback: str = "", judge: str = "") -> None:
-        """Note how good a run turned out to be. One value per run and name: a later one replaces it. The same value again
-        (a message delivered twice) does not change when the run was judged.
+        """Note how good a run turned out to be. One value per run and name: a later one replaces it. When the run was
+        judged stays the time of the first one: the monitor's order of runs must not depend on what was corrected.
 
         Args:
             name: of what is judged, such as ``helpful``.
@@ -100,12 +100,12 @@ class ReviewTables:
         with self._write() as c:
             if c.execute(self._sa.select(runs.c.run_id).where(runs.c.run_id == run_id)).first() is None:
                 raise StoreError("The store has no such run", value=run_id, remedy="`dse runs list` shows what there is.")
-            first = self._sa.case((t.c.value == values["value"], t.c.created), else_=values["created"])
+            later = {column: values[column] for column in ("value", "feedback", "judge")}
             c.execute(self._insert(t).values(run_id=run_id, name=name, **values).on_conflict_do_update(
-                index_elements=["run_id", "name"], set_={**values, "created": first}))  # fmt: skip
+                index_elements=["run_id", "name"], set_=later))  # fmt: skip
 
     def judgements(self, run_id: str | None = None) -> list[dict[str, Any]]:
-        """Judgements of one run or of all: run_id, name, value, feedback, judge, created."""
+        """Judgements of one run or of all: run_id, name, value, feedback, judge, created (when it was first judged)."""
         t = self._tables["judgements"]
         query = self._sa.select(t).order_by(t.c.run_id, t.c.name)
         return [dict(row) for row in self._rows(query if run_id is None else query.where(t.c.run_id == run_id))]

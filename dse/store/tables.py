@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["COLUMNS", "OPENED_INPUTS", "SCHEMA_VERSION", "migrate", "tables"]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 OPENED_INPUTS = "inputs "
 COLUMNS = {
     "runs": ("run_id", "program_id", "signature", "mode", "model", "outcome", "created", "receipt", "owner", "epoch",
@@ -76,9 +76,9 @@ def tables(dialect: str = "sqlite") -> Any:
         may("receipt"), may("journal"), *([sa.Index("ix_rollouts_compared", *_COMPARED)] if here else []),
     )  # fmt: skip
     sa.Table("scores", meta, key("rollout_id"), key("metric"), must("value", real), may("feedback"), may("components"))
-    # --- compiles under way: completions of unfinished rollouts and of reflections, the state each began with
+    # --- compiles under way: completions of unfinished rollouts and of reflections, the state each began with, who has it
     sa.Table("answers", meta, key("owner"), key("key"), must("completion"))
-    sa.Table("unfinished", meta, key("key"), must("state"), may("spent"))
+    sa.Table("unfinished", meta, key("key"), must("state"), may("spent"), may("owner"), may("since"))
     # --- the ledger of holdout openings; a hash of inputs stands among the row hashes, behind `OPENED_INPUTS`
     sa.Table("openings", meta, key("id"), may("dataset"), may("revision"), may("compile_id"), may("purpose"), may("created"))
     sa.Table("opening_rows", meta, key("opening_id"), sa.Column("row_hash", text, primary_key=True, index=True))
@@ -113,7 +113,18 @@ def _outcomes_in_an_index(connection: Any, meta: Any) -> None:
         connection.exec_driver_sql("DROP INDEX IF EXISTS ix_rollouts_program_id")  # the new one begins with it
 
 
-_STEPS: dict[int, Callable[[Any, Any], None]] = {1: _runs_that_go_on, 2: _compiles_that_go_on, 3: _outcomes_in_an_index}
+def _compiles_of_somebody(connection: Any, meta: Any) -> None:
+    import sqlalchemy as sa
+
+    there = {column["name"] for column in sa.inspect(connection).get_columns("unfinished")}
+    for name in ("owner", "since"):
+        if name not in there:  # made by an earlier step, from today's tables
+            connection.exec_driver_sql(f"ALTER TABLE unfinished ADD COLUMN {name} TEXT")
+
+
+_STEPS: dict[int, Callable[[Any, Any], None]] = {
+    1: _runs_that_go_on, 2: _compiles_that_go_on, 3: _outcomes_in_an_index, 4: _compiles_of_somebody,
+}  # fmt: skip
 """From a version to the next one."""
 
 

@@ -45,7 +45,7 @@ from dse.runtime.sandbox.shims import source_of
 
 __all__ = ["Sandbox", "Session"]
 
-_Turn = TypeVar("_Turn", bound=Turn | None)
+_Turn = TypeVar("_Turn", bound=Turn | list[Turn] | None)
 _KILL_AFTER_S = 0.25  # how long a turn may go on after nobody waits for it any more
 
 
