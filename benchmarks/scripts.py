@@ -1,9 +1,10 @@
-"""What a distilled script costs: against the same task in modes code and tool_call, and as the first thing a process does.
+"""What a distilled script costs: against the same task in other modes, and as the first thing a process does.
 
-The tasks are the shipped ``assistant`` and ``expenses`` with scripts written by hand, which answer what they recognise and
-abstain from the rest. The other modes replay the completions that were recorded of a language model, on the same
-rows: their time holds no waiting for a model. Modes take turns row by row; ratios are of the same row in the same turn.
-Cold starts are processes of their own, in turn with ``python -c "import dspy"``.
+The scripts are those that the recorded compiles of the shipped tasks distilled; the compiles are replayed to get at them,
+which takes minutes. They answer what they recognise and abstain from the rest. The other modes replay the completions that
+were recorded of a language model, on the same rows: their time holds no waiting for a model. Modes take turns row by row;
+ratios are of the same row in the same turn. Cold starts are processes of their own, in turn with
+``python -c "import dspy"``; their artifact holds a script of two lines, which nothing distilled.
 
 python -m benchmarks.scripts [--write]          prints the table; --write puts it into benchmarks/SCRIPTS.md
 """
@@ -11,6 +12,7 @@ python -m benchmarks.scripts [--write]          prints the table; --write puts i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
 import subprocess
@@ -26,116 +28,42 @@ from benchmarks.run import machine, table
 from benchmarks.shipped import ROOT, SHIPPED, Shipped
 from dse.errors import Abstained, CassetteMiss, RunFailed
 from dse.evaluation.metric import MetricContext
+from dse.plan import Plan
 from dse.portal import run_sync
 from dse.strategies.base import seed_plan
-from dse.strategies.script import script_plan
 
-__all__ = ["SCRIPTS", "TARGET_COLD", "TARGET_RUN_MS", "cold_start", "measure"]
+__all__ = ["TARGET_COLD", "TARGET_RUN_MS", "cold_start", "distilled", "measure"]
 
 TARGET_RUN_MS = 5.0
 TARGET_COLD = 0.2
 RESULTS = Path(__file__).with_name("SCRIPTS.md")
-MODES = ("script", "code", "tool_call")
-
-# Requests in a few plain forms; everything else is left, before anything is changed.
-ASSISTANT = r'''
-import re
-
-text = message.strip()
-listed = [line[2:].strip() for line in text.split("\n") if line.startswith("- ")]
-head = text.split("\n")[0]
-profile = await get_profile()
-checklist, boundaries = profile["heartbeat_checklist"], profile["character"]["boundaries"]
-changes = []
-if listed and re.fullmatch(r"New heartbeat checklist.*:", head):
-    changes = [("checklist", listed)] if checklist != listed else []
-elif listed and re.fullmatch(r"The tool notes are a mess\. Replace the whole thing by:", head):
-    changes = [("tools", "\n".join(listed))]
-elif re.fullmatch(r".*Empty the heartbeat checklist, all of it\.", text):
-    changes = [("checklist", [])] if checklist else []
-elif found := re.fullmatch(r"(Daily|Long-term) memory, visible to everyone: (.+)", text):
-    changes = [("memory", found.group(2))]
-elif found := re.fullmatch(r"notes about me, please add all of them one per line: (.+)", text):
-    changes = [("notes", "\n".join(part.strip() for part in found.group(1).split(";")))]
-elif found := re.fullmatch(r"Remove every boundary that mentions (\w+), as long as it isn't a Safety: one\.", text):
-    kept = [one for one in boundaries if one.startswith("Safety:") or found.group(1).lower() not in one.lower()]
-    changes = [("boundaries", kept)] if kept != boundaries else []
-else:
-    abstain("not a request in one of the forms that this program knows")
-
-for what, value in changes:
-    if what == "checklist":
-        await heartbeat_set_checklist(value)
-    elif what == "tools":
-        await tools_update_notes(value)
-    elif what == "notes":
-        await user_update(notes=value)
-    elif what == "boundaries":
-        await character_update(boundaries=value)
-    else:
-        kind = "daily" if text.startswith("Daily") else "long_term"
-        await memory_append(kind, " ".join(value.split()[:4]), value, "all")
-submit(action="applied" if changes else "nothing_to_do")
-'''.lstrip()
-
-# Questions that name one team, one category and one quarter in words that leave no doubt; everything else is left.
-EXPENSES = r'''
-import re
-
-teams = [team["name"] for team in await list_teams() if team["name"] in question]
-quarters = {q for q in ("Q1", "Q2", "Q3", "Q4") if q in question}
-categories = {c for c in ("travel", "meals", "software", "equipment", "training") if c in question.lower()}
-plain = re.fullmatch(r"Who (on the|in) .+ (exceeded their|went over budget).+\?|.+ / .+ / .+ -> over budget\?", question)
-if not plain or len(teams) != 1 or len(quarters) != 1 or len(categories) != 1:
-    abstain("not a question about one team, one category and one quarter")
-category, quarter = categories.pop(), quarters.pop()
-
-members, defaults = await asyncio.gather(get_team_members(teams[0]), get_default_budgets())
-default = {d["level"]: d["amount_eur"] for d in defaults if d["category"] == category}
-first = 3 * int(quarter[1]) - 2
-months = {f"2025-{month:02d}" for month in range(first, first + 3)}
 
 
-async def audit(member):
-    items, custom = await asyncio.gather(
-        get_expenses(member["user_id"], quarter, category), get_custom_budget(member["user_id"], category))
-    items = [item for item in items if item["status"] in ("pending", "approved", "paid")]
-    amounts = await asyncio.gather(*[convert_currency(i["amount"], i["currency"], i["date"]) for i in items if i["currency"] != "EUR"])
-    amounts += [item["amount"] for item in items if item["currency"] == "EUR"]
-    if category == "equipment":
-        amounts = [amount for amount in amounts if amount <= 800]
-    spent = round(sum(amounts), 2)
-    budget = default[member["level"]] * (3 - len(months & set(member["leave_months"]))) / 3
-    if custom is not None and quarter in custom["quarters"]:
-        budget = custom["amount_eur"] / (4 if custom["per"] == "year" else 1)
-    budget = round(budget, 2)
-    return {"user_id": member["user_id"], "name": member["name"], "category": category, "quarter": quarter,
-            "spent_eur": spent, "budget_eur": budget}
-
-
-found = await asyncio.gather(*[audit(member) for member in members])
-submit(over_budget=[one for one in found if one["spent_eur"] > one["budget_eur"]])
-'''.lstrip()
-SCRIPTS = {"assistant": ASSISTANT, "expenses": EXPENSES}
+def distilled(shipped: Shipped) -> Plan:
+    """The plan of mode ``script`` that the task's recorded compile distilled."""
+    with tempfile.TemporaryDirectory() as registry:
+        result = shipped.replayed(registry)
+    return next(one.plan for one in result.candidates.values() if one.plan.mode == "script")
 
 
 def measure(*, reps: int = 15, rows: int = 8) -> list[Row]:
-    """The scripts against the replayed modes."""
+    """The distilled scripts against the replayed modes."""
     made = []
-    for name in SCRIPTS:
-        bench = _Bench(next(one for one in SHIPPED if one.name == name))
-        answered, left = bench.coverage()
-        made += bench.rows(list(bench.common(rows)), answered, left, reps)
+    for shipped in SHIPPED:
+        bench = _Bench(shipped, distilled(shipped))
+        made += bench.rows(list(bench.common(rows)), reps)
     return made
 
 
 class _Bench:
-    """The three modes as programs, run on rows of the task in their worlds."""
+    """The script and the seeds of the modes that answer the task, run on rows in their worlds."""
 
-    def __init__(self, shipped: Shipped) -> None:
+    def __init__(self, shipped: Shipped, script: Plan) -> None:
         self.name, self.task = shipped.name, shipped.task()
         model = f"replay:{shipped.cassette}"
-        plans = {"script": script_plan(self.task.spec, SCRIPTS[self.name]), **{mode: seed_plan(self.task.spec, mode) for mode in MODES[1:]}}
+        self.others = ("code", "tool_call") if self.task.spec.tools else ("direct",)
+        self.modes = ("script", *self.others)
+        plans = {"script": script, **{mode: seed_plan(self.task.spec, mode) for mode in self.others}}
         self.programs = {mode: dse.Program(self.task.signature, plan, lm=model) for mode, plan in plans.items()}
         self.data = self.task.load_dataset()
 
@@ -144,7 +72,7 @@ class _Bench:
         environment, program = self.task.environment, self.programs[mode]
 
         async def once() -> tuple[Any, float, float]:
-            async with environment.enter(example) as world:
+            async with environment.enter(example) if environment is not None else contextlib.nullcontext(dse.World()) as world:
                 run = program.new_run(example.inputs, evaluation=True)
                 with Stopwatch() as watch:
                     prediction = await program.execute(run, deps=world.deps, approve=lambda _: True)
@@ -155,24 +83,27 @@ class _Bench:
 
         return run_sync(once)  # in a loop that goes on between runs, as a program's own calls do
 
-    def coverage(self) -> tuple[list[float], int]:
-        """Scores of the rows of the search and select splits that the script answers, and how many it leaves."""
-        scores, left = [], 0
+    def coverage(self) -> str:
+        """On how many rows of the search and select splits the script answers, abstains and fails."""
+        scores, left, failed = [], 0, 0
         for example in (*self.data.split("search"), *self.data.split("select")):
             try:
                 done, *_ = self.run("script", example)
             except Abstained:
                 left += 1
+            except RunFailed:
+                failed += 1
             else:
                 scores.append(done["score"])
-        return scores, left
+        whole = len(scores) + left + failed
+        return f"{len(scores)} of {whole}, score {statistics.mean(scores):.2f}; it abstains from {left} and fails on {failed}"
 
     def common(self, most: int) -> Iterator[Any]:
         """Rows that the script answers and of which there are recorded completions in both other modes."""
         found = 0
         for example in (*self.data.split("search"), *self.data.split("select")):
             try:
-                for mode in MODES:
+                for mode in self.modes:
                     self.run(mode, example)
             except (CassetteMiss, RunFailed):
                 continue
@@ -181,14 +112,14 @@ class _Bench:
             if found == most:
                 return
 
-    def rows(self, chosen: list[Any], answered: list[float], left: int, reps: int) -> list[Row]:
-        wall: dict[str, list[float]] = {mode: [] for mode in MODES}
-        cpu: dict[str, list[float]] = {mode: [] for mode in MODES}
-        usage: dict[str, list[dict[str, Any]]] = {mode: [] for mode in MODES}
+    def rows(self, chosen: list[Any], reps: int) -> list[Row]:
+        wall: dict[str, list[float]] = {mode: [] for mode in self.modes}
+        cpu: dict[str, list[float]] = {mode: [] for mode in self.modes}
+        usage: dict[str, list[dict[str, Any]]] = {mode: [] for mode in self.modes}
         for rep in range(reps):
             for number, example in enumerate(chosen):
-                turn = (rep + number) % len(MODES)
-                for mode in (*MODES[turn:], *MODES[:turn]):
+                turn = (rep + number) % len(self.modes)
+                for mode in (*self.modes[turn:], *self.modes[:turn]):
                     done, seconds, used = self.run(mode, example)
                     wall[mode].append(1000 * seconds)
                     cpu[mode].append(1000 * used)
@@ -198,25 +129,22 @@ class _Bench:
         def mean(mode: str, name: str) -> float:
             return statistics.mean(one[name] for one in usage[mode])
 
-        tokens = {mode: mean(mode, "input_tokens") + mean(mode, "output_tokens") for mode in MODES}
+        tokens = {mode: mean(mode, "input_tokens") + mean(mode, "output_tokens") for mode in self.modes}
         script = Spread.of(wall["script"])
-        what = f"`{self.name}`, {len(chosen)} rows that the script answers"
-        target = self.name == "assistant"  # a usual run; one of `expenses` makes more than twenty calls
+        what = f"`{self.name}`, {len(chosen)} rows that the distilled script answers"
         made = [
             Row("script", f"{what}: a run in mode script", f"{script.text(1)} ms; CPU {Spread.of(cpu['script']).text(1)} ms; "
                 f"{mean('script', 'tool_calls'):.0f} tool calls, {mean('script', 'model_calls'):.0f} model calls, "
-                f"score {mean('script', 'score'):.2f}", f"median below {TARGET_RUN_MS:g} ms, no model call" if target else "",
-                script.median < TARGET_RUN_MS and not mean("script", "model_calls") if target else None),
+                f"score {mean('script', 'score'):.2f}", f"median below {TARGET_RUN_MS:g} ms, no model call",
+                script.median < TARGET_RUN_MS and not mean("script", "model_calls")),
         ]  # fmt: skip
-        for mode in MODES[1:]:
+        for mode in self.others:
             times = Spread.of([a / b for a, b in zip(wall[mode], wall["script"], strict=True)])
             work = Spread.of([a / b for a, b in zip(cpu[mode], cpu["script"], strict=True)])
             made.append(Row("script", f"the same rows in mode {mode}, replayed", f"{tokens[mode]:.0f} tokens a run against "
                             f"{tokens['script']:.0f}; {times.text(1)} times the wall time, {work.text(1)} times the CPU; "
                             f"{mean(mode, 'model_calls'):.1f} model calls, score {mean(mode, 'score'):.2f}"))  # fmt: skip
-        whole = len(answered) + left
-        made.append(Row("script", f"`{self.name}`: rows of search and select that this script answers",
-                        f"{len(answered)} of {whole}, score {statistics.mean(answered):.2f}; it abstains from {left}"))  # fmt: skip
+        made.append(Row("script", f"`{self.name}`: rows of search and select that this script answers", self.coverage()))
         return made
 
 
