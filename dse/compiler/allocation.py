@@ -220,7 +220,7 @@ class Halving(_Base):
     #: steps: the first stage is where who shows on few items is lost.
     WIDE: ClassVar[int] = 24
     WIDE_FIRST_SHARE: ClassVar[float] = 0.65
-    WIDE_GROWTH: ClassVar[float] = 1.8
+    WIDE_GROWTH: ClassVar[float] = 1.7
     FINAL_STEPS: ClassVar[int] = 3
 
     def __init__(self, board: Board) -> None:
