@@ -174,6 +174,51 @@ def test_the_best_of_every_mode_stays_through_stage_two() -> None:
     assert modes[result.winner or ""] == "m0"
 
 
+def specialists(count: int, seed: int, lift: float = 0.0) -> tuple[Any, str]:
+    """100 items: on 15, one in every seven that a race asks for, one candidate alone is right. Elsewhere all are alike."""
+    order = [item for name, item, _ in make_race(grid_of(count), items_of(100), allocation="grid").next() or [] if name == "a0"]
+    who = 1 + seed * 7 % (count - 1)
+    utility = drawn([0.6 + lift * (arm == who) for arm in range(count)], 100, seed=seed)
+    utility[:, order[3::7]] = 0.0
+    utility[who, order[3::7]] = 1.0
+    return utility, f"a{who}"
+
+
+@pytest.mark.parametrize("count", [12, 24, 48])
+def test_who_alone_is_right_on_rare_items_is_found(count: int) -> None:
+    """Two or three such items in the first stage are no lead in the mean: pooled and plain ranking lose a fifth to a third."""
+    found = 0
+    for seed in range(20):
+        utility, who = specialists(count, seed)
+        result = run(make_race(grid_of(count), items_of(100), protect=["a0"]), utility)
+        assert who in result.rounds[0].kept
+        found += result.winner == who or utility[int((result.winner or "")[1:])].mean() >= utility[int(who[1:])].mean()
+    assert found >= 18
+
+
+def test_rare_success_counts_whatever_utilities_are_measured_in() -> None:
+    """Prices and latencies count: utilities are any numbers, also large ones that differ by little."""
+    utility, who = specialists(48, 3)
+    for scale, shift in ((1.0, -0.4), (50.0, 1000.0), (0.2, 1e6)):
+        result = run(make_race(grid_of(48), items_of(100)), utility * scale + shift)
+        assert who in result.rounds[0].kept and result.winner == who
+
+
+def test_where_all_agree_the_cheaper_stay() -> None:
+    """0.1 on every item: what rounding leaves is no difference."""
+    costs = [2.0 - (arm % 3) / 2 for arm in range(48)]
+    arms = [Arm(each.name, each.factors, costs[number]) for number, each in enumerate(grid_of(48))]
+    result = run(make_race(arms, items_of(60)), np.full((48, 60), 0.1), lambda arm: costs[arm])
+    assert costs[int((result.winner or "")[1:])] == 1.0
+
+
+def test_a_wide_field_keeps_a_third_after_a_longer_first_stage() -> None:
+    utility = drawn([0.6] * 48, 100, seed=2)
+    wide, narrow = (run(make_race([Arm(f"a{i}") for i in range(count)], items_of(100)), utility) for count in (48, 12))
+    assert [(each.units, len(each.arms)) for each in wide.rounds[:3]] == [(15, 48), (26, 16), (45, 5)]
+    assert (narrow.rounds[0].units, len(narrow.rounds[1].arms)) == (22, 6)
+
+
 def test_equal_candidates_rank_by_cost() -> None:
     arms = [Arm("dear", {}, 3.0), Arm("a", {}, 1.0), Arm("b", {}, 1.0)]
     race = make_race(arms, items_of(20), allocation="grid")

@@ -1,9 +1,10 @@
 """How a race spends: sequential halving with pooling, and the baselines that it is compared with.
 
-``race`` runs in stages. In each, all that are left run the same further items; then the better half by pooled utility
-stays (in cost units: the longest best-ranked list that costs at most half), with the best of every mode through stage
-two where there are many. At most four finalists, with what is protected, run the whole select split in steps. After
-every step a candidate leaves that is not expected to change the choice: its chance to overtake on the items that are
+``race`` runs in stages. In each, all that are left run the same further items; then the better half stays (in cost
+units: the longest best-ranked list that costs at most half), of a wide field the better third of a longer first stage.
+Seats go by pooled utility and, in turn, by what a candidate's own outcomes say: pooling takes a specialist, who is right
+on rare items where all others fail, for noise. Where there are many, the best of every mode stays through stage two. At
+most four finalists, with what is protected, run the whole select split in steps. After every step a candidate leaves that is not expected to change the choice: its chance to overtake on the items that are
 left, times by how much, is worth next to nothing. When nobody but the leader is left, the race ends.
 """
 
@@ -66,6 +67,27 @@ class Board:
     def raw_means(self) -> _Array:
         ran = ~np.isnan(self.values)
         found: _Array = np.where(ran, self.values, 0.0).sum(axis=1) / np.maximum(ran.sum(axis=1), 1)
+        return found
+
+    def distinctions(self) -> _Array:
+        """How far each arm is from the others on its items: the mean distance in standard deviations.
+
+        Mean and deviation are those of the other arms that ran the item, the variance with one more that differs as
+        much as is usual. Right where nearly all are wrong counts several times right where half of them are. This finds
+        who deserves further items; it is not utility.
+        """
+        ran = ~np.isnan(self.values)
+        count = ran.sum(axis=0)
+        level = np.where(ran, self.values, 0.0).sum(axis=0) / np.maximum(count, 1)
+        apart = np.where(ran, self.values - level, 0.0)
+        others = np.maximum(count - ran, 1)
+        variance = np.maximum(((apart**2).sum(axis=0) - apart**2) / others - (apart / others) ** 2, 0.0)
+        usual = float(variance[ran].mean()) if ran.any() else 0.0
+        scale = np.sqrt((others * variance + usual) / (others + 1))
+        distance = apart * (1 + 1 / others)  # from the mean of the others
+        differ = ran & (scale > 1e-9 * (1 + np.abs(level)))  # all agree, but for rounding
+        scores = np.divide(distance, scale, out=np.zeros_like(distance), where=differ)
+        found: _Array = scores.sum(axis=1) / np.maximum(ran.sum(axis=1), 1)
         return found
 
     def affordable(self, arms: Sequence[int], units: int) -> int:
@@ -188,10 +210,17 @@ class Halving(_Base):
     FIRST_POWER: ClassVar[float] = 0.38
     #: What a race costs over its first stage, about: a smaller budget makes the first stage smaller.
     WHOLE: ClassVar[float] = 2.2
-    #: Every fourth seat of the next stage goes to the best by its own mean: pooling may be wrong about some.
+    #: Every fourth seat of the next stage goes to the best by its own mean: pooling may be wrong about some. With many
+    #: candidates every second goes to who is furthest above the others on its items.
     OWN: ClassVar[int] = 4
+    MANY_OWN: ClassVar[int] = 2
     #: Cumulative items of a stage over those of the stage before.
     GROWTH: ClassVar[float] = 1.6
+    #: From so many on a third of the cost stays instead of half. What that saves pays for a longer first stage and larger
+    #: steps: the first stage is where who shows on few items is lost.
+    WIDE: ClassVar[int] = 24
+    WIDE_FIRST_SHARE: ClassVar[float] = 0.65
+    WIDE_GROWTH: ClassVar[float] = 1.7
     FINAL_STEPS: ClassVar[int] = 3
 
     def __init__(self, board: Board) -> None:
@@ -200,6 +229,7 @@ class Halving(_Base):
         self.along: set[int] = set()  # protected arms that are out of the race and only run along
         self.fit: Posterior | None = None
         self.fresh = False
+        self.many, self.wide = self.count > self.MANY, self.count >= self.WIDE
 
     def posterior(self) -> Posterior | None:
         if self.fit is None or not self.fresh:
@@ -238,11 +268,12 @@ class Halving(_Base):
             step = math.ceil((self.total - self.done) / max(1, self.FINAL_STEPS - self.finals))
             self.finals += 1
             return int(min(self.total, self.done + step))
-        share = self.FIRST_SHARE * self.count**-self.FIRST_POWER
+        share = (self.WIDE_FIRST_SHARE if self.wide else self.FIRST_SHARE) * self.count**-self.FIRST_POWER
         if self.board.budget is not None and (grid := float(self.board.unit_costs.sum()) * self.total) > 0:
             share = min(share, self.board.budget / grid / self.WHOLE)
         first = max(self.FIRST, math.ceil(share * self.total))
-        return int(min(self.total, first if self.done == 0 else max(self.done + 1, math.ceil(self.done * self.GROWTH))))
+        growth = self.WIDE_GROWTH if self.wide else self.GROWTH
+        return int(min(self.total, first if self.done == 0 else max(self.done + 1, math.ceil(self.done * growth))))
 
     def _drop(self) -> None:
         board = self.board
@@ -256,33 +287,36 @@ class Halving(_Base):
         gains = posterior.gains(leader, self.alive, self.total - self.done)
         leaving: dict[int, str] = {}
         keep = set(self._half(ranked)) if len(ranked) > FINALISTS else set(ranked)
-        if self.stage <= 2 and self.count > self.MANY:
+        if self.stage <= 2 and self.many:
             modes: dict[int, int] = {}
             for arm in ranked:
                 modes.setdefault(int(board.modes[arm]), arm)
             keep |= set(modes.values())
         else:
             modes = {}
+        # The variances of a wide field are not known from its few first items: until the second stage places alone decide.
+        sure = self.stage > 1 or not self.wide
         for place, arm in enumerate(ranked[1:], 2):
             behind = posterior.mean[leader] - posterior.mean[arm]
             if arm not in keep:
                 leaving[arm] = f"place {place} of {len(ranked)}, {behind:.3g} behind"
-            elif gains[arm] < self.TOLERANCE and arm not in modes.values():
+            elif sure and gains[arm] < self.TOLERANCE and arm not in modes.values():
                 leaving[arm] = f"{behind:.3g} behind: further items are worth {gains[arm]:.1g} at most"
         self.along |= {arm for arm in leaving if arm in board.protected}
         self.leaving.update({arm: why for arm, why in leaving.items() if arm not in board.protected})
         self.alive = [arm for arm in self.alive if arm not in self.leaving]
 
     def _half(self, ranked: Sequence[int]) -> list[int]:
-        """The best arms that cost at most half of all together; at least the finalists."""
-        own = iter(self.board.best(ranked, self.board.raw_means()))
+        """The best arms that cost at most half of all together, or a third; at least the finalists."""
+        every = self.MANY_OWN if self.many else self.OWN
+        own = iter(self.board.best(ranked, self.board.distinctions() if self.many else self.board.raw_means()))
         pooled = iter(ranked)
         order: list[int] = []
         for seat in range(1, len(ranked) + 1):
-            order.append(next(arm for arm in (own if seat % self.OWN == 0 else pooled) if arm not in order))
+            order.append(next(arm for arm in (own if seat % every == 0 else pooled) if arm not in order))
         costs = self.board.unit_costs[order]
-        limit = costs.sum() / 2
-        kept = int((np.cumsum(costs) <= limit * (1 + 1e-9)).sum()) if limit > 0 else math.ceil(len(ranked) / 2)
+        limit = costs.sum() / (3 if self.wide else 2)
+        kept = int((np.cumsum(costs) <= limit * (1 + 1e-9)).sum()) if limit > 0 else math.ceil(len(ranked) / (3 if self.wide else 2))
         return order[: max(FINALISTS, kept)]
 
 
