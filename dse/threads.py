@@ -22,21 +22,19 @@ __all__ = ["Threads", "shared"]
 
 T = TypeVar("T")
 _Job = Callable[[], None]
-_IDLE_S = 10.0
 
 
 class Threads:
     """Up to `most` threads, started when they are needed; work waits in order of arrival.
 
-    They are daemons, and end when nobody has needed them for ten seconds. An owner may end them before (:meth:`stop`).
+    They are daemons, and end when nobody has needed them for `idle_s` seconds. An owner may end them before (:meth:`stop`).
     """
 
-    def __init__(self, most: int, name: str) -> None:
-        self._most, self._name = most, name
+    def __init__(self, most: int, name: str, *, idle_s: float = 10.0) -> None:
+        self._most, self._name, self._idle_s = most, name, idle_s
         self._queue: SimpleQueue[Callable[[], _Job | None] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
-        self._idle = 0  # waiting threads that no work in the queue is meant for
         self._stopped = False
         self.busy = 0
         """Pieces of work that run or wait."""
@@ -76,9 +74,7 @@ class Threads:
             if self._stopped:
                 raise SandboxUnavailable("the sandbox is closed", remedy="Create a new one")
             self.busy += 1
-            if self._idle:
-                self._idle -= 1
-            elif len(self._threads) < self._most:
+            if len(self._threads) < min(self.busy, self._most):
                 thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
                 self._threads.add(thread)
                 thread.start()
@@ -100,7 +96,6 @@ class Threads:
             then = job()
             with self._lock:
                 self.busy -= 1
-                self._idle += 1
             if then is not None:
                 then()
             del job, then  # not kept until the next one comes
@@ -109,11 +104,10 @@ class Threads:
         """The next piece of work; None to end."""
         while True:
             try:
-                return self._queue.get(timeout=_IDLE_S)
+                return self._queue.get(timeout=self._idle_s)
             except Empty:
                 with self._lock:
-                    if self._idle and not self._stopped:  # none that has been put is meant for this thread
-                        self._idle -= 1
+                    if len(self._threads) > self.busy and not self._stopped:  # the others do for what has been put
                         self._threads.discard(threading.current_thread())
                         return None
 
