@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 
 from dse.canonical import canonical_json
+from dse.contracts.serialise import dump
 from dse.errors import ContractError, Unserialisable
 
 __all__ = ["adapter_for", "canonical_sets", "dump_wire", "guest_from_wire", "make_model", "misfit", "model_values", "resolve",
@@ -201,10 +202,9 @@ def adapter_for(schema: Schema) -> TypeAdapter[Any]:
     return _adapter(canonical_json(schema))
 
 
-def dump_wire(adapter: TypeAdapter[Any], value: Any, schema: Schema, *, exclude_unset: bool = False) -> Any:
-    """The plain JSON form of a validated value; sets are sorted, so that equal values have equal text."""
-    wire = adapter.dump_python(value, mode="json", by_alias=True, exclude_unset=exclude_unset, warnings="error")
-    return canonical_sets(wire, schema)
+def dump_wire(adapter: TypeAdapter[Any], value: Any, schema: Schema) -> Any:
+    """The plain JSON form of a value that `adapter` has just validated; sets are sorted, so that equal values have equal text."""
+    return canonical_sets(dump(adapter, value), schema)
 
 
 _SETS: dict[int, tuple[Schema, bool]] = {}

@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from dse import telemetry
 from dse.canonical import canonical_json, sha256_hex
 from dse.contracts.schema import canonical_sets, dump_wire, guest_from_wire, model_values, wire_from_guest
+from dse.contracts.serialise import dump_model
 from dse.contracts.signature import validation_summary
 from dse.contracts.tool import Rate, Tool, ToolContext, ToolContract
 from dse.contracts.toolbox import Toolbox
@@ -448,8 +449,7 @@ class Dispatcher:
             if isinstance(tool.params, type):
                 made = tool.params.model_validate(wire)
                 typed = model_values(made)
-                dumped = made.model_dump(mode="json", by_alias=True, warnings="error")
-                canonical = canonical_sets(dumped, contract.parameters)
+                canonical = canonical_sets(dump_model(made), contract.parameters)
             else:  # a contract bound as data
                 unknown = sorted(set(wire) - set(names))
                 if unknown and not contract.parameters.get("additionalProperties"):
