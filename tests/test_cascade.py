@@ -472,7 +472,7 @@ def test_what_is_sensitive_is_hidden_in_what_a_stage_ended_with(tmp_path: Path) 
     store = dse.Store(tmp_path / "runs.db")
     made = dse.Program(Secret, plan, store=store)(pin="4711-secret")
     assert "[redacted]" in made.receipt["stages"][0]["reason"]
-    assert "4711" not in repr((made.receipt, store.run(made.receipt["run_id"])))
+    assert "4711-secret" not in repr((made.receipt, store.run(made.receipt["run_id"])))
 
 
 # --- artifacts and evaluation

@@ -136,7 +136,7 @@ def test_a_run_waits_is_approved_and_goes_on(project: Project) -> None:
     assert waiting["arguments"] == {"to": MAIL["to"], "body": "[redacted]"} and project.sent == []
     readable = project.runs("pending").out
     assert arguments_hash in readable and f"call 2 of run {run_id}: send_mail (write)" in readable and 'to = "ada@office"' in readable
-    assert "4711" not in readable
+    assert "account 4711" not in readable
     refused(project.runs("resume", run_id, *TASK), 5, "DSE310")  # nobody has decided
     done = project.runs("approve", run_id[:8], "2", "--hash", arguments_hash[: len("sha256:") + 12], "--by", "Bo")
     assert (done.code, run_id in done.out) == (0, True), done.err
@@ -225,7 +225,7 @@ def test_show_is_readable_and_safe_for_a_terminal(project: Project) -> None:
                  "call 1 look_up gave []", "call 2 send_mail gave true", 'gave names = ["Ada"]', "effects completed [send_mail#2]",
                  'body="[redacted]"', "asks for submit"):  # fmt: skip
         assert part in shown.out, (part, shown.out)
-    assert "4711" not in shown.out and "\x1b" not in shown.out and "\u202e" not in shown.out
+    assert "account 4711" not in shown.out and "\x1b" not in shown.out and "\u202e" not in shown.out
     assert "\\u001b[2J\\u202e" in shown.out
     data = project.runs("show", run_id, "--journal", "--json").json()
     assert data["receipt"]["outcome"] == "ok" and data["journal"][0]["kind"] == "run_started"

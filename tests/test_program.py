@@ -473,7 +473,7 @@ def test_streams_refuse_bad_inputs() -> None:
         next(program().stream(nonsense=1))
 
 
-@pytest.mark.parametrize("reply", ["[[ ## number ## ]]\n12345\n\n[[ ## completed ## ]]"])
+@pytest.mark.parametrize("reply", ["[[ ## number ## ]]\n90817263545\n\n[[ ## completed ## ]]"])
 def test_a_sensitive_output_is_hidden_before_it_is_parsed(reply: str) -> None:
     class Hidden(dse.Signature):
         """Give the number."""
@@ -481,16 +481,16 @@ def test_a_sensitive_output_is_hidden_before_it_is_parsed(reply: str) -> None:
         question: str = dse.InputField()
         number: int = dse.OutputField(sensitive=True)
 
-    wrong = "[[ ## number ## ]]\n12345-\n\n[[ ## completed ## ]]"
+    wrong = "[[ ## number ## ]]\n90817263545-\n\n[[ ## completed ## ]]"
     one = dse.Program(Hidden, "direct", lm=ScriptedModel([wrong, reply]))
     events = list(one.stream(question="?"))
-    assert "12345" not in repr(events[:-1])
+    assert "90817263545" not in repr(events[:-1])
     made = events[-1]["prediction"]
-    assert made.number == 12345 and "12345" not in repr(made.receipt)
+    assert made.number == 90817263545 and "90817263545" not in repr(made.receipt)
     failing = dse.Program(Hidden, "direct", lm=ScriptedModel([wrong] * 3))
     with pytest.raises(OutputInvalid) as info:
         failing(question="?")
-    assert "12345" not in repr(info.value.details["receipt"])
+    assert "90817263545" not in repr(info.value.details["receipt"])
 
 
 # --- checks before anything runs ----------------------------------------------------------------------

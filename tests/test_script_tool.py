@@ -141,9 +141,9 @@ def test_what_its_tools_hide_is_hidden_in_scripts() -> None:
         return 7
 
     assert set(dse.script_tool([balance]).contract.sensitive) == {"code", "inputs", "return"}
-    ran = Ran([balance], "await balance(inputs['pin'])", inputs={"pin": "9876"})
+    ran = Ran([balance], "await balance(inputs['pin'])", inputs={"pin": "pin-of-9876"})
     assert ran.answer == {"value": 7, "printed": ""}
-    assert "9876" not in str(ran.receipt) and ran.calls[1]["arguments"] == {"code": "[redacted]", "inputs": "[redacted]"}
+    assert "pin-of-9876" not in str(ran.receipt) and ran.calls[1]["arguments"] == {"code": "[redacted]", "inputs": "[redacted]"}
 
 
 # --- what a script can do -----------------------------------------------------------------------------
