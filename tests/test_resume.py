@@ -30,6 +30,7 @@ from dse.errors import (
     StoreError,
 )
 from dse.runtime import sandbox
+from dse.runtime.sandbox import interpreter
 from dse.store.journal import Store
 from dse.strategies.base import seed_plan
 from dse.strategies.render import Predictor
@@ -549,6 +550,32 @@ def test_a_worker_that_dies_costs_nothing_but_time(tmp_path: Path) -> None:
         assert prediction.outputs == expected.outputs and reaper.seen >= 2
         assert sorted(ledger.calls) == [("look", 1), ("look", 2), ("pay", 5), ("pay", 6)]
         assert len(model.requests) == 2 and prediction.receipt["usage"]["model_calls"] == 2
+
+
+def test_a_worker_that_dies_while_its_guest_prints_costs_nothing_but_time(tmp_path: Path) -> None:
+    source = "for i in range(40_000):\n    print(i)\nsubmit(report='printed')"
+    for store in (None, tmp_path / "runs.db"):
+        reaper, sessions = chaos.Reaper(at=5), []  # prints come in pieces of some kilobytes
+        program = dse.Program(Settle, "code", lm=ScriptedModel(script(source)), deps=Ledger(), store=store)
+        with pytest.MonkeyPatch.context() as patch:
+            opened, write = sandbox.Sandbox.session, interpreter._Prints.write
+            def session(*args: Any, opened: Any = opened, sessions: Any = sessions, **more: Any) -> Any:
+                sessions.append(opened(*args, **more))
+                return sessions[-1]
+
+            patch.setattr(sandbox.Sandbox, "session", session)
+
+            def struck(self: Any, *text: str, write: Any = write, reaper: Any = reaper, sessions: Any = sessions) -> None:
+                write(self, *text)
+                reaper.point(sessions[0]._pid)
+
+            patch.setattr(interpreter._Prints, "write", struck)
+            made = program(matter="x")
+        assert made.report == "printed" and reaper.seen > 10 and len(sessions) == 2
+        if store is not None:
+            kinds = [entry["kind"] for entry in program.store.run(made.receipt["run_id"])[1]]
+            assert kinds.count("print") == 1 and "resumed" in kinds
+            assert program.replay(made.receipt["run_id"]).report == "printed"
 
 
 # --- audits and forks

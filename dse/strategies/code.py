@@ -417,7 +417,8 @@ class _CodeSession:
         return {i: result_of(self.tasks.pop(i), self.contracts) for i in ready}
 
     def _collect(self, turn: Any) -> None:
-        if turn.prints:
+        died = isinstance(turn, sandbox.Failed) and turn.error.kind == "crash"
+        if turn.prints and not died:  # how far a guest came that died is no part of its path: it is executed again
             self.prints.append(turn.prints)
             self.run.journal.add("print", text=turn.prints)
 
