@@ -22,7 +22,6 @@ from dse.errors import JournalTampered, StoreError
 __all__ = ["Keys", "Signer"]
 
 _LEAST_BYTES = 16
-_BLOCK = 64  # bytes, of SHA-256
 
 
 class Keys:
@@ -83,7 +82,7 @@ class Keys:
 
     def _begun_with(self, key: str) -> Signer:
         if key not in self._begun:
-            self._begun[key] = Signer.begin(self._ring[key])
+            self._begun[key] = Signer(hmac.new(self._ring[key], digestmod=hashlib.sha256))
         return self._begun[key]
 
     def verify(self, mac: Any, *parts: str | bytes | int | None, key: Any, what: str) -> None:
@@ -147,27 +146,20 @@ def rotate(path: str | Path) -> str:
 
 
 class Signer:
-    """An HMAC-SHA-256 (RFC 2104) that has begun. Going on with a copy costs a fraction of beginning with the key."""
+    """An HMAC-SHA-256 that has begun. Going on with a copy costs a fraction of beginning with the key."""
 
-    def __init__(self, inner: Any, outer: Any) -> None:
-        self._inner, self._outer = inner, outer
-
-    @classmethod
-    def begin(cls, key: bytes) -> Signer:
-        block = (hashlib.sha256(key).digest() if len(key) > _BLOCK else key).ljust(_BLOCK, b"\0")
-        return cls(hashlib.sha256(bytes(byte ^ 0x36 for byte in block)), hashlib.sha256(bytes(byte ^ 0x5C for byte in block)))
+    def __init__(self, begun: hmac.HMAC) -> None:
+        self._begun = begun
 
     def after(self, *parts: str | bytes | int | None) -> Signer:
-        inner = self._inner.copy()
-        inner.update(_framed(parts))
-        return Signer(inner, self._outer)
+        """The same, gone on with these parts."""
+        further = self._begun.copy()
+        further.update(_framed(parts))
+        return Signer(further)
 
     def mac(self, *parts: str | bytes | int | None) -> str:
-        inner, outer = self._inner.copy(), self._outer.copy()
-        inner.update(_framed(parts))
-        outer.update(inner.digest())
-        digest: str = outer.hexdigest()
-        return digest
+        """Hex digest of all parts so far and these."""
+        return self.after(*parts)._begun.hexdigest()
 
 
 def _framed(parts: Iterable[str | bytes | int | None]) -> bytes:

@@ -221,9 +221,9 @@ class Session:
     ) -> None:
         self.limits = limits
         self.interpreter_s = 0.0
+        """Seconds spent in turns so far: an upper bound of the time the guest computed."""
         self._cpu_before_s: float | None = None  # of the worker, when the feed began
         self._host_cpu_s = self._feed_s = 0.0  # of the feed: processor on the host, and wall time
-        """Seconds spent in turns so far: an upper bound of the time the guest computed."""
         self._workers = workers
         workers.holders.add(self)
         self._seed, self._clock = seed, clock
