@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 from dse.runtime.sandbox.checker import PRELUDE, Checker
 from dse.runtime.sandbox.faults import hint_for
-from dse.runtime.sandbox.interpreter import Sandbox, Session
+from dse.runtime.sandbox.interpreter import Sandbox
 from dse.runtime.sandbox.lint import LintResult, extract_code, lint
 from dse.runtime.sandbox.records import (
     Diagnostic,
@@ -27,6 +27,7 @@ from dse.runtime.sandbox.records import (
     Value,
     Waiting,
 )
+from dse.runtime.sandbox.session import Session
 
 __all__ = [
     "PRELUDE", "Checker", "Diagnostic", "ExternalCall", "Failed", "Finished", "GuestError", "LintResult", "Raise",
