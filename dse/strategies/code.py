@@ -300,14 +300,17 @@ class _CodeSession:
             if check is not None:
                 return await self.session.feed_if(check, lint.code, shims=lint.shims)
             return await self.session.feed(lint.code, shims=lint.shims)
-        run = self.run
-        values = {name: guest_from_wire(run.wire_inputs[name], field.schema) for name, field in run.spec.inputs.items()}
+        run, values = self.run, self._inputs()
         self.session = sandbox.pool().session(
             limits=self._bounds(), seed=run.seed, clock=run.clock, imports=_IMPORTS, **self._names()
         )  # fmt: skip
         if check is not None:
             return await self.session.feed_if(check, lint.code, inputs=values, shims=lint.shims)
         return await self.session.feed(lint.code, inputs=values, shims=lint.shims)
+
+    def _inputs(self) -> dict[str, Any]:
+        wire = self.run.wire_inputs
+        return {name: guest_from_wire(wire[name], field.schema) for name, field in self.run.spec.inputs.items()}
 
     def _bounds(self) -> sandbox.SandboxLimits:
         limits = self.run.limits
@@ -316,7 +319,7 @@ class _CodeSession:
             suspensions=limits.suspensions, print_bytes=limits.print_bytes,
         )  # fmt: skip
 
-    def _names(self) -> dict[str, frozenset[str]]:
+    def _names(self) -> dict[str, Any]:
         return {"async_names": frozenset(self.contracts), "sync_names": self.ends}
 
     @telemetry.feed

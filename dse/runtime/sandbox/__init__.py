@@ -27,12 +27,13 @@ from dse.runtime.sandbox.records import (
     Value,
     Waiting,
 )
+from dse.runtime.sandbox.resident import resident
 from dse.runtime.sandbox.session import Session
 
 __all__ = [
     "PRELUDE", "Checker", "Diagnostic", "ExternalCall", "Failed", "Finished", "GuestError", "LintResult", "Raise",
     "Result", "Sandbox", "SandboxLimits", "Session", "Turn", "Value", "Waiting", "checker", "configure", "extract_code", "hint_for",
-    "interpreter_version", "lint", "pool", "script_pool",
+    "interpreter_version", "lint", "pool", "resident", "script_pool",
 ]  # fmt: skip
 
 

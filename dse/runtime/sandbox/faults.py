@@ -39,6 +39,11 @@ def crash(message: str) -> GuestError:
     return GuestError("crash", "SandboxCrash", message, dead=True)
 
 
+def suspended_too_often(line: int | None) -> GuestError:
+    """The limit of suspensions, where we hold it and not the interpreter."""
+    return GuestError("limit", "RuntimeError", _SAID["suspensions"], line, "suspensions", dead=True)
+
+
 def is_interpreters(error: BaseException) -> bool:
     """Whether an exception came from the interpreter, and not from a mistake on our side."""
     kind = type(error)

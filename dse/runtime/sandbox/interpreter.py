@@ -12,6 +12,7 @@ import anyio.to_thread
 
 from dse.runtime.sandbox.pools import WorkerPool
 from dse.runtime.sandbox.records import SandboxLimits
+from dse.runtime.sandbox.resident import Resident
 from dse.runtime.sandbox.session import Session
 
 __all__ = ["Sandbox"]
@@ -98,6 +99,7 @@ class Sandbox:
         async_names: frozenset[str] = frozenset(),
         sync_names: frozenset[str] = frozenset(),
         imports: str = "import asyncio",
+        resident: Resident | None = None,
     ) -> Session:
         """A fresh session that gets a worker with its first feed.
 
@@ -108,6 +110,8 @@ class Sandbox:
             sync_names: names whose calls return directly. A name that is in neither set surfaces as a
                 direct call as well, but cannot be used as a value.
             imports: statements that run first, ``import asyncio`` among them; lines of errors do not count them.
+            resident: the script that it will run, once: its first feed must be of ``resident.call``. It may get a guest
+                that has run this script before, and leaves it to the next one.
 
         Raises:
             SandboxUnavailable: the sandbox is closed, or belongs to a parent process.
@@ -117,7 +121,7 @@ class Sandbox:
         if async_names & sync_names:
             raise ValueError(f"both async and sync: {sorted(async_names & sync_names)}")
         self._workers.refuse_if_unusable()
-        return Session(self._workers, limits or SandboxLimits(), seed, clock, async_names, sync_names, imports)
+        return Session(self._workers, limits or SandboxLimits(), seed, clock, async_names, sync_names, imports, resident)
 
     async def thaw(
         self,

@@ -8,17 +8,18 @@ import contextlib
 import os
 import threading
 import weakref
-from collections import deque
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterable
+from typing import Any, NamedTuple, Protocol
 
 from dse.errors import SandboxUnavailable
 from dse.threads import Threads
 
-__all__ = ["WorkerPool"]
+__all__ = ["Kept", "WorkerPool"]
 
 _LOOK_AGAIN_S = 1.0  # a session that nobody closed frees its place when it is collected, and says so to nobody
 _LAST_S = 1.0  # how long the end of the process waits for a thread whose worker has ended
+_STAY = max(4, 2 * (os.cpu_count() or 1))  # guests that stay: as many as can compute at the same time
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 _started = False  # a native pool was started in this process
 _forked = False  # ... and this process is a fork of that one: the native module hangs in here
@@ -27,6 +28,22 @@ _forked = False  # ... and this process is a fork of that one: the native module
 class _Holder(Protocol):
     def natives(self) -> Iterable[Any]:
         """The interpreter's objects that this one holds."""
+
+
+class Kept(NamedTuple):
+    """A guest that stays between two runs of the same script.
+
+    Attributes:
+        guest: the interpreter's session.
+        feeds: that it has had.
+        source: number of the feed that its script is in.
+        runs: that it has been through.
+    """
+
+    guest: Any
+    feeds: int
+    source: int
+    runs: int
 
 
 class _Waiter:
@@ -65,6 +82,7 @@ class WorkerPool:
         self._places = threading.Lock()
         self._placed: weakref.WeakSet[_Holder] = weakref.WeakSet()
         self._waiting: deque[_Waiter] = deque()
+        self._kept: OrderedDict[Hashable, list[Kept]] = OrderedDict()  # by kind, the one used last at the end
 
     async def place(self, holder: _Holder) -> None:
         """Waits until `holder` may have a worker (:meth:`lend` then need not wait), in order of asking.
@@ -163,6 +181,7 @@ class WorkerPool:
         import pydantic_monty
 
         self.start()
+        self._make_room()
         for last in (False, False, True):
             native = self._native
             if native is None:
@@ -177,11 +196,50 @@ class WorkerPool:
                 if last:
                     raise SandboxUnavailable("interpreter workers end before they can be used", value=str(error)) from error
 
-    def take_back(self, session: Any, holder: _Holder | None = None) -> None:
-        """The end of what :meth:`lend` gave, if it did, and of the holder's place."""
+    def kept(self, kind: Hashable) -> Kept | None:
+        """A guest of this kind that has stayed, for somebody who has a place."""
+        with self._places:
+            guests = self._kept.get(kind)
+            if not guests:
+                return None
+            self._kept.move_to_end(kind)
+            return guests.pop()
+
+    def _make_room(self) -> None:
+        """Guests that only stay for a next run go when all workers are taken."""
+        with self._places:
+            going = self._surplus(self.max_workers - len(self._placed))
+        for one in going:
+            self.take_back(one.guest)
+
+    def _surplus(self, most: int) -> list[Kept]:
+        """Guests that go if at most so many may stay, those that waited longest first."""
+        going: list[Kept] = []
+        count = sum(map(len, self._kept.values()))
+        for kind, guests in list(self._kept.items()):
+            while guests and count > most:
+                going.append(guests.pop(0))
+                count -= 1
+            if not guests:
+                del self._kept[kind]
+        return going
+
+    def take_back(self, session: Any, holder: _Holder | None = None, keep: tuple[Hashable, Kept] | None = None) -> None:
+        """The end of what :meth:`lend` gave, if it did, and of the holder's place.
+
+        Args:
+            keep: the session as a guest that stays instead, and its kind.
+        """
         if self.state == "forked":
             return
-        if session is not None and self.state == "open":
+        if keep is not None and self.state == "open":
+            with self._places:
+                self._kept.setdefault(keep[0], []).append(keep[1])
+                self._kept.move_to_end(keep[0])
+                going = self._surplus(_STAY)
+            for one in going:
+                self.take_back(one.guest)
+        elif session is not None and self.state == "open":
             import pydantic_monty
 
             with contextlib.suppress(pydantic_monty.MontyError, RuntimeError):  # it is gone already
@@ -205,6 +263,7 @@ class WorkerPool:
                 return
             native, self._native = self._native, None
             self.state = "closed"
+            self._kept.clear()
             if native is not None:
                 native.__exit__(None, None, None)
         self.threads.stop()
@@ -216,6 +275,8 @@ class WorkerPool:
         self.state = "forked"
         self._lock, self._places = threading.Lock(), threading.Lock()  # another thread of the parent may have held them
         natives = [self._native, *(native for holder in list(self.holders) for native in holder.natives())]
+        natives += [kept.guest for guests in self._kept.values() for kept in guests]
+        self._kept = OrderedDict()
         for native in natives:
             if native is not None:  # never finalised: its end would speak to the parent's worker
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(native))

@@ -25,7 +25,7 @@ from dse.errors import SandboxUnavailable, Unserialisable
 from dse.runtime.sandbox import faults
 from dse.runtime.sandbox.convert import NotPlain, bounded_repr, to_observation
 from dse.runtime.sandbox.crossing import Prints, argument, placeholder, refused, wire
-from dse.runtime.sandbox.pools import WorkerPool
+from dse.runtime.sandbox.pools import Kept, WorkerPool
 from dse.runtime.sandbox.records import (
     ExternalCall,
     Failed,
@@ -36,11 +36,15 @@ from dse.runtime.sandbox.records import (
     Turn,
     Waiting,
 )
+from dse.runtime.sandbox.resident import Resident, as_written
 from dse.runtime.sandbox.shims import source_of
 
 __all__ = ["Session", "cpu_seconds"]
 
 _Turn = TypeVar("_Turn", bound=Turn | list[Turn] | None)
+_KEPT_ROOM = 128 * 2**20  # bytes at most for what a guest that stays keeps: some patterns take 500 kB
+_KEPT_RUNS = 1000  # of one guest
+_ENDED = "the run has ended"
 _KILL_AFTER_S = 0.25  # how long a turn may go on after nobody waits for it any more
 
 
@@ -85,6 +89,7 @@ class Session:
         async_names: frozenset[str],
         sync_names: frozenset[str],
         imports: str,
+        resident: Resident | None = None,
     ) -> None:
         self.limits = limits
         self.interpreter_s = 0.0
@@ -102,16 +107,20 @@ class Session:
         self._in_turn = False
         self._abandoned = False
         self._dead: GuestError | None = None
+        self._resident = resident
+        self._kept: Kept | None = None  # as it was when this session got it
+        self._whole = False  # the guest stands where it can be led back to its beginning
         self._imports = imports
         self._imported: bool | None = False  # None: perhaps
         self._loaded: set[str] = set()
         self._feeds = 0
-        self._shift = 0  # lines of ours before the code of the present feed
+        self._source = self._shift = 0  # the feed that the present code is in, and lines of ours before it
         self._calls = 0  # external calls so far
         self._suspensions = 0
         self._inner: dict[int, int] = {}  # our call id -> the interpreter's, which restarts at every feed
         self._pending: tuple[int, ...] = ()
         self._fresh: list[ExternalCall] = []  # async calls that no Waiting has reported yet
+        self._open: set[int] = set()  # async calls without a result
         self._prints = Prints(limits.print_bytes)
 
     async def feed(self, code: str, *, inputs: Mapping[str, Any] | None = None, shims: Sequence[str] = ()) -> Turn:
@@ -228,6 +237,7 @@ class Session:
             "loaded": sorted(self._loaded),
             "imported": self._imported,
             "feeds": self._feeds,
+            "source": self._source,
             "shift": self._shift,
             "interpreter_s": self.interpreter_s,
             "printed": self._prints.counts(),
@@ -313,21 +323,58 @@ class Session:
         self._abandon()
 
     def _leave_locked(self) -> None:
-        guest, self._guest, self._snapshot = self._guest, None, None
-        self._workers.take_back(guest, self)
+        guest, self._guest, snapshot, self._snapshot = self._guest, None, self._snapshot, None
+        resident, kept = self._resident, None
+        if resident is not None and guest is not None and self._whole and not self._abandoned:
+            runs = self._kept.runs if self._kept is not None else 0
+            if runs + 1 < _KEPT_RUNS and self._workers.state == "open" and self._led_back(resident, guest, snapshot):
+                kept = Kept(guest, self._feeds, self._source, runs + 1)
+        self._workers.take_back(guest, self, (self._kind, kept) if kept is not None else None)
+
+    @property
+    def _kind(self) -> tuple[Resident | None, SandboxLimits]:
+        """Guests of one kind can take each other's place."""
+        return self._resident, self.limits
+
+    def _led_back(self, resident: Resident, guest: Any, snapshot: Any) -> bool:
+        """End the run inside the guest, and make sure that the next one finds as much memory as it is promised."""
+        try:
+            if snapshot is not None:
+                try:
+                    snapshot.resume({"exc_type": "KeyboardInterrupt", "message": _ENDED})
+                except Exception as error:
+                    if not str(error).endswith(f"KeyboardInterrupt: {_ENDED}"):
+                        return False
+                else:
+                    return False  # it went on
+            self._feeds += 1
+            guest.feed_run(f"{resident.forget}\nbytes({self.limits.memory_bytes}) and None", print_callback=lambda stream, text: None)
+            return True
+        except Exception as error:
+            if faults.is_interpreters(error):
+                return False
+            raise
 
     def natives(self) -> tuple[Any, ...]:
         return self._guest, self._snapshot
 
-    def _check_out(self) -> None:
+    def _check_out(self, *, fresh: bool = False) -> None:
+        """Get a guest: one that has stayed, where there is one and nobody asks for a fresh one."""
         limits = self.limits
+        if self._resident is not None and not fresh and (kept := self._workers.kept(self._kind)) is not None:
+            self._kept, self._guest, self._feeds, self._source, self._shift = kept, kept.guest, kept.feeds, kept.source, 1
+            self._loaded, self._imported = set(self._resident.needs), True
+            self._pid = self._guest.worker_pid
+            return
+        room = min(limits.memory_bytes, _KEPT_ROOM) if self._resident is not None else 0
         try:
             self._guest = self._workers.lend(
                 limits={
                     "max_feed_duration_secs": limits.feed_s,
-                    "max_memory": limits.memory_bytes,
+                    "max_memory": limits.memory_bytes + room,
                     "max_recursion_depth": limits.recursion,
-                    "max_suspensions": max(1, limits.suspensions - self._suspensions),  # a dump forgets its count
+                    # A dump forgets its count; a guest that stays goes on counting, so that we count for each of its runs.
+                    "max_suspensions": max(1, limits.suspensions - self._suspensions) * (_KEPT_RUNS if self._resident else 1),
                 },
                 os_policy={"datetime": self._clock, "sleep": "zero", "random_start": {"seed": self._seed}},
             )
@@ -355,6 +402,7 @@ class Session:
         self._inner = {ours: theirs for ours, theirs in driver["inner"]}
         self._pending, self._shift = tuple(driver["pending"]), driver["shift"]
         self._loaded, self._imported = set(driver["loaded"]), driver["imported"]
+        self._source = driver.get("source", self._feeds - 1)
 
     # --- what runs in the thread
 
@@ -366,9 +414,12 @@ class Session:
         self._prints = Prints(self.limits.print_bytes)
         self._inner.clear()
         self._fresh.clear()
+        self._open.clear()
         if self._guest is None:
             self._check_out()
         self._cpu_before_s, self._host_cpu_s, self._feed_s = cpu_seconds(self._pid), 0.0, 0.0
+        if (resident := self._resident) is not None:
+            return self._drive(lambda: self._call_resident(resident, inputs))
         sources = [source_of(need) for need in shims if need not in self._loaded]
         before = ""
         if self._imported is None:  # the first feed failed; where it was not even parsed, nothing is imported
@@ -384,6 +435,7 @@ class Session:
                 self._feed_quietly("\n".join(sources))
                 self._loaded.update(shims)
                 self._imported = True
+            self._source = self._feeds
             self._feeds += 1
             try:
                 return self._guest.feed_start(before + code, inputs=inputs, print_callback=self._prints.write)
@@ -399,8 +451,33 @@ class Session:
             self._imported = None if isinstance(turn, Failed) else True
         return turn
 
+    def _call_resident(self, resident: Resident, inputs: dict[str, Any]) -> Any:
+        """Begin a run of a script that stays; a guest that has died while it waited is replaced."""
+        for last in (self._kept is None, True):
+            if self._imported is False:
+                self._feed_quietly("\n".join((self._imports, *map(source_of, resident.needs))))
+                self._source, self._shift = self._feeds, 1
+                self._feed_quietly(resident.definitions)
+                self._loaded, self._imported = set(resident.needs), True
+            self._feeds += 1
+            try:
+                return self._guest.feed_start(resident.call, inputs=inputs, print_callback=self._prints.write)
+            except Exception as error:
+                if refusal := refused(error, "an input"):
+                    self._feeds -= 1
+                    raise refusal from None
+                if last or type(error).__name__ != "MontyCrashedError" or error.timed_out:  # type: ignore[attr-defined]
+                    raise
+            self._workers.take_back(self._guest)
+            self._kept, self._imported, self._feeds = None, False, 0
+            self._prints = Prints(self.limits.print_bytes)
+            self._check_out(fresh=True)
+            self._cpu_before_s = cpu_seconds(self._pid)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
     def _answer(self, results: dict[int, Result]) -> Turn:
         snapshot = self._snapshot
+        self._open.difference_update(results)
         # the order of this dict is the order in which the guest's tasks go on
         answers = {self._inner[i]: wire(results[i]) for i in sorted(results)}
 
@@ -419,11 +496,15 @@ class Session:
     def _drive(self, step: Callable[[], Any]) -> Turn:
         """Goes from suspension to suspension until the host has to do something."""
         started, cpu = time.perf_counter(), time.thread_time()
+        self._whole = False
         try:
             snapshot = step()
             while True:
                 kind = type(snapshot).__name__
                 self._suspensions += 1
+                if self._resident is not None and self._suspensions > self.limits.suspensions and kind != "MontyComplete":
+                    self._dead = faults.suspended_too_often(self._line_in(self._resident, snapshot.position))
+                    return Failed(self._dead, self._prints.take(last=True))
                 if kind == "FunctionSnapshot":
                     if snapshot.is_os_function:
                         if snapshot.function_name in ("import", "import_stubs"):
@@ -436,9 +517,10 @@ class Session:
                         snapshot = snapshot.resume({"exc_type": "TypeError", "message": str(call)})
                     elif call.is_async:
                         self._fresh.append(call)
+                        self._open.add(call.call_id)
                         snapshot = snapshot.resume({"future": ...})
                     else:
-                        self._snapshot, self._pending = snapshot, (call.call_id,)
+                        self._snapshot, self._pending, self._whole = snapshot, (call.call_id,), not self._open
                         return Waiting((call,), self._pending, self._prints.take())
                 elif kind == "NameLookupSnapshot":
                     name = snapshot.variable_name
@@ -462,6 +544,7 @@ class Session:
                             raise
                         value = "<a value that cannot be shown>"
                     unawaited, self._fresh = tuple(self._fresh), []
+                    self._whole = not self._open
                     return Finished(value, self._prints.take(last=True), bounded_repr(value), unawaited)
         except Unserialisable:
             raise  # nothing has happened in the guest
@@ -470,11 +553,15 @@ class Session:
                 raise
             self._snapshot = None
             self._fresh = []
-            fault = faults.from_exception(error, f"<python-input-{self._feeds - 1}>", self._shift)
+            fault = faults.from_exception(error, f"<python-input-{self._source}>", self._shift)
+            if self._resident is not None and fault.kind == "runtime":
+                frames = error.traceback()  # type: ignore[attr-defined]
+                fault = as_written(fault, frames[-1].function_name if frames else None)
             if fault.limit == "interpreter_s" and self._starved(time.perf_counter() - started, time.thread_time() - cpu):
                 fault = faults.crash("its time limit passed, and the machine gave it less than a tenth of that")
             if fault.dead:
                 self._dead = fault
+            self._whole = fault.kind == "runtime" and not fault.dead and not self._open
             return Failed(fault, self._prints.take(last=True))
         finally:
             spent = time.perf_counter() - started
@@ -492,6 +579,12 @@ class Session:
         if spent is None or self._cpu_before_s is None or self._feed_s + wall_s < 0.9 * limit:
             return False
         return spent - self._cpu_before_s + self._host_cpu_s + cpu_s < limit / 10
+
+    def _line_in(self, resident: Resident, place: Any) -> int | None:
+        """The line of the script that the guest is in."""
+        if place.filename != f"<python-input-{self._source}>":
+            return None
+        return resident.definitions.encode()[: place.start].count(b"\n") + 1 - self._shift
 
     def _call(self, snapshot: Any) -> ExternalCall | NotPlain:
         name = str(snapshot.function_name)

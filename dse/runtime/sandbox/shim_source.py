@@ -367,6 +367,50 @@ class dse_x_re:
         return dse_x_re.replace(pattern.finditer(string), repl, string, count)
 """
 
+# Compiled patterns that a guest keeps from run to run. Those made of inputs must not fill its memory.
+_PATTERNS = """
+import re as dse_x_patterns_re
+dse_x_patterns_kept = {}
+def dse_x_patterns_compile(pattern, flags=0):
+    if not isinstance(pattern, str) or not isinstance(flags, int):
+        return dse_x_patterns_re.compile(pattern, flags)
+    key = (pattern, flags) if flags else pattern
+    kept = dse_x_patterns_kept.get(key)
+    if kept is None:
+        kept = dse_x_patterns_re.compile(pattern, flags)
+        if len(dse_x_patterns_kept) < 1024:
+            dse_x_patterns_kept[key] = kept
+    return kept
+def dse_x_patterns_search(pattern, string, flags=0):
+    if isinstance(pattern, str) and isinstance(string, str) and isinstance(flags, int):
+        return dse_x_patterns_compile(pattern, flags).search(string)
+    return dse_x_patterns_re.search(pattern, string, flags)
+def dse_x_patterns_match(pattern, string, flags=0):
+    if isinstance(pattern, str) and isinstance(string, str) and isinstance(flags, int):
+        return dse_x_patterns_compile(pattern, flags).match(string)
+    return dse_x_patterns_re.match(pattern, string, flags)
+def dse_x_patterns_fullmatch(pattern, string, flags=0):
+    if isinstance(pattern, str) and isinstance(string, str) and isinstance(flags, int):
+        return dse_x_patterns_compile(pattern, flags).fullmatch(string)
+    return dse_x_patterns_re.fullmatch(pattern, string, flags)
+def dse_x_patterns_findall(pattern, string, flags=0):
+    if isinstance(pattern, str) and isinstance(string, str) and isinstance(flags, int):
+        return dse_x_patterns_compile(pattern, flags).findall(string)
+    return dse_x_patterns_re.findall(pattern, string, flags)
+def dse_x_patterns_finditer(pattern, string, flags=0):
+    if isinstance(pattern, str) and isinstance(string, str) and isinstance(flags, int):
+        return dse_x_patterns_compile(pattern, flags).finditer(string)
+    return dse_x_patterns_re.finditer(pattern, string, flags)
+def dse_x_patterns_sub(pattern, repl, string, count=0, flags=0):
+    if isinstance(pattern, str) and isinstance(string, str) and isinstance(repl, str) and isinstance(count, int) and isinstance(flags, int):
+        return dse_x_patterns_compile(pattern, flags).sub(repl, string, count)
+    return dse_x_patterns_re.sub(pattern, repl, string, count, flags)
+def dse_x_patterns_split(pattern, string, maxsplit=0, flags=0):
+    if isinstance(pattern, str) and isinstance(string, str) and isinstance(maxsplit, int) and isinstance(flags, int):
+        return dse_x_patterns_compile(pattern, flags).split(string, maxsplit)
+    return dse_x_patterns_re.split(pattern, string, maxsplit, flags)
+"""
+
 _JSON = """
 import json as dse_x_json_
 class dse_x_json:
@@ -505,5 +549,5 @@ SOURCES = {
     "statistics": _STATISTICS, "heapq": _HEAPQ, "operator": _OPERATOR, "string": _STRING, "calendar": _CALENDAR,
     "textwrap": _TEXTWRAP, "contextlib": _CONTEXTLIB, "asyncio": _ASYNCIO, "re": _RE, "json": _JSON,
     "dataclasses": _DATACLASSES, "typing": _TYPING, "collections": _COLLECTIONS, "abc": _ABC,
-    "functools": _FUNCTOOLS, "m": _METHODS,
+    "functools": _FUNCTOOLS, "m": _METHODS, "patterns": _PATTERNS,
 }  # fmt: skip
