@@ -36,7 +36,8 @@ from dse.errors import (
     Refused,
     Unserialisable,
 )
-from dse.evaluation.dataset import Dataset, Example, Holdout, input_text, near_duplicates, seal
+from dse.evaluation.dataset import Dataset, Example, input_text, near_duplicates, seal
+from dse.evaluation.holdout import Holdout
 from dse.evaluation.importers import write_atomic
 from dse.evaluation.splits import assign, similar_pairs
 from dse.store.journal import Store
