@@ -23,6 +23,8 @@ class Replay:
     def __init__(self, run: Run, calls: Calls) -> None:
         self._run = run
         self._calls = calls
+        self._indexed: Recording | None = None
+        self._made: dict[int, list[int]] = {}  # by the call that made them
 
     def compare(self, record: CallRecord, name: str, wire: Mapping[str, Any]) -> None:
         """The call must be the one that was recorded.
@@ -71,8 +73,12 @@ class Replay:
     def made_by(self, call_id: int) -> list[int]:
         """Ids of the recorded calls that a script's call made, in order."""
         recording = self._run.journal.recording
-        first = call_id * NESTED
-        return [one for one in sorted(recording.calls if recording else ()) if first < one < first + NESTED]
+        if recording is not self._indexed:  # once for a record: every call of it comes here
+            self._indexed, self._made = recording, {}
+            for one in sorted(recording.calls if recording else ()):
+                if one >= NESTED:
+                    self._made.setdefault(one // NESTED, []).append(one)
+        return self._made.get(call_id, [])
 
     def count(self, call_id: int, entry: Mapping[str, Any], tool: Tool | None) -> None:
         """Count a call as if it were made again, without comparing or answering it.
