@@ -414,8 +414,8 @@ class Dataset:
                 problem = test(value)
                 if problem is not None:
                     told, remedy = problem
-                    if split == "holdout":
-                        value, remedy = None, "Correct the row."
+                    if split == "holdout":  # what a validator says, and of which part, may hold the value as well
+                        told, value, remedy = told.partition(":")[0], None, "Correct the row."
                     raise malformed(f"the {role} {name!r} of row {item.example.id!r} {told}", item.source, item.line, name,
                                     value=value, remedy=remedy)  # fmt: skip
 
