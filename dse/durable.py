@@ -88,7 +88,7 @@ async def stop(run: Run, store: Store, outcome: str, receipt: Mapping[str, Any],
             if log.epoch == 0:
                 await store.threaded(store.open_run, log, head(run, model))
             await log.flush(again=True)
-            pending = run.dispatcher.pending if outcome == "suspended" else ()
+            pending = run.dispatcher.approvals.pending if outcome == "suspended" else ()
             await store.threaded(store.stop_run, log, outcome, receipt, list(pending), run.expires_s)
         except BaseException:
             store.let_go(log)

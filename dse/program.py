@@ -39,7 +39,8 @@ from dse.errors import (
 from dse.plan import Plan, program_id
 from dse.portal import finish_sync, run_sync, start_soon
 from dse.redaction import REDACTED, redact, safe_message
-from dse.runtime.dispatcher import Dispatcher, Middleware
+from dse.runtime.dispatcher import Dispatcher
+from dse.runtime.execution import Middleware
 from dse.runtime.run import Run
 from dse.strategies.base import check_plan, needs_model, seed_plan, strategy
 

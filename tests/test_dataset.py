@@ -17,12 +17,12 @@ import time
 import unicodedata
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, TypeAdapter
+from pydantic import AfterValidator, BaseModel, TypeAdapter
 
 from dse.canonical import digest
 from dse.errors import (
@@ -36,7 +36,8 @@ from dse.errors import (
     Refused,
     Unserialisable,
 )
-from dse.evaluation.dataset import Dataset, Example, Holdout, input_text, near_duplicates, seal
+from dse.evaluation.dataset import Dataset, Example, input_text, near_duplicates, seal
+from dse.evaluation.holdout import Holdout
 from dse.evaluation.importers import write_atomic
 from dse.evaluation.splits import assign, similar_pairs
 from dse.store.journal import Store
@@ -1146,6 +1147,24 @@ def test_sealed_rows_are_checked_without_showing_them():
         checked({**GOOD, "total": 123456789.5}, Verdict, min(names)).check(Sig({"question": str}, {"answer": Verdict}))
     assert "123456789" not in str(caught.value) + repr(caught.value.details) and caught.value.value is None
     assert min(names) in str(caught.value)
+
+
+def test_the_words_of_a_validator_show_no_sealed_value():
+    def even(n: int) -> int:
+        if n % 2:
+            raise ValueError(f"{n} is odd")
+        return n
+
+    kind = Annotated[int, AfterValidator(even)]
+    rows = [{"id": f"r{i}", "question": words(i), "answer": 123456789, "scenario": i} for i in range(10)]
+    data = make(rows)
+    sealed = {row.id for row in data.open_holdout(Ledger())}
+    for where in (data.rows[0].id, min(sealed)):
+        one = make([{**row, "answer": row["answer"] if row["id"] == where else 2} for row in rows])
+        with pytest.raises(MalformedRow, match=f"{where!r} does not fit its type") as caught:
+            one.check(Sig({"question": str}, {"answer": kind}))
+        told = str(caught.value) + repr(caught.value.details)
+        assert ("123456789" in told) is (where not in sealed)
 
 
 @pytest.mark.parametrize(

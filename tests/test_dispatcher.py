@@ -36,7 +36,8 @@ from dse.errors import (
     ToolTimeout,
 )
 from dse.runtime.admission import Admission
-from dse.runtime.dispatcher import CallResult, Dispatcher, ToolCall, gather_calls
+from dse.runtime.dispatcher import CallResult, Dispatcher, gather_calls
+from dse.runtime.execution import ToolCall
 from dse.testing.scripted import ScriptedModel, call
 
 PATIENCE_S = 30  # only how long a hanging test may hang
@@ -847,7 +848,7 @@ def test_approval_operators(operator: str, expected: Any, asked: list[bool]) -> 
 
 
 def test_every_approval_operator_has_a_meaning() -> None:
-    from dse.runtime.dispatcher import _OPERATORS
+    from dse.runtime.approval import _OPERATORS
 
     inner = dse.Approval.model_fields["when"].annotation
     literal = get_args(get_args(get_args(inner)[0])[1])[0]

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from dse.artifacts.artifact import Artifact
 from dse.artifacts.registry import Registry
 from dse.canonical import digest
-from dse.compiler.ahead import Ahead
 from dse.compiler.allowlist import AllowLists, exposure
 from dse.compiler.choose import Measured, front, removals
 from dse.compiler.evidence import Spending, table_row
 from dse.compiler.gate import GateResult, PairedRow, gate
 from dse.compiler.gate import evidence as gate_evidence
+from dse.compiler.preflight import Preflight
 from dse.compiler.race import RaceResult
 from dse.compiler.result import CompileResult
 from dse.compiler.revision import revision_of
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Emit"]
 
 
-class Emit(Ahead):
-    """Mixed into the compile; knows what `Ahead` knows, and:"""
+class Emit(Preflight):
+    """Mixed into the compile; knows what `Preflight` knows, and:"""
 
     registry: Registry
     evaluators: Mapping[str, Evaluator]

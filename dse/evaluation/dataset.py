@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn
 
 from dse.canonical import canonical_json, digest
-from dse.errors import ContaminatedSplit, DatasetChanged, DatasetError, DuplicateRow, MissingHoldout, Refused
+from dse.errors import DatasetError, MissingHoldout, Refused
 from dse.evaluation import importers
+from dse.evaluation.folder import read_folder, write_folder, write_header
+from dse.evaluation.holdout import Holdout, Ledger, Sealed, Select
 from dse.evaluation.importers import Row, malformed
+from dse.evaluation.integrity import refuse_changes, refuse_copies, refuse_overlap
 from dse.evaluation.rows import (
     DEFAULT_QUOTA,
     Example,
@@ -29,43 +31,12 @@ from dse.evaluation.rows import (
     checks,
     make_header,
     place,
-    read_header,
 )
 from dse.evaluation.splits import SPLITS, assign, input_text, input_texts, near_duplicates, similar_pairs
 
-__all__ = ["Dataset", "Example", "Holdout", "Ledger", "Overlap", "SealedRow", "input_text", "near_duplicates", "seal"]
+__all__ = ["Dataset", "Example", "Overlap", "input_text", "near_duplicates", "seal"]
 
 _ALIKE = 10_000  # pairs of sealed rows that resemble each other, after which no more are looked for
-
-
-class Ledger(Protocol):
-    """Keeps count of holdout openings."""
-
-    def record(self, entry: dict[str, Any]) -> int:
-        """Store one opening durably; give the openings so far of any overlapping rows, this one included.
-
-        `entry`: ``dataset`` (name), ``revision``, ``row_hashes`` and ``input_hashes`` (sorted lists), ``purpose``,
-        ``compile_id``. Equal entries are one opening, however often they are recorded. Rows overlap that have a row hash or
-        the inputs in common: another label or meta field does not make a row unseen.
-        """
-        ...
-
-
-class Holdout(tuple[Example, ...]):
-    """The opened holdout: a tuple of examples, and how often overlapping rows were opened, this time included."""
-
-    openings: int
-
-    def __new__(cls, examples: Iterable[Example], openings: int) -> Holdout:
-        self = super().__new__(cls, examples)
-        self.openings = openings
-        return self
-
-    def __getnewargs__(self) -> tuple[Any, ...]:
-        return tuple(self), self.openings
-
-    def __repr__(self) -> str:
-        return f"<dse.Holdout of {len(self)} rows, opening {self.openings}>"
 
 
 class Overlap(NamedTuple):
@@ -75,30 +46,6 @@ class Overlap(NamedTuple):
     split: str
     row_id: str
     similarity: float
-
-
-class SealedRow(NamedTuple):
-    """What may be known of a sealed row."""
-
-    id: str
-    cluster: str
-    row_hash: str
-
-
-class _Sealed:
-    """Keeps the holdout out of sight: no iteration, no telling repr, no pickle, no copy."""
-
-    __slots__ = ("_rows",)
-
-    def __init__(self, rows: tuple[Example, ...]) -> None:
-        self._rows = rows
-
-    def __repr__(self) -> str:
-        return f"<sealed: {len(self._rows)} rows>"
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise Refused("A sealed holdout is not copied or pickled",
-                      remedy="Pickle the examples of the open splits, or load the dataset where it is needed.")  # fmt: skip
 
 
 class Dataset:
@@ -113,7 +60,7 @@ class Dataset:
         stored: str | None = None, path: Path | None = None,
     ) -> None:  # fmt: skip
         """Internal. With `stored` (a revision) data and assignment must fit; without, new clusters are placed."""
-        _refuse_copies(placed)
+        refuse_copies(placed)
         self._header = header
         self.revision = digest({"name": header.name, "fields": header.fields,
                                 "rows": sorted(item.example.row_hash for item in placed)})  # fmt: skip
@@ -121,7 +68,7 @@ class Dataset:
         for item in placed:
             sizes[item.example.cluster] = sizes.get(item.example.cluster, 0) + 1
         if stored is not None:
-            _verify(where, stored, self.revision, [cluster for cluster in sizes if cluster not in assignment])
+            refuse_changes(where, stored, self.revision, [cluster for cluster in sizes if cluster not in assignment])
         self._assignment = assign(sizes, header.quota, header.salt, assignment)
         self._sources = [(item.source, item.line) for item in placed]
         self._split_of = [self._assignment[item.example.cluster] for item in placed]
@@ -131,9 +78,9 @@ class Dataset:
             raise MissingHoldout(f"{where}: no row is in the holdout", value=f"{len(placed)} rows, {len(sizes)} clusters",
                                  remedy="Add rows in further clusters: nothing is claimed without a holdout.",
                                  file=where)  # fmt: skip
-        _refuse_overlap(where, placed, self._split_of)
+        refuse_overlap(where, placed, self._split_of)
         self._open = {name: members[name] for name in SPLITS if name != "holdout"}
-        self._sealed = _Sealed(members["holdout"])
+        self._sealed = Sealed(members["holdout"])
         self.rows = tuple(row for row, split in pairs if split != "holdout")
         self._clusters = {name: len({row.cluster for row in rows}) for name, rows in members.items()}
         self.split_hashes = {name: digest(sorted(row.row_hash for row in rows)) for name, rows in members.items()}
@@ -160,8 +107,7 @@ class Dataset:
                 the same in all rows are not looked at.
         """
         folder = Path(path)
-        header, assignment, revision = read_header(importers.inside(folder, "dataset.json"))
-        data = importers.inside(folder, "data.jsonl")
+        header, assignment, revision, data = read_folder(folder)
         with _no_cycles():
             placed = place(header, importers.read_jsonl(data), str(data))
             return cls(header, placed, assignment, where=str(folder), stored=revision, path=folder)
@@ -312,34 +258,8 @@ class Dataset:
             raise DatasetError("The dataset has no folder yet", value=self.name, remedy="Call save(path).")
         folder = Path(path) if path is not None else self.path
         assert folder is not None
-        with _writing(folder):
-            same_folder = self.path is not None and folder.resolve() == self.path.resolve()
-            if (folder / "dataset.json").exists():
-                self._refuse_overwrite(folder, same_folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            if not (same_folder and self._on_disk == self.revision):
-                importers.write_atomic(folder / "data.jsonl", map(self._line, self._all()))
-            _write_header(folder, self)
+        write_folder(folder, self._header, self._assignment, self.revision, self._all(), origin=self.path, held=self._on_disk)
         self.path, self._on_disk = folder, self.revision
-
-    def _refuse_overwrite(self, folder: Path, same_folder: bool) -> None:
-        header, assignment, revision = read_header(folder / "dataset.json")
-        if header.name != self.name:
-            raise DatasetError(f"{folder} holds another dataset", value=header.name, remedy="Save to another folder.")
-        if same_folder and revision not in (self._on_disk, self.revision):
-            raise DatasetChanged(f"{folder} was changed since it was loaded", value=revision,
-                                 remedy="Load it again and repeat the change.", expected=self._on_disk)  # fmt: skip
-        for cluster, split in assignment.items():
-            if self._assignment.get(cluster, split) != split:
-                raise DatasetChanged(f"{folder} has cluster {cluster!r} in {split}, not in {self._assignment[cluster]}",
-                                     value=cluster, field="assignment",
-                                     remedy="Placements are kept for good: pass assignment=Dataset.load(...).assignment "
-                                            "when importing, or save to another folder.")  # fmt: skip
-
-    def _line(self, row: Example) -> bytes:
-        whole = {**row._inputs, **row._labels, **row._meta}
-        flat = {"id": row.id, **{name: whole[name] for name in self._header.fields}}
-        return (json.dumps(flat, ensure_ascii=False) + "\n").encode()
 
     # ---- what it holds --------------------------------------------------------------------------------
 
@@ -378,7 +298,7 @@ class Dataset:
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{name} {len(rows)}" for name, rows in self._open.items())
-        return f"<dse.Dataset {self.name} {self.revision[:19]}: {counts}, holdout {len(self._sealed._rows)} (sealed)>"
+        return f"<dse.Dataset {self.name} {self.revision[:19]}: {counts}, holdout {len(self._sealed)} (sealed)>"
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         self._sealed.__reduce_ex__(protocol)
@@ -426,12 +346,12 @@ class Dataset:
 
     def holdout_summary(self) -> dict[str, Any]:
         """``rows`` and ``clusters`` of the holdout, and ``hash``, the digest of its sorted row hashes."""
-        return {"rows": len(self._sealed._rows), "clusters": self._clusters["holdout"],
+        return {"rows": len(self._sealed), "clusters": self._clusters["holdout"],
                 "hash": self.split_hashes["holdout"]}  # fmt: skip
 
     def open_holdout(
         self, ledger: Ledger, *, purpose: str = "gate", compile_id: str | None = None,
-        select: Callable[[Sequence[SealedRow]], Iterable[SealedRow]] | None = None,
+        select: Select | None = None,
     ) -> Holdout:  # fmt: skip
         """Break the seal, after `ledger` has recorded it.
 
@@ -442,40 +362,18 @@ class Dataset:
             Refused: `ledger` cannot record, or does not confirm with a count; `select` chose no rows, or others.
                 Whatever ``record`` itself raises goes through. The holdout stays sealed then.
         """
-        if not callable(getattr(ledger, "record", None)):
-            raise Refused("The holdout is opened with a ledger only", value=type(ledger).__name__,
-                          remedy="Pass an object with record(entry) -> openings so far.")  # fmt: skip
-        rows, chosen, known = self._chosen(select)
-        entry = {"dataset": self.name, "revision": self.revision, **known, "purpose": purpose, "compile_id": compile_id}
-        openings = ledger.record(entry)
-        if isinstance(openings, bool) or not isinstance(openings, int) or openings < 1:
-            raise Refused("The ledger did not confirm the opening", value=openings,
-                          remedy="record(entry) gives the number of openings, this one included.")  # fmt: skip
-        return Holdout((rows[row_hash] for row_hash in chosen), openings)
+        about = {"dataset": self.name, "revision": self.revision}
+        return self._sealed.open(ledger, about, purpose=purpose, compile_id=compile_id, select=select)
 
     def holdout_openings(self, ledger: Any, *,
-                         select: Callable[[Sequence[SealedRow]], Iterable[SealedRow]] | None = None) -> int:  # fmt: skip
+                         select: Select | None = None) -> int:  # fmt: skip
         """How many openings of any of these rows the ledger has: what `open_holdout` would add one to. Opens nothing.
 
         Args:
             ledger: a `dse.Store`, or what else has ``overlapping(entry)``.
             select: as for `open_holdout`.
         """
-        return int(ledger.overlapping(self._chosen(select)[2]))
-
-    def _chosen(self, select: Callable[[Sequence[SealedRow]], Iterable[SealedRow]] | None) -> tuple[
-            dict[str, Example], list[str], dict[str, list[str]]]:  # fmt: skip
-        """All sealed rows by hash, the hashes of the chosen ones, and what a ledger knows these by."""
-        rows = {row.row_hash: row for row in self._sealed._rows}
-        chosen = list(rows)
-        if select is not None:
-            known = [SealedRow(row.id, row.cluster, row.row_hash) for row in rows.values()]
-            chosen = [row.row_hash for row in select(known)]
-            if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= rows.keys():
-                raise Refused("The chosen rows are none, repeated, or not of this holdout", value=len(chosen),
-                              remedy="select(rows) gives some of the rows that it is given.")  # fmt: skip
-        inputs = sorted({rows[row_hash].input_hash for row_hash in chosen})
-        return rows, chosen, {"row_hashes": sorted(chosen), "input_hashes": inputs}
+        return int(ledger.overlapping(self._sealed.known_by(select)))
 
     def overlaps(self, texts: Sequence[str], splits: Iterable[str] = ("select", "holdout")) -> list[Overlap]:
         """Rows of `splits` whose inputs are near-duplicates of `texts` (demonstrations, say); see `near_duplicates`.
@@ -516,8 +414,8 @@ class Dataset:
                 problem = test(value)
                 if problem is not None:
                     told, remedy = problem
-                    if split == "holdout":
-                        value, remedy = None, "Correct the row."
+                    if split == "holdout":  # what a validator says, and of which part, may hold the value as well
+                        told, value, remedy = told.partition(":")[0], None, "Correct the row."
                     raise malformed(f"the {role} {name!r} of row {item.example.id!r} {told}", item.source, item.line, name,
                                     value=value, remedy=remedy)  # fmt: skip
 
@@ -540,11 +438,9 @@ def seal(path: str | Path) -> Dataset:
         As `Dataset.load`, except that revision and assignment need not fit; nothing is written then.
     """
     folder = Path(path)
-    header, assignment, _ = read_header(importers.inside(folder, "dataset.json"))
-    data = importers.inside(folder, "data.jsonl")
+    header, assignment, _, data = read_folder(folder)
     made = Dataset(header, place(header, importers.read_jsonl(data), str(data)), assignment, where=str(folder))
-    with _writing(folder):
-        _write_header(folder, made)
+    write_header(folder, header, made.assignment, made.revision)
     made.path, made._on_disk = folder, made.revision
     return made
 
@@ -559,73 +455,3 @@ def _no_cycles() -> Iterator[None]:
     finally:
         if active:
             gc.enable()
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as exc:  # a path may hold a NUL
-        raise DatasetError("The dataset cannot be written", value=f"{folder}: {exc}",
-                           remedy="Name a folder that can be written.") from exc  # fmt: skip
-
-
-def _write_header(folder: Path, dataset: Dataset) -> None:
-    file = folder / "dataset.json"
-    text = dataset._header.to_json(dataset._assignment, dataset.revision)
-    if not file.exists() or file.read_bytes() != text:
-        importers.write_atomic(file, [text])
-
-
-def _verify(where: str, stored: str, revision: str, unplaced: list[str]) -> None:
-    remedy = f"If the rows are meant to be like this, accept them: dse dataset seal {where}, or dse.Dataset.seal(path)."
-    if not stored:
-        raise DatasetChanged(f"{where} has no revision yet", remedy=remedy, file=where, field="revision",
-                             computed=revision)  # fmt: skip
-    if stored != revision:
-        raise DatasetChanged(f"{where}: the rows, field roles or name are not those of the revision", value=stored,
-                             remedy=remedy, file=where, field="revision", computed=revision)  # fmt: skip
-    if unplaced:
-        raise DatasetChanged(f"{where}: {len(unplaced)} clusters have no split", value=unplaced[0], remedy=remedy,
-                             file=where, field="assignment")  # fmt: skip
-
-
-def _refuse_copies(placed: Sequence[Placed]) -> None:
-    ids: dict[str, Placed] = {}
-    contents: dict[str, Placed] = {}
-    for item in placed:
-        earlier = ids.setdefault(item.example.id, item)
-        if earlier is not item:
-            raise DuplicateRow(f"The id of {item} is that of line {earlier.line} of {earlier.source}", value=item.example.id,
-                               remedy="Give every row its own id.", file=item.source, line=item.line, field="id",
-                               other_line=earlier.line)  # fmt: skip
-        earlier = contents.setdefault(item.example.row_hash, item)
-        if earlier is not item:
-            raise DuplicateRow(f"The content of {item} is that of {earlier}", value=item.example.row_hash,
-                               remedy="Remove one of them.", file=item.source, line=item.line,
-                               rows=[earlier.example.id, item.example.id], other_line=earlier.line)  # fmt: skip
-
-
-def _refuse_overlap(where: str, placed: Sequence[Placed], split_of: Sequence[str]) -> None:
-    rows = [item.example for item in placed]
-    texts = input_texts([row._inputs for row in rows])
-    pair: tuple[int, int, float] | None = None
-    bare: dict[str, int] = {}  # rows without any text: only equal inputs are alike
-    for index, text in enumerate(texts):
-        if not text.strip():
-            first = bare.setdefault(rows[index].input_hash, index)
-            if split_of[first] != split_of[index]:
-                pair = (first, index, 1.0)
-                break
-    if pair is None:
-        pair = next(iter(similar_pairs(texts, [SPLITS.index(split) for split in split_of], limit=1)), None)
-    if pair is None:
-        return
-    one, other, similarity = pair
-    how = "the same inputs" if similarity == 1.0 else f"nearly the same inputs ({similarity:.2f} alike)"
-    raise ContaminatedSplit(
-        f"{where}: {split_of[one]} row {rows[one].id!r} and {split_of[other]} row {rows[other].id!r} have {how}",
-        remedy="Give rows that resemble each other one cluster, or remove one of the two.",
-        rows=[rows[one].id, rows[other].id], splits=[split_of[one], split_of[other]], similarity=similarity,
-        clusters=[rows[one].cluster, rows[other].cluster],
-    )  # fmt: skip

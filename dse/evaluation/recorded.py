@@ -42,7 +42,8 @@ from dse.errors import (
 )
 from dse.evaluation.environment import Environment, World, environment
 from dse.redaction import without_paths
-from dse.runtime.dispatcher import Dispatcher, Next, ToolCall, WireResult, being_cancelled, faults_by_code, own_class
+from dse.runtime.calls import faults_by_code, own_class
+from dse.runtime.execution import Next, ToolCall, WireResult, being_cancelled, returned
 from dse.store.effects import EffectCassette, Outcome, effect_key, next_token, start_token
 
 __all__ = ["Mode", "RecordedEnvironment", "SimulatedCall", "recorded"]
@@ -325,7 +326,7 @@ class _Session:
                 raise
             return Outcome(kind="raised", code=type(exc).__name__, what=_text(exc))
         try:
-            return Outcome(kind="value", value=Dispatcher.returned(tool, raw))
+            return Outcome(kind="value", value=returned(tool, raw))
         except ToolFault as exc:
             return Outcome(kind="fault", code=own_class(exc).code, what=exc.what, remedy=exc.remedy, done=True)
 
@@ -346,7 +347,7 @@ class _Session:
             raise CassetteMiss(f"The simulator has no answer for {call.name}: {type(exc).__name__}", value=str(exc),
                                remedy="Correct the simulator; raise dse.errors.ToolFailed where the tool would.") from exc  # fmt: skip
         try:
-            return Outcome(kind="value", value=Dispatcher.returned(tool, raw))
+            return Outcome(kind="value", value=returned(tool, raw))
         except ToolFault as exc:
             raise CassetteMiss(f"The simulator's answer does not fit: {exc.what}", value=repr(raw),
                                remedy="Return what the tool's contract promises.") from exc  # fmt: skip

@@ -1,4 +1,4 @@
-"""The part of a compile that looks ahead: what can be checked and told before anything is paid for."""
+"""What a compile checks and tells before it pays for anything: its data, what it will take at most, and the forecast."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from dse.models.prices import PriceTable
     from dse.store.journal import Store
 
-__all__ = ["MIN_HOLDOUT_CLUSTERS", "Ahead"]
+__all__ = ["MIN_HOLDOUT_CLUSTERS", "Preflight"]
 
 MIN_HOLDOUT_CLUSTERS = 8
 
 
-class Ahead:
+class Preflight:
     """Mixed into the compile."""
 
     task: Task
