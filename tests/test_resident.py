@@ -97,6 +97,7 @@ SAME = {
     "an undefined name": "if n > 90:\n    x = 1\nprint(n)\nsubmit(x)",
     "an undefined name in a helper": "def give():\n    return [x for _ in range(2)]\nif n > 90:\n    x = 1\nsubmit(give())",
     "an undefined name of a helper": "def give(k):\n    if k > 90:\n        y = 1\n    return y\nsubmit(give(n))",
+    "compiled patterns": "import re\np = re.compile(r'(?P<k>\\w+)=(\\d+)')\nm = p.match(f'ab={n}')\nsubmit(m.group('k'), p.sub('-', f'a=1 b={n}'))",
     "shims": "import statistics\nfrom collections import Counter\nc = Counter('aab')\nsubmit(statistics.median([n, 3, 4]), c.most_common(1))",
 }  # fmt: skip
 

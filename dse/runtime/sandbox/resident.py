@@ -112,7 +112,7 @@ def _reasons(source: Source, lint: LintResult, inputs: frozenset[str], functions
         if need.removeprefix(PREFIX).partition(".")[0] not in _MODULES | {"m"} or need == f"{PREFIX}asyncio":
             yield need
     for node in source.of_kinds(ast.Attribute):
-        if node.attr in _ASKS | _REACHES or node.attr.startswith("__") or not isinstance(node.ctx, ast.Load):
+        if node.attr in _ASKS | (_REACHES - _CACHED) or node.attr.startswith("__") or not isinstance(node.ctx, ast.Load):
             yield node.attr
         if source.resolve(node.value) == "asyncio" and node.attr not in _ASYNCIO:
             yield node.attr
