@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing import get_context
@@ -256,6 +257,10 @@ def _worst(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         met = sum(c["against_grid"][0] <= 0.5 for c in mine)
         lines.append(_row(f"K={arms}: regret at most the grid's + 0.5 points", f"{met} of {len(mine)}", _name(lossy),
                           _signed(lossy["against_grid"])))  # fmt: skip
+        differ = [c for c in mine if c["against_grid"][1:] != [0.0, 0.0]]
+        means = [statistics.mean(c["against_grid"][0] for c in some) for some in (mine, differ)]
+        lines.append(_row(f"K={arms}: the same, mean of its cells", f"cost {statistics.mean(c['ways']['race']['cost'] for c in mine):.0%}", "",
+                          f"{means[0]:+.2f}; {means[1]:+.2f} over the {len(differ)} where a choice matters"))  # fmt: skip
     worst = max(cells, key=lambda c: c["against_uniform"][1])
     met = sum(c["against_uniform"][1] <= 1e-9 for c in cells)
     lines.append(_row("against uniform at equal cost: interval never above 0", f"{met} of {len(cells)}", _name(worst),
