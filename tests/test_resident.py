@@ -60,7 +60,7 @@ async def ran(box: Sandbox, source: str, *, stay: bool = True, limits: SandboxLi
             said = (turn.error.class_name, turn.error.message, turn.error.line)
         elif isinstance(turn, Finished):
             said = ("ended", turn.value_repr)
-        return Ran(said, printed + (turn.prints if not isinstance(turn, Waiting) else ""), session._pid or 0, session._kept.runs if session._kept else 0)
+        return Ran(said, printed + (turn.prints if not isinstance(turn, Waiting) else ""), session._pid or 0, session._driver.kept.runs if session._driver.kept else 0)
     finally:
         await anyio.to_thread.run_sync(session._leave)  # as aclose() does, which does not wait for it
 
@@ -186,8 +186,8 @@ def test_inputs_are_forgotten_and_patterns_made_of_them_are_bounded() -> None:
         session = box.session(seed=1, clock=CLOCK, async_names=TOOLS, sync_names=ENDS, resident=kept(source),
                               imports="import asyncio, datetime\nfrom decimal import Decimal")  # fmt: skip
         session._check_out()
-        assert session._kept is not None
-        assert session._guest.feed_run("(n, len(dse_x_patterns_kept))") == (None, 1024)
+        assert session._driver.kept is not None
+        assert session._driver.guest.feed_run("(n, len(dse_x_patterns_kept))") == (None, 1024)
         await session.aclose()
 
     run(work)
@@ -207,7 +207,7 @@ def test_calls_that_nobody_answered_cost_the_guest_its_place() -> None:
         await anyio.to_thread.run_sync(session._leave)
         again = box.session(seed=1, clock=CLOCK, async_names=TOOLS, sync_names=ENDS, resident=kept(half))
         again._check_out()
-        assert again._kept is None
+        assert again._driver.kept is None
         await again.aclose()
 
     run(work)

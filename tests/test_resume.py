@@ -30,7 +30,7 @@ from dse.errors import (
     StoreError,
 )
 from dse.runtime import sandbox
-from dse.runtime.sandbox import interpreter
+from dse.runtime.sandbox import crossing
 from dse.store.journal import Store
 from dse.strategies.base import seed_plan
 from dse.strategies.render import Predictor
@@ -558,7 +558,7 @@ def test_a_worker_that_dies_while_its_guest_prints_costs_nothing_but_time(tmp_pa
         reaper, sessions = chaos.Reaper(at=5), []  # prints come in pieces of some kilobytes
         program = dse.Program(Settle, "code", lm=ScriptedModel(script(source)), deps=Ledger(), store=store)
         with pytest.MonkeyPatch.context() as patch:
-            opened, write = sandbox.Sandbox.session, interpreter._Prints.write
+            opened, write = sandbox.Sandbox.session, crossing.Prints.write
             def session(*args: Any, opened: Any = opened, sessions: Any = sessions, **more: Any) -> Any:
                 sessions.append(opened(*args, **more))
                 return sessions[-1]
@@ -569,7 +569,7 @@ def test_a_worker_that_dies_while_its_guest_prints_costs_nothing_but_time(tmp_pa
                 write(self, *text)
                 reaper.point(sessions[0]._pid)
 
-            patch.setattr(interpreter._Prints, "write", struck)
+            patch.setattr(crossing.Prints, "write", struck)
             made = program(matter="x")
         assert made.report == "printed" and reaper.seen > 10 and len(sessions) == 2
         if store is not None:

@@ -23,7 +23,7 @@ from dse.errors import SandboxUnavailable, Unserialisable
 from dse.runtime import sandbox
 from dse.runtime.sandbox import Failed, Finished, Raise, Sandbox, SandboxLimits, Session, Turn, Value, Waiting, lint
 from dse.runtime.sandbox.convert import NotPlain, bounded_repr, to_plain
-from dse.runtime.sandbox.session import cpu_seconds
+from dse.runtime.sandbox.feed_time import cpu_seconds
 
 CLOCK = datetime(2026, 3, 4, 12, tzinfo=UTC)
 ASYNC = frozenset({"fetch", "other"})

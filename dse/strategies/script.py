@@ -26,7 +26,9 @@ from dse.runtime import sandbox
 from dse.runtime.guest import Checked, names_used, settle
 from dse.runtime.run import Run
 from dse.strategies.base import register
-from dse.strategies.code import _IMPORTED, _IMPORTS, _CodeSession
+from dse.strategies.code import _CodeSession
+from dse.strategies.resumable import IMPORTED as _IMPORTED
+from dse.strategies.resumable import IMPORTS as _IMPORTS
 
 __all__ = ["Script", "check_script", "script_api", "script_plan"]
 

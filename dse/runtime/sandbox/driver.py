@@ -1,0 +1,398 @@
+"""The driver of one guest: what is done with the interpreter, from one suspension to the next.
+
+Everything here blocks and runs in the session's thread, one piece at a time. The guest is started or handed results and
+driven on until it waits for the host, ends or fails: that is a *turn*. Calls of async names are answered at once with a
+future and collected; the turn ends when every guest task waits. A call of any other name ends the turn by itself, unknown
+names included: the interpreter has no list of allowed names, whoever answers the calls does.
+
+The clock stands still and sleeping takes no time; both and the random numbers come from the caller.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from dse.errors import SandboxUnavailable, Unserialisable
+from dse.runtime.sandbox import faults
+from dse.runtime.sandbox.convert import NotPlain, bounded_repr, to_observation
+from dse.runtime.sandbox.crossing import Prints, argument, placeholder, refused, wire
+from dse.runtime.sandbox.feed_time import FeedTime
+from dse.runtime.sandbox.pools import Kept, WorkerPool
+from dse.runtime.sandbox.records import ExternalCall, Failed, Finished, GuestError, Result, SandboxLimits, Turn, Waiting
+from dse.runtime.sandbox.resident import Resident, as_written
+from dse.runtime.sandbox.shims import source_of
+
+__all__ = ["Driver"]
+
+_KEPT_ROOM = 128 * 2**20  # bytes at most for what a guest that stays keeps: some patterns take 500 kB
+_KEPT_RUNS = 1000  # of one guest
+_ENDED = "the run has ended"
+
+
+class Driver:
+    """One guest in the interpreter, and what is counted for it.
+
+    Args:
+        resident: the script that this guest runs once, where it may stay for the next run.
+
+    Attributes:
+        interpreter_s: seconds spent in turns so far.
+        guest: the interpreter's session; None before the first feed and once it is let go.
+        snapshot: where the guest waits; None between feeds.
+        pending: ids of the calls that it waits for there.
+        pid: of the worker process.
+        dead: why no turn can run any more.
+        kept: the guest as it had stayed, where this one has; None for a fresh one.
+    """
+
+    def __init__(
+        self,
+        workers: WorkerPool,
+        limits: SandboxLimits,
+        seed: int,
+        clock: datetime,
+        async_names: frozenset[str],
+        sync_names: frozenset[str],
+        imports: str,
+        resident: Resident | None,
+    ) -> None:
+        self.interpreter_s = 0.0
+        self.guest: Any = None
+        self.snapshot: Any = None
+        self.pending: tuple[int, ...] = ()
+        self.pid: int | None = None
+        self.dead: GuestError | None = None
+        self.kept: Kept | None = None
+        self._feed_time = FeedTime()
+        self._workers, self._limits, self._seed, self._clock = workers, limits, seed, clock
+        self._async_names, self._known_names = async_names, async_names | sync_names
+        self._resident = resident
+        self._whole = False  # the guest stands where it can be led back to its beginning
+        self._imports = imports
+        self._imported: bool | None = False  # None: perhaps
+        self._loaded: set[str] = set()
+        self._feeds = 0
+        self._source = self._shift = 0  # the feed that the present code is in, and lines of ours before it
+        self._calls = 0  # external calls so far
+        self._suspensions = 0
+        self._inner: dict[int, int] = {}  # our call id -> the interpreter's, which restarts at every feed
+        self._fresh: list[ExternalCall] = []  # async calls that no Waiting has reported yet
+        self._open: set[int] = set()  # async calls without a result
+        self._prints = Prints(limits.print_bytes)
+
+    # --- the guest: had, loaded, dumped, let go
+
+    def check_out(self, *, fresh: bool = False) -> None:
+        """Get a guest: one that has stayed, where there is one and nobody asks for a fresh one.
+
+        Raises:
+            SandboxUnavailable: no worker became free in time, or there can be none any more.
+        """
+        limits = self._limits
+        if self._resident is not None and not fresh and (kept := self._workers.kept(self._kind)) is not None:
+            self.kept, self.guest, self._feeds, self._source, self._shift = kept, kept.guest, kept.feeds, kept.source, 1
+            self._loaded, self._imported = set(self._resident.needs), True
+            self.pid = self.guest.worker_pid
+            return
+        room = min(limits.memory_bytes, _KEPT_ROOM) if self._resident is not None else 0
+        self.guest = self._workers.lend(
+            limits={
+                "max_feed_duration_secs": limits.feed_s,
+                "max_memory": limits.memory_bytes + room,
+                "max_recursion_depth": limits.recursion,
+                # A dump forgets its count; a guest that stays goes on counting, so that we count for each of its runs.
+                "max_suspensions": max(1, limits.suspensions - self._suspensions) * (_KEPT_RUNS if self._resident else 1),
+            },
+            os_policy={"datetime": self._clock, "sleep": "zero", "random_start": {"seed": self._seed}},
+        )
+        self.pid = self.guest.worker_pid
+
+    def load(self, data: bytes, state: Mapping[str, Any]) -> None:
+        """Get a guest that goes on where another one was dumped.
+
+        Raises:
+            SandboxUnavailable: no worker could be had in time, or the interpreter does not take it.
+        """
+        import pydantic_monty
+
+        self._suspensions = state["suspensions"]
+        self.check_out()
+        self._prints = Prints(self._limits.print_bytes, state["printed"])
+        try:
+            if state["suspended"]:
+                self.snapshot = self.guest.load_snapshot(data, print_callback=self._prints.write)
+            else:
+                self.guest.load_session(data)
+        except (pydantic_monty.MontyError, RuntimeError, ValueError) as error:
+            raise SandboxUnavailable("a frozen guest cannot be loaded", value=f"{type(error).__name__}: {error}") from error
+        self._calls, self._feeds, self.interpreter_s = state["calls"], state["feeds"], state["interpreter_s"]
+        self._inner = {ours: theirs for ours, theirs in state["inner"]}
+        self.pending, self._shift = tuple(state["pending"]), state["shift"]
+        self._loaded, self._imported = set(state["loaded"]), state["imported"]
+        self._source = state.get("source", self._feeds - 1)
+
+    def dump(self) -> bytes | None:
+        """The guest as bytes; it goes on as if nothing had been. None when the worker is gone."""
+        try:
+            data: bytes = (self.guest if self.snapshot is None else self.snapshot).dump()
+            return data
+        except Exception as error:
+            if self.guest is None or faults.is_interpreters(error):
+                return None  # the next turn says what happened
+            raise
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`load` needs besides the bytes of :meth:`dump`, at the same point."""
+        return {
+            "suspended": self.snapshot is not None,
+            "calls": self._calls,
+            "suspensions": self._suspensions,
+            "inner": [[ours, theirs] for ours, theirs in self._inner.items()],
+            "pending": list(self.pending if self.snapshot is not None else ()),
+            "loaded": sorted(self._loaded),
+            "imported": self._imported,
+            "feeds": self._feeds,
+            "source": self._source,
+            "shift": self._shift,
+            "interpreter_s": self.interpreter_s,
+            "printed": self._prints.counts(),
+        }
+
+    def end(self, why: str) -> None:
+        """No turn runs any more, unless there is a reason already."""
+        self.dead = self.dead or faults.crash(why)
+
+    def let_go(self, *, stay: bool) -> tuple[Any, tuple[Hashable, Kept] | None]:
+        """Part from the guest, for :meth:`WorkerPool.take_back`: the guest, and what it stays as, where it may stay and can."""
+        guest, self.guest, snapshot, self.snapshot = self.guest, None, self.snapshot, None
+        resident = self._resident
+        if resident is not None and guest is not None and self._whole and stay:
+            runs = self.kept.runs if self.kept is not None else 0
+            if runs + 1 < _KEPT_RUNS and self._workers.state == "open" and self._led_back(resident, guest, snapshot):
+                return guest, (self._kind, Kept(guest, self._feeds, self._source, runs + 1))
+        return guest, None
+
+    @property
+    def _kind(self) -> tuple[Resident | None, SandboxLimits]:
+        """Guests of one kind can take each other's place."""
+        return self._resident, self._limits
+
+    def _led_back(self, resident: Resident, guest: Any, snapshot: Any) -> bool:
+        """End the run inside the guest, and make sure that the next one finds as much memory as it is promised."""
+        try:
+            if snapshot is not None:
+                try:
+                    snapshot.resume({"exc_type": "KeyboardInterrupt", "message": _ENDED})
+                except Exception as error:
+                    if not str(error).endswith(f"KeyboardInterrupt: {_ENDED}"):
+                        return False
+                else:
+                    return False  # it went on
+            self._feeds += 1
+            guest.feed_run(f"{resident.forget}\nbytes({self._limits.memory_bytes}) and None", print_callback=lambda stream, text: None)
+            return True
+        except Exception as error:
+            if faults.is_interpreters(error):
+                return False
+            raise
+
+    # --- turns
+
+    def _feed_quietly(self, code: str) -> None:
+        self._feeds += 1
+        self.guest.feed_run(code, print_callback=lambda stream, text: None)
+
+    def begin(self, code: str, inputs: dict[str, Any], shims: Sequence[str]) -> Turn:
+        """The first turn of a feed.
+
+        Raises:
+            Unserialisable: an input that cannot enter the guest. SandboxUnavailable: as :meth:`check_out`.
+        """
+        self._prints = Prints(self._limits.print_bytes)
+        self._inner.clear()
+        self._fresh.clear()
+        self._open.clear()
+        if self.guest is None:
+            self.check_out()
+        self._feed_time.begin(self.pid)
+        if (resident := self._resident) is not None:
+            return self._drive(lambda: self._call_resident(resident, inputs))
+        sources = [source_of(need) for need in shims if need not in self._loaded]
+        before = ""
+        if self._imported is None:  # the first feed failed; where it was not even parsed, nothing is imported
+            guarded = textwrap.indent(self._imports, "    ")
+            sources.insert(0, f"try:\n    asyncio\nexcept NameError:\n{guarded}")
+        elif not self._imported and sources:
+            sources.insert(0, self._imports)
+        elif not self._imported:
+            before = f"{self._imports}\n"  # one feed is cheaper than two
+
+        def step() -> Any:
+            if sources:
+                self._feed_quietly("\n".join(sources))
+                self._loaded.update(shims)
+                self._imported = True
+            self._source = self._feeds
+            self._feeds += 1
+            try:
+                return self.guest.feed_start(before + code, inputs=inputs, print_callback=self._prints.write)
+            except Exception as error:
+                if refusal := refused(error, "an input"):
+                    self._feeds -= 1  # the interpreter has not counted it
+                    raise refusal from None
+                raise
+
+        self._shift = before.count("\n")
+        turn = self._drive(step)
+        if not self._imported:
+            self._imported = None if isinstance(turn, Failed) else True
+        return turn
+
+    def _call_resident(self, resident: Resident, inputs: dict[str, Any]) -> Any:
+        """Begin a run of a script that stays; a guest that has died while it waited is replaced."""
+        for last in (self.kept is None, True):
+            if self._imported is False:
+                self._feed_quietly("\n".join((self._imports, *map(source_of, resident.needs))))
+                self._source, self._shift = self._feeds, 1
+                self._feed_quietly(resident.definitions)
+                self._loaded, self._imported = set(resident.needs), True
+            self._feeds += 1
+            try:
+                return self.guest.feed_start(resident.call, inputs=inputs, print_callback=self._prints.write)
+            except Exception as error:
+                if refusal := refused(error, "an input"):
+                    self._feeds -= 1
+                    raise refusal from None
+                if last or type(error).__name__ != "MontyCrashedError" or error.timed_out:  # type: ignore[attr-defined]
+                    raise
+            self._workers.take_back(self.guest)
+            self.guest, self.kept, self._imported, self._feeds = None, None, False, 0
+            self._prints = Prints(self._limits.print_bytes)
+            self.check_out(fresh=True)
+            self._feed_time.change_worker(self.pid)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def answer(self, results: dict[int, Result]) -> Turn:
+        """The turn after the guest was handed results of some pending calls.
+
+        Raises:
+            Unserialisable: a value that cannot enter the guest; it waits on.
+        """
+        snapshot = self.snapshot
+        self._open.difference_update(results)
+        # the order of this dict is the order in which the guest's tasks go on
+        answers = {self._inner[i]: wire(results[i]) for i in sorted(results)}
+
+        def step() -> Any:
+            try:
+                if type(snapshot).__name__ == "FutureSnapshot":
+                    return snapshot.resume(answers)
+                return snapshot.resume(next(iter(answers.values())))
+            except Exception as error:
+                if refusal := refused(error, "a result"):
+                    raise refusal from None
+                raise
+
+        return self._drive(step)
+
+    def _drive(self, step: Callable[[], Any]) -> Turn:
+        """Goes from suspension to suspension until the host has to do something."""
+        started, cpu = time.perf_counter(), time.thread_time()
+        self._whole = False
+        try:
+            snapshot = step()
+            while True:
+                kind = type(snapshot).__name__
+                self._suspensions += 1
+                if self._resident is not None and self._suspensions > self._limits.suspensions and kind != "MontyComplete":
+                    self.dead = faults.suspended_too_often(self._line_in(self._resident, snapshot.position))
+                    return Failed(self.dead, self._prints.take(last=True))
+                if kind == "FunctionSnapshot":
+                    if snapshot.is_os_function:
+                        if snapshot.function_name in ("import", "import_stubs"):
+                            snapshot = snapshot.resume_auto()  # no such module
+                        else:
+                            snapshot = snapshot.resume_not_handled()  # no files, no environment
+                        continue
+                    call = self._call(snapshot)
+                    if isinstance(call, NotPlain):
+                        snapshot = snapshot.resume({"exc_type": "TypeError", "message": str(call)})
+                    elif call.is_async:
+                        self._fresh.append(call)
+                        self._open.add(call.call_id)
+                        snapshot = snapshot.resume({"future": ...})
+                    else:
+                        self.snapshot, self.pending, self._whole = snapshot, (call.call_id,), not self._open
+                        return Waiting((call,), self.pending, self._prints.take())
+                elif kind == "NameLookupSnapshot":
+                    name = snapshot.variable_name
+                    known = name in self._known_names
+                    snapshot = snapshot.resume(value=placeholder(name)) if known else snapshot.resume()
+                elif kind == "FutureSnapshot":
+                    inner = set(snapshot.pending_call_ids)
+                    if not inner:
+                        snapshot = snapshot.resume({})  # raises: nothing can ever arrive
+                        continue
+                    self.snapshot = snapshot
+                    calls, self._fresh = tuple(self._fresh), []
+                    self.pending = tuple(sorted(i for i, n in self._inner.items() if n in inner))
+                    return Waiting(calls, self.pending, self._prints.take())
+                else:
+                    self.snapshot = None
+                    try:
+                        value = to_observation(snapshot.output)
+                    except Exception as error:  # no Python value: a set of instances, a date out of range
+                        if faults.is_interpreters(error):
+                            raise
+                        value = "<a value that cannot be shown>"
+                    unawaited, self._fresh = tuple(self._fresh), []
+                    self._whole = not self._open
+                    return Finished(value, self._prints.take(last=True), bounded_repr(value), unawaited)
+        except Unserialisable:
+            raise  # nothing has happened in the guest
+        except BaseException as error:  # a panic of the native module is not an Exception
+            if not faults.is_interpreters(error):
+                raise
+            self.snapshot = None
+            self._fresh = []
+            fault = faults.from_exception(error, f"<python-input-{self._source}>", self._shift)
+            if self._resident is not None and fault.kind == "runtime":
+                frames = error.traceback()  # type: ignore[attr-defined]
+                fault = as_written(fault, frames[-1].function_name if frames else None)
+            took_s, cpu_s = time.perf_counter() - started, time.thread_time() - cpu
+            if fault.limit == "interpreter_s" and self._feed_time.starved(self._limits.feed_s, took_s, cpu_s):
+                fault = faults.crash("its time limit passed, and the machine gave it less than a tenth of that")
+            if fault.dead:
+                self.dead = fault
+            self._whole = fault.kind == "runtime" and not fault.dead and not self._open
+            return Failed(fault, self._prints.take(last=True))
+        finally:
+            spent = time.perf_counter() - started
+            self.interpreter_s += spent
+            self._feed_time.add(spent, time.thread_time() - cpu)
+
+    def _line_in(self, resident: Resident, place: Any) -> int | None:
+        """The line of the script that the guest is in."""
+        if place.filename != f"<python-input-{self._source}>":
+            return None
+        return resident.definitions.encode()[: place.start].count(b"\n") + 1 - self._shift
+
+    def _call(self, snapshot: Any) -> ExternalCall | NotPlain:
+        name = str(snapshot.function_name)
+        try:
+            args = tuple(argument(name, i + 1, v) for i, v in enumerate(snapshot.args))
+            kwargs = {k: argument(name, k, v) for k, v in snapshot.kwargs.items()}
+        except NotPlain as refusal:
+            return refusal
+        except Exception as error:  # no Python value: a set of instances, a date out of range
+            if faults.is_interpreters(error):
+                raise
+            return NotPlain(f"{name}(): an argument holds a value that is not data")
+        call_id = self._calls
+        self._calls += 1
+        self._inner[call_id] = snapshot.call_id
+        return ExternalCall(call_id, name, args, kwargs, name in self._async_names)
