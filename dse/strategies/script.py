@@ -27,8 +27,7 @@ from dse.runtime.guest import Checked, names_used, settle
 from dse.runtime.run import Run
 from dse.strategies.base import register
 from dse.strategies.code import _CodeSession
-from dse.strategies.resumable import IMPORTED as _IMPORTED
-from dse.strategies.resumable import IMPORTS as _IMPORTS
+from dse.strategies.resumable import IMPORTED, IMPORTS
 
 __all__ = ["Script", "check_script", "script_api", "script_plan"]
 
@@ -71,7 +70,7 @@ def _texts_for(spec: SignatureSpec, contracts: Mapping[str, ToolContract]) -> _T
         head = "from typing import Any, Literal, NotRequired, TypedDict"
         checking = stubs_for(contracts.values(), outputs=spec.output_schema, checking=True, abstain=True)
         # As in mode code: what comes after a call that ends the task is checked like the rest.
-        stubs = "\n".join([head, _IMPORTS, classes, checking.replace(") -> NoReturn:", ") -> Any:")])
+        stubs = "\n".join([head, IMPORTS, classes, checking.replace(") -> NoReturn:", ") -> Any:")])
         written = stubs_for(contracts.values(), outputs=spec.output_schema, abstain=True)
         _texts[key] = _Texts(declarations, stubs, f"{_RULES.format(inputs=', '.join(spec.inputs))}\n{written}")
     return _texts[key]
@@ -115,7 +114,7 @@ async def _check(spec: SignatureSpec, source: str, contracts: Mapping[str, ToolC
         return Checked(lint, lint.errors)
     texts, checker = _texts_for(spec, contracts), sandbox.checker()
     await checker.validate_stubs(texts.stubs, texts.declarations)
-    imports = [line for name, line in _IMPORTED.items() if name in source]
+    imports = [line for name, line in IMPORTED.items() if name in source]
     found = await checker.check(stubs=texts.stubs, declarations=texts.declarations, earlier=imports, code=source)
     problems = tuple(remark for remark in found if remark.severity == "error")
     if not problems and not names_used(source) & {"submit", "abstain"}:
@@ -234,7 +233,7 @@ class _ScriptSession(_CodeSession):
         if kept is None or self.session is not None or self.next_guest is not None:
             return await super()._feed(lint, check)
         self.session = sandbox.pool().session(
-            limits=self._bounds(), seed=run.seed, clock=run.clock, imports=_IMPORTS, resident=kept, **self._names()
+            limits=self._bounds(), seed=run.seed, clock=run.clock, imports=IMPORTS, resident=kept, **self._names()
         )  # fmt: skip
         return await self.session.feed(kept.call, inputs=self._inputs())
 
