@@ -372,7 +372,13 @@ class Program:
             RunFailed, RunSuspended, InfrastructureError: as when it was started.
         """
         store = self._needs_store()
-        kept = await durable.taken(store, run_id, self.program_id, take_over=take_over, snapshots=snapshots)
+        ready = getattr(strategy(self.plan.mode), "ready", None)
+        starting = asyncio.ensure_future(ready()) if ready is not None else None
+        try:
+            kept = await durable.taken(store, run_id, self.program_id, take_over=take_over, snapshots=snapshots)
+        finally:
+            if starting is not None:
+                await starting
         log = kept.log
         assert log is not None
         try:

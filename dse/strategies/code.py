@@ -80,6 +80,9 @@ class Code:
             return None
         return {"code": {**inputs, "api": "(as below)", "transcript": "(nothing yet)", "code": feeds[0]}}
 
+    async def ready(self) -> None:
+        await sandbox.ready()
+
     async def run(self, run: Run) -> dict[str, Any]:
         session = _CodeSession(run)
         try:

@@ -162,6 +162,9 @@ class Script:
             raise PlanError("The plan's script does not pass the check", value=checked.describe(3),
                             remedy="Correct the script, or allow the tools that it calls.")  # fmt: skip
 
+    async def ready(self) -> None:
+        await sandbox.ready()
+
     async def run(self, run: Run) -> dict[str, Any]:
         session = _ScriptSession(run)
         try:
