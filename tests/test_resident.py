@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dse
-from dse.errors import LimitExceeded, ScriptFailed
+from dse.errors import LimitExceeded, RunSuspended, ScriptFailed
 from dse.runtime import sandbox
 from dse.runtime.sandbox import Failed, Finished, Sandbox, SandboxLimits, Value, Waiting
 from dse.strategies.script import script_plan
@@ -98,6 +98,12 @@ SAME = {
     "an undefined name in a helper": "def give():\n    return [x for _ in range(2)]\nif n > 90:\n    x = 1\nsubmit(give())",
     "an undefined name of a helper": "def give(k):\n    if k > 90:\n        y = 1\n    return y\nsubmit(give(n))",
     "compiled patterns": "import re\np = re.compile(r'(?P<k>\\w+)=(\\d+)')\nm = p.match(f'ab={n}')\nsubmit(m.group('k'), p.sub('-', f'a=1 b={n}'))",
+    "a call over two lines": "import re\ny = (re\n  .search('a', f'{n}'))\nz = {}['k']",
+    "a call shown in text": "import re\nsubmit(f\"{re.sub('a', 'b', 'ca')=}\")",
+    "arguments that do not fit": "import re\ntry:\n    re.search(*('a',))\nexcept Exception as exc:\n    print(exc)\nre.sub('a', 'b')",
+    "a message of its own": "raise ValueError(\"cannot access local variable 'n' where it is not associated with a value\")",
+    "a variable of a helper's helper": "def f(k):\n    def g():\n        return q\n    if k > 90:\n        q = 1\n    return g()\nsubmit(f(n))",
+    "deep calls": "def down(k):\n    return 0 if k == 0 else down(k - 1)\nprint(down(190))\ndown(999)",
     "shims": "import statistics\nfrom collections import Counter\nc = Counter('aab')\nsubmit(statistics.median([n, 3, 4]), c.most_common(1))",
 }  # fmt: skip
 
@@ -130,9 +136,20 @@ REACHES = {
     "a last word": "try:\n    submit(n)\nfinally:\n    print('still here')",
     "places in memory": "submit(id([n]) > 0)",
     "what is kept": "dse_x_patterns_kept = {}\nsubmit(n)",
+    "what is filled": "submit(len(dse_x_ballast))",
     "what is kept, read": "submit(len(dse_x_patterns_kept))",
     "tasks": "t = asyncio.create_task(look(n))\nsubmit(await t)",
     "a way out of the function": "x = n\nreturn x",
+    "the context of decimals by an attribute's name":
+        "import decimal, operator\noperator.attrgetter('setcontext')(decimal)(decimal.Context(prec=n + 1))\nsubmit(str(Decimal(1) / 3))",
+    "the context of decimals by a pattern":
+        "import decimal\nmatch decimal:\n    case object(setcontext=f):\n        f(decimal.Context(prec=n + 1))\nsubmit(str(Decimal(1) / 3))",
+    "a builtin that a default binds": "t = len([n])\ndef f(x=(len := 3)):\n    return x\nsubmit(t)",
+    "a builtin that a decorator binds": "t = len([n])\n@(len := (lambda f: f))\ndef g():\n    return 1\nsubmit(t)",
+    "a tool as a value": "f = look\nx = await f(n)\nsubmit(x)",
+    "places in text": "print(iter([n]))\nsubmit(n)",
+    "places in text of a module": "import itertools\nprint(itertools.cycle([n]))\nsubmit(n)",
+    "too many variables": "\n".join(f"v{i} = {i}" for i in range(300)) + "\nsubmit(v0)",
 }
 
 
@@ -264,6 +281,20 @@ def test_every_run_finds_the_memory_that_it_is_promised() -> None:
     run(work)
 
 
+def test_a_run_has_no_more_memory_than_it_is_given_either() -> None:
+    """Whatever earlier runs left or freed: what a guest does not keep is filled."""
+    limits = SandboxLimits(memory_bytes=16 * 2**20)
+    source = "if n:\n    x = [[i] for i in range(20_000)]\n    x.append(x)\ny = 'a' * (size * 2**20)\nsubmit(len(y))"
+
+    async def work(box: Sandbox) -> None:
+        for n, size, fits in [(0, 15, True), (1, 8, True), (0, 17, False), (0, 15, True), (1, 8, True), (0, 15, True), (0, 17, False)]:
+            for stay in (False, True):
+                done = await ran(box, source, stay=stay, limits=limits, n=n, size=size)
+                assert (done.said == (size * 2**20,)) is fits, (n, size, stay, done)
+
+    run(work)
+
+
 def test_guests_that_stay_leave_their_workers_to_whoever_needs_one() -> None:
     async def work(box: Sandbox) -> None:
         one, other = "submit(n)", "submit(n + 1)"
@@ -332,6 +363,43 @@ def test_a_run_that_is_kept_goes_on_in_another_guest(tmp_path: Path) -> None:
     assert program.replay(done).number == 7
     program(text="ab-8")
     assert program.replay(done).number == 7
+
+
+@dse.tool(effect="write", approval="always")
+def pay(n: int) -> int:
+    """Pay."""
+    return n
+
+
+class Paid(dse.Signature):
+    """Pay it."""
+
+    n: int = dse.InputField()
+    text: str = dse.OutputField()
+    tools = [pay]
+
+
+@pytest.mark.parametrize("snapshots", [True, False])
+def test_a_script_that_waited_for_a_decision_goes_on_and_fails_as_it_would_have(tmp_path: Path, snapshots: bool) -> None:
+    store = dse.Store(tmp_path / "runs.db")
+    source = "import re\nif n > 90:\n    z = '1'\nb = await pay(n)\nif n == 2:\n    submit(text=str(re.findall('[0-9]', f'{b}')))\nsubmit(text=z)"
+    program = dse.Program(Paid, script_plan(Paid.spec(), source), store=store)
+
+    def suspended(n: int) -> str:
+        with pytest.raises(RunSuspended) as caught:
+            program(n=n)
+        run_id = str(caught.value.details["run_id"])
+        (one,) = [one for one in store.pending() if one["run_id"] == run_id]
+        store.approve(run_id, one["call_id"], arguments_hash=one["arguments_hash"], by="test")
+        return run_id
+
+    fine, wrong = suspended(2), suspended(3)
+    assert program.resume(fine, snapshots=snapshots).text == "['2']"
+    with pytest.raises(ScriptFailed, match="line 7: NameError: name 'z' is not defined"):
+        program.resume(wrong, snapshots=snapshots)
+    assert program.replay(fine).text == "['2']"
+    with pytest.raises(ScriptFailed, match="line 7: NameError"):
+        program.replay(wrong)
 
 
 def test_the_clock_of_a_run_is_its_own() -> None:

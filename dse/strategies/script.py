@@ -202,6 +202,7 @@ class _ScriptSession(_CodeSession):
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
+        self.stays = False  # its guest is one that stays for the next run
         self.refused = ""  # what was wrong with the last submission
         self.error: tuple[str, str, int | None, str] | None = None  # class, message, line and hint of what it raised
 
@@ -235,10 +236,16 @@ class _ScriptSession(_CodeSession):
         kept = sandbox.resident(lint, tuple(run.spec.inputs), frozenset(self.contracts) | self.ends)
         if kept is None or self.session is not None or self.next_guest is not None:
             return await super()._feed(lint, check)
+        self.stays = True
         self.session = sandbox.pool().session(
             limits=self._bounds(), seed=run.seed, clock=run.clock, imports=IMPORTS, resident=kept, **self._names()
         )  # fmt: skip
         return await self.session.feed(kept.call, inputs=self._inputs())
+
+    async def _freeze(self, *, after_s: float | None = None) -> None:
+        """A guest that stays is not frozen: its script is executed again, which takes no longer than loading its patterns."""
+        if not self.stays:
+            await super()._freeze(after_s=after_s)
 
     async def _submit(self, call: Any) -> Any:
         if call.name == "abstain":

@@ -10,6 +10,7 @@ The clock stands still and sleeping takes no time; both and the random numbers c
 
 from __future__ import annotations
 
+import re
 import textwrap
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -23,7 +24,7 @@ from dse.runtime.sandbox.crossing import Prints, argument, placeholder, refused,
 from dse.runtime.sandbox.feed_time import FeedTime
 from dse.runtime.sandbox.pools import Kept, WorkerPool
 from dse.runtime.sandbox.records import ExternalCall, Failed, Finished, GuestError, Result, SandboxLimits, Turn, Waiting
-from dse.runtime.sandbox.resident import Resident, as_written
+from dse.runtime.sandbox.resident import BALLAST, Resident, as_written
 from dse.runtime.sandbox.shims import source_of
 
 __all__ = ["Driver"]
@@ -31,6 +32,7 @@ __all__ = ["Driver"]
 _KEPT_ROOM = 128 * 2**20  # bytes at most for what a guest that stays keeps: some patterns take 500 kB
 _KEPT_RUNS = 1000  # of one guest
 _ENDED = "the run has ended"
+_OVER = re.compile(r"memory limit exceeded: (\d+) bytes > \d+ bytes")
 
 
 class Driver:
@@ -98,14 +100,14 @@ class Driver:
             self._loaded, self._imported = set(self._resident.needs), True
             self.pid = self.guest.worker_pid
             return
-        room = min(limits.memory_bytes, _KEPT_ROOM) if self._resident is not None else 0
         self.guest = self._workers.lend(
             limits={
                 "max_feed_duration_secs": limits.feed_s,
-                "max_memory": limits.memory_bytes + room,
-                "max_recursion_depth": limits.recursion,
+                "max_memory": limits.memory_bytes + self._room,
+                "max_recursion_depth": limits.recursion + (self._resident is not None),  # the script is a call itself
                 # A dump forgets its count; a guest that stays goes on counting, so that we count for each of its runs.
-                "max_suspensions": max(1, limits.suspensions - self._suspensions) * (_KEPT_RUNS if self._resident else 1),
+                "max_suspensions": min(
+                    max(1, limits.suspensions - self._suspensions) * (_KEPT_RUNS if self._resident else 1), 2**63 - 1),
             },
             os_policy={"datetime": self._clock, "sleep": "zero", "random_start": {"seed": self._seed}},
         )
@@ -181,6 +183,14 @@ class Driver:
         """Guests of one kind can take each other's place."""
         return self._resident, self._limits
 
+    @property
+    def _room(self) -> int:
+        """Bytes for what a guest that stays keeps. What it does not use of them is filled: every run has the same left."""
+        return min(self._limits.memory_bytes, _KEPT_ROOM) if self._resident is not None else 0
+
+    def _fill(self, size: int) -> str:
+        return f"{BALLAST} = bytes({size})\nNone"  # zeros that nobody looks at take no memory of the machine
+
     def _led_back(self, resident: Resident, guest: Any, snapshot: Any) -> bool:
         """End the run inside the guest, and make sure that the next one finds as much memory as it is promised."""
         try:
@@ -192,13 +202,27 @@ class Driver:
                         return False
                 else:
                     return False  # it went on
+            used = self._used(resident, guest)
+            if used is None or used > self._room:
+                return False
             self._feeds += 1
-            guest.feed_run(f"{resident.forget}\nbytes({self._limits.memory_bytes}) and None", print_callback=lambda stream, text: None)
+            guest.feed_run(self._fill(self._room - used), print_callback=lambda stream, text: None)
             return True
         except Exception as error:
             if faults.is_interpreters(error):
                 return False
             raise
+
+    def _used(self, resident: Resident, guest: Any) -> int | None:
+        """Bytes that a guest holds between runs: what it says when it is asked for more than there can be."""
+        whole = self._limits.memory_bytes + self._room
+        self._feeds += 1
+        try:
+            guest.feed_run(f"{resident.forget}\n{BALLAST} = None\nbytes({whole})", print_callback=lambda stream, text: None)
+        except Exception as error:
+            found = _OVER.search(str(error))
+            return int(found[1]) - whole if found else None
+        return None
 
     # --- turns
 
@@ -258,7 +282,7 @@ class Driver:
             if self._imported is False:
                 self._feed_quietly("\n".join((self._imports, *map(source_of, resident.needs))))
                 self._source, self._shift = self._feeds, 1
-                self._feed_quietly(resident.definitions)
+                self._feed_quietly(f"{resident.definitions}\n{self._fill(self._room)}")
                 self._loaded, self._imported = set(resident.needs), True
             self._feeds += 1
             try:
@@ -362,7 +386,7 @@ class Driver:
             fault = faults.from_exception(error, f"<python-input-{self._source}>", self._shift)
             if self._resident is not None and fault.kind == "runtime":
                 frames = error.traceback()  # type: ignore[attr-defined]
-                fault = as_written(fault, frames[-1].function_name if frames else None)
+                fault = as_written(fault, frames[-1].function_name if frames else None, self._resident.names)
             took_s, cpu_s = time.perf_counter() - started, time.thread_time() - cpu
             if fault.limit == "interpreter_s" and self._feed_time.starved(self._limits.feed_s, took_s, cpu_s):
                 fault = faults.crash("its time limit passed, and the machine gave it less than a tenth of that")

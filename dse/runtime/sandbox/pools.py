@@ -263,7 +263,8 @@ class WorkerPool:
                 return
             native, self._native = self._native, None
             self.state = "closed"
-            self._kept.clear()
+            with self._places:
+                self._kept.clear()
             if native is not None:
                 native.__exit__(None, None, None)
         self.threads.stop()

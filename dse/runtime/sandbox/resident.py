@@ -13,8 +13,10 @@ import ast
 import builtins
 import dataclasses
 import functools
+import keyword
 import re
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from dse.runtime.sandbox.lint import LintResult
@@ -22,23 +24,30 @@ from dse.runtime.sandbox.records import GuestError
 from dse.runtime.sandbox.shims import PREFIX
 from dse.runtime.sandbox.source import Source, parse, walk_scope
 
-__all__ = ["Resident", "as_written", "resident"]
+__all__ = ["BALLAST", "Resident", "as_written", "resident"]
 
 _FUNCTION = PREFIX + "script"
 _PATTERNS = PREFIX + "patterns"  # a shim
-_CACHED = frozenset({"search", "match", "fullmatch", "findall", "finditer", "sub", "split", "compile"})
+BALLAST = PREFIX + "ballast"  # fills the memory that a guest may keep and does not
 _MODULES = frozenset(  # without state
-    {"asyncio", "base64", "binascii", "bisect", "collections", "copy", "datetime", "decimal", "functools", "hashlib", "heapq",
+    {"asyncio", "base64", "binascii", "bisect", "collections", "copy", "datetime", "decimal", "functools", "heapq",
      "itertools", "json", "math", "operator", "re", "statistics", "string", "textwrap", "tomllib", "typing", "unicodedata"}
 )  # fmt: skip
 # Names and attributes that ask the clock, reach state that outlives a call, or get at such by a text.
 _ASKS = frozenset({"now", "today", "utcnow"})
 _REACHES = frozenset(
     {"getattr", "setattr", "delattr", "eval", "exec", "compile", "globals", "locals", "vars", "__import__", "__builtins__",
-     "getcontext", "setcontext", "localcontext", "NameError", "UnboundLocalError",  # the latter is what it would be here
+     "getcontext", "setcontext", "localcontext", "attrgetter", "NameError", "UnboundLocalError",  # the latter is what it would be here
      "BaseException", "KeyboardInterrupt", "SystemExit"}  # what ends a run inside the guest
 )  # fmt: skip
-_PLACES = frozenset({"id", "hash"})  # tell where things are in memory
+_ARGUMENTS = {  # of the cached functions, in order; calls of another shape are left to the module and its errors
+    "search": ("pattern", "string", "flags"), "match": ("pattern", "string", "flags"), "fullmatch": ("pattern", "string", "flags"),
+    "findall": ("pattern", "string", "flags"), "finditer": ("pattern", "string", "flags"), "compile": ("pattern", "flags"),
+    "sub": ("pattern", "repl", "string", "count", "flags"), "split": ("pattern", "string", "maxsplit", "flags"),
+}  # fmt: skip
+_OPTIONAL = frozenset({"flags", "count", "maxsplit"})
+_MOST = 250  # variables: a function of the interpreter captures at most 255, and takes as many arguments
+_PLACES = frozenset({"id", "hash", "iter", "cycle"})  # tell where things are in memory, or are shown by that
 _ASYNCIO = frozenset({"gather", "run", "sleep"})
 _REFUSED = (ast.ClassDef, ast.Global, ast.With, ast.AsyncWith)
 _UNBOUND = re.compile(r"cannot access (local|free) variable '(\w+)' where it is not associated with a value.*")
@@ -53,12 +62,14 @@ class Resident(NamedTuple):
         call: fed in every run, with the inputs as variables.
         forget: fed after every run.
         needs: shims that the definitions use.
+        names: that the script itself binds, or gets as inputs.
     """
 
     definitions: str
     call: str
     forget: str
     needs: tuple[str, ...]
+    names: frozenset[str]
 
 
 @functools.lru_cache(maxsize=256)
@@ -86,17 +97,21 @@ def resident(lint: LintResult, inputs: tuple[str, ...], functions: frozenset[str
         call=f"{'await ' if awaits else ''}{_FUNCTION}({names})",
         forget=" = ".join((*inputs, "None")),
         needs=tuple(dict.fromkeys(needs)),
+        names=frozenset(inputs) | _variables(source),
     )
 
 
-def as_written(fault: GuestError, function: str | None) -> GuestError:
+def as_written(fault: GuestError, function: str | None, names: Collection[str]) -> GuestError:
     """An error as it would be where the variables of the script were not those of a function.
 
     Args:
         function: that raised it.
+        names: of the script's variables.
     """
     found = _UNBOUND.fullmatch(fault.message)
-    if found is None or (found[1] == "local" and function != _FUNCTION):
+    if found is None or fault.class_name not in ("NameError", "UnboundLocalError") or found[2] not in names:
+        return fault
+    if found[1] == "local" and function != _FUNCTION:
         return fault
     return dataclasses.replace(fault, class_name="NameError", message=f"name '{found[2]}' is not defined")
 
@@ -111,20 +126,33 @@ def _reasons(source: Source, lint: LintResult, inputs: frozenset[str], functions
     for need in lint.shims:
         if need.removeprefix(PREFIX).partition(".")[0] not in _MODULES | {"m"} or need == f"{PREFIX}asyncio":
             yield need
+    for node in source.of_kinds(ast.MatchClass):
+        yield from (name for name in node.kwd_attrs if name in _ASKS | _REACHES or name.startswith("__"))
     for node in source.of_kinds(ast.Attribute):
-        if node.attr in _ASKS | (_REACHES - _CACHED) or node.attr.startswith("__") or not isinstance(node.ctx, ast.Load):
+        if node.attr == "compile" and isinstance(node.ctx, ast.Load) and _is_re(source, lint, node.value):
+            continue
+        if node.attr in _ASKS | _REACHES | _PLACES or node.attr.startswith("__") or not isinstance(node.ctx, ast.Load):
             yield node.attr
         if source.resolve(node.value) == "asyncio" and node.attr not in _ASYNCIO:
             yield node.attr
     for node in source.of_kinds(ast.Name):
-        if node.id in _REACHES | {_FUNCTION} or node.id.startswith(_PATTERNS):
+        if node.id in _REACHES or node.id.startswith((_FUNCTION, _PATTERNS, BALLAST)):
             yield node.id
-        if node.id in _PLACES and node.id not in source.bound:
+        if node.id in _PLACES and (node.id not in source.bound or node.id in source.imports):
             yield node.id
+    called = {id(node.func) for node in source.of_kinds(ast.Call)}
+    for node in source.of_kinds(ast.Name):
+        if node.id in functions and id(node) not in called:
+            yield f"{node.id} is asked for once in a guest, and each time in others"
     yield from _imports(source)
     provided = {need.rpartition(".")[2] for need in lint.shims}
     fixed = functions | set(dir(builtins)) | _THERE | provided
-    own = set(walk_scope(source.tree.body))
+    own = set(_own(source))
+    if len(inputs | _variables(source)) > _MOST:
+        yield "too many variables"
+    for name in inputs:
+        if not name.isidentifier() or keyword.iskeyword(name) or unicodedata.normalize("NFKC", name) != name or name in _THERE:
+            yield name
     for node in source.of_kinds(ast.Return, ast.Yield, ast.YieldFrom):
         if node in own:
             yield "it is no module"
@@ -133,6 +161,38 @@ def _reasons(source: Source, lint: LintResult, inputs: frozenset[str], functions
         # Whatever was there before is not there any more where a function binds it later.
         if node in own and (name in inputs if imported else name in fixed or name.startswith(PREFIX)):
             yield name
+
+
+def _own(source: Source) -> Iterator[ast.AST]:
+    """Nodes in the scope of the script, those among them that belong to a nested function's head."""
+    todo: list[ast.AST] = [*source.tree.body]
+    while todo:
+        for node in walk_scope([todo.pop()]):
+            yield node
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+                todo += [value for value in (*node.args.defaults, *node.args.kw_defaults) if value is not None]
+                todo += getattr(node, "decorator_list", ())
+
+
+def _variables(source: Source) -> frozenset[str]:
+    own = set(_own(source))
+    return frozenset(name for name, node in source.bindings if node in own)
+
+
+def _is_re(source: Source, lint: LintResult, node: ast.expr) -> bool:
+    """Whether this is the module by its own name."""
+    known = source.imports.get("re") == "re" or ("re" not in source.bound and "re" in lint.shims)
+    return known and isinstance(node, ast.Name) and node.id == "re"
+
+
+def _plain(call: ast.Call, names: tuple[str, ...]) -> bool:
+    """Whether these arguments fit for sure."""
+    given = {*names[: len(call.args)], *(one.arg for one in call.keywords)}
+    return (
+        not any(isinstance(one, ast.Starred) for one in call.args)
+        and len(call.args) + len(call.keywords) == len(given)
+        and given <= set(names) <= given | _OPTIONAL
+    )
 
 
 def _imports(source: Source) -> Iterator[str]:
@@ -154,15 +214,26 @@ def _imports(source: Source) -> Iterator[str]:
 def _with_patterns(source: Source, lint: LintResult) -> tuple[str, bool]:
     """The text with calls of ``re`` through compiled patterns that are kept; whether there are any."""
     data, found = bytearray(source.data), []
-    if source.imports.get("re") == "re" or ("re" not in source.bound and "re" in lint.shims):
-        for node in source.of_kinds(ast.Call):
-            func = node.func
-            if isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name) and func.value.id == "re":
-                if func.attr in _CACHED:
-                    found.append(func)
+    for node in source.of_kinds(ast.Call):
+        func = node.func
+        if isinstance(func, ast.Attribute) and func.attr in _ARGUMENTS and _is_re(source, lint, func.value):
+            if func.lineno == func.end_lineno and _plain(node, _ARGUMENTS[func.attr]):  # lines stay where they are
+                found.append(func)
+    if not found:
+        return source.text, False
     for func in sorted(found, key=source.start, reverse=True):
         data[source.start(func) : source.end(func)] = f"{_PATTERNS}_{func.attr}".encode()
-    return data.decode(), bool(found)
+    changed = _Back().visit(Source(text := data.decode()).tree)
+    if ast.dump(changed) != ast.dump(source.tree):
+        return source.text, False  # some text shows the call as it is written
+    return text, True
+
+
+class _Back(ast.NodeTransformer):
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id.startswith(_PATTERNS):
+            return ast.Attribute(ast.Name("re", ast.Load()), node.id.removeprefix(f"{_PATTERNS}_"), node.ctx)
+        return node
 
 
 def _indented(text: str) -> str:
