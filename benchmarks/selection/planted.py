@@ -258,7 +258,7 @@ def _worst(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append(_row(f"K={arms}: regret at most the grid's + 0.5 points", f"{met} of {len(mine)}", _name(lossy),
                           _signed(lossy["against_grid"])))  # fmt: skip
         differ = [c for c in mine if c["against_grid"][1:] != [0.0, 0.0]]
-        means = [statistics.mean(c["against_grid"][0] for c in some) for some in (mine, differ)]
+        means = [statistics.mean(c["against_grid"][0] for c in some or mine) for some in (mine, differ)]
         lines.append(_row(f"K={arms}: the same, mean of its cells", f"cost {statistics.mean(c['ways']['race']['cost'] for c in mine):.0%}", "",
                           f"{means[0]:+.2f}; {means[1]:+.2f} over the {len(differ)} where a choice matters"))  # fmt: skip
     worst = max(cells, key=lambda c: c["against_uniform"][1])
