@@ -372,13 +372,9 @@ class Program:
             RunFailed, RunSuspended, InfrastructureError: as when it was started.
         """
         store = self._needs_store()
-        ready = getattr(strategy(self.plan.mode), "ready", None)
-        starting = asyncio.ensure_future(ready()) if ready is not None else None
-        try:
-            kept = await durable.taken(store, run_id, self.program_id, take_over=take_over, snapshots=snapshots)
-        finally:
-            if starting is not None:
-                await starting
+        if (get_ready := getattr(strategy(self.plan.mode), "get_ready", None)) is not None:
+            get_ready()
+        kept = await durable.taken(store, run_id, self.program_id, take_over=take_over, snapshots=snapshots)
         log = kept.log
         assert log is not None
         try:

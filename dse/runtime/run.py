@@ -117,6 +117,7 @@ class Run:
         self._texts: _Texts = {}
         self.attempt = 0
         self.decisions: dict[int, Decided] = {}  # by call id, from elsewhere
+        self.own_guest = False  # its script does not run in one that has run before
         self.frozen: Frozen | None = None  # a guest to go on with, instead of executing its scripts again
         self.expires_s: float | None = None  # how long a decision may take
         self.spent_s: list[float] = []  # active seconds of each attempt before this process

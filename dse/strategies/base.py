@@ -25,7 +25,7 @@ class Strategy(Protocol):
     ``check(spec, plan)``: refuses plans of its mode, knobs included. ``needs(plan)``: instead of `needs_model`.
     ``predictors_of(spec, plan)``: instead of `predictors`.
     ``prepare(spec, plan, contracts, checks)``: refuses a plan with the tools and checks that are bound now (by name).
-    ``ready()``: starts what a run will need, while its record is read.
+    ``get_ready()``: begins to start what a run will need, while its record is read.
     ``calls(run)``: the tools that a run may call, where it knows that they are fewer than the plan allows.
     """
 

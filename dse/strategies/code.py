@@ -80,8 +80,8 @@ class Code:
             return None
         return {"code": {**inputs, "api": "(as below)", "transcript": "(nothing yet)", "code": feeds[0]}}
 
-    async def ready(self) -> None:
-        await sandbox.ready()
+    def get_ready(self) -> None:
+        sandbox.pool().start_soon()
 
     async def run(self, run: Run) -> dict[str, Any]:
         session = _CodeSession(run)

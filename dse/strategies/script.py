@@ -162,8 +162,8 @@ class Script:
             raise PlanError("The plan's script does not pass the check", value=checked.describe(3),
                             remedy="Correct the script, or allow the tools that it calls.")  # fmt: skip
 
-    async def ready(self) -> None:
-        await sandbox.ready()
+    def get_ready(self) -> None:
+        sandbox.pool().start_soon()
 
     async def run(self, run: Run) -> dict[str, Any]:
         session = _ScriptSession(run)
@@ -234,7 +234,9 @@ class _ScriptSession(_CodeSession):
         """Begin the script, in a guest that has run it before where that makes no difference."""
         run = self.run
         kept = sandbox.resident(lint, tuple(run.spec.inputs), frozenset(self.contracts) | self.ends)
-        if kept is None or self.session is not None or self.next_guest is not None:
+        if kept is None or run.own_guest or self.session is not None or self.next_guest is not None:
+            return await super()._feed(lint, check)
+        if not sandbox.pool().may_stay(kept, self._bounds(), IMPORTS):
             return await super()._feed(lint, check)
         self.stays = True
         self.session = sandbox.pool().session(
@@ -243,9 +245,15 @@ class _ScriptSession(_CodeSession):
         return await self.session.feed(kept.call, inputs=self._inputs())
 
     async def _freeze(self, *, after_s: float | None = None) -> None:
-        """A guest that stays is not frozen: its script is executed again, which takes no longer than loading its patterns."""
+        """A guest that stays is not frozen: its script is executed again, in a guest that has its patterns or as long as
+        loading them would take."""
         if not self.stays:
             await super()._freeze(after_s=after_s)
+
+    async def _guest_failed(self, error: Any) -> str:
+        if self.stays and error.kind == "crash":  # for one that was too full, nothing is lost but time
+            self.run.own_guest = True
+        return await super()._guest_failed(error)
 
     async def _submit(self, call: Any) -> Any:
         if call.name == "abstain":

@@ -6,12 +6,10 @@ The only room that knows the interpreter. Importing this package does not import
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from dse.errors import SandboxUnavailable
 from dse.runtime.sandbox.checker import PRELUDE, Checker
 from dse.runtime.sandbox.faults import hint_for
 from dse.runtime.sandbox.interpreter import Sandbox
@@ -35,7 +33,7 @@ from dse.runtime.sandbox.session import Session
 __all__ = [
     "PRELUDE", "Checker", "Diagnostic", "ExternalCall", "Failed", "Finished", "GuestError", "LintResult", "Raise",
     "Result", "Sandbox", "SandboxLimits", "Session", "Turn", "Value", "Waiting", "checker", "configure", "extract_code", "hint_for",
-    "interpreter_version", "lint", "pool", "ready", "resident", "script_pool",
+    "interpreter_version", "lint", "pool", "resident", "script_pool",
 ]  # fmt: skip
 
 
@@ -49,12 +47,6 @@ def pool() -> Sandbox:
     others wait their turn.
     """
     return _shared("pool", lambda: Sandbox(max_workers=_settings["max_workers"], checkout_timeout_s=300.0))
-
-
-async def ready() -> None:
-    """Start the process's own sandbox, if it has not started; whoever needs it hears why it cannot be."""
-    with contextlib.suppress(SandboxUnavailable):
-        await pool().start()
 
 
 def script_pool() -> Sandbox:

@@ -104,7 +104,8 @@ class Driver:
             limits={
                 "max_feed_duration_secs": limits.feed_s,
                 "max_memory": limits.memory_bytes + self._room,
-                "max_recursion_depth": limits.recursion + (self._resident is not None),  # the script is a call itself
+                # The script is a call itself there, and a pattern that is kept takes two.
+                "max_recursion_depth": limits.recursion + (3 if self._resident is not None else 0),
                 # A dump forgets its count; a guest that stays goes on counting, so that we count for each of its runs.
                 "max_suspensions": min(
                     max(1, limits.suspensions - self._suspensions) * (_KEPT_RUNS if self._resident else 1), 2**63 - 1),
@@ -168,20 +169,24 @@ class Driver:
         """No turn runs any more, unless there is a reason already."""
         self.dead = self.dead or faults.crash(why)
 
-    def let_go(self, *, stay: bool) -> tuple[Any, tuple[Hashable, Kept] | None]:
-        """Part from the guest, for :meth:`WorkerPool.take_back`: the guest, and what it stays as, where it may stay and can."""
+    def let_go(self) -> tuple[Any, Any]:
+        """Part from the guest: the guest, and where it waits."""
         guest, self.guest, snapshot, self.snapshot = self.guest, None, self.snapshot, None
-        resident = self._resident
-        if resident is not None and guest is not None and self._whole and stay:
-            runs = self.kept.runs if self.kept is not None else 0
-            if runs + 1 < _KEPT_RUNS and self._workers.state == "open" and self._led_back(resident, guest, snapshot):
-                return guest, (self._kind, Kept(guest, self._feeds, self._source, runs + 1))
-        return guest, None
+        return guest, snapshot
+
+    def lead_back(self, guest: Any, snapshot: Any) -> tuple[Hashable, Kept] | None:
+        """What a guest that was let go stays as, for :meth:`WorkerPool.take_back`; None where it may not, or cannot."""
+        resident, runs = self._resident, self.kept.runs if self.kept is not None else 0
+        if resident is None or guest is None or not self._whole or runs + 1 >= _KEPT_RUNS or self._workers.state != "open":
+            return None
+        if not self._led_back(resident, guest, snapshot):
+            return None
+        return self._kind, Kept(guest, self._feeds, self._source, runs + 1)
 
     @property
-    def _kind(self) -> tuple[Resident | None, SandboxLimits]:
+    def _kind(self) -> Hashable:
         """Guests of one kind can take each other's place."""
-        return self._resident, self._limits
+        return self._resident, self._limits, self._imports
 
     @property
     def _room(self) -> int:
@@ -208,7 +213,7 @@ class Driver:
             self._feeds += 1
             guest.feed_run(self._fill(self._room - used), print_callback=lambda stream, text: None)
             return True
-        except Exception as error:
+        except BaseException as error:  # a panic of the native module is not an Exception
             if faults.is_interpreters(error):
                 return False
             raise
@@ -278,6 +283,7 @@ class Driver:
 
     def _call_resident(self, resident: Resident, inputs: dict[str, Any]) -> Any:
         """Begin a run of a script that stays; a guest that has died while it waited is replaced."""
+        given = {resident.inputs[name]: value for name, value in inputs.items()}
         for last in (self.kept is None, True):
             if self._imported is False:
                 self._feed_quietly("\n".join((self._imports, *map(source_of, resident.needs))))
@@ -286,7 +292,7 @@ class Driver:
                 self._loaded, self._imported = set(resident.needs), True
             self._feeds += 1
             try:
-                return self.guest.feed_start(resident.call, inputs=inputs, print_callback=self._prints.write)
+                return self.guest.feed_start(resident.call, inputs=given, print_callback=self._prints.write)
             except Exception as error:
                 if refusal := refused(error, "an input"):
                     self._feeds -= 1
@@ -294,7 +300,7 @@ class Driver:
                 if last or type(error).__name__ != "MontyCrashedError" or error.timed_out:  # type: ignore[attr-defined]
                     raise
             self._workers.take_back(self.guest)
-            self.guest, self.kept, self._imported, self._feeds = None, None, False, 0
+            self.guest, self.kept, self.pid, self._imported, self._feeds = None, None, None, False, 0
             self._prints = Prints(self._limits.print_bytes)
             self.check_out(fresh=True)
             self._feed_time.change_worker(self.pid)
@@ -307,19 +313,21 @@ class Driver:
             Unserialisable: a value that cannot enter the guest; it waits on.
         """
         snapshot = self.snapshot
-        self._open.difference_update(results)
         # the order of this dict is the order in which the guest's tasks go on
         answers = {self._inner[i]: wire(results[i]) for i in sorted(results)}
 
         def step() -> Any:
             try:
                 if type(snapshot).__name__ == "FutureSnapshot":
-                    return snapshot.resume(answers)
-                return snapshot.resume(next(iter(answers.values())))
+                    following = snapshot.resume(answers)
+                else:
+                    following = snapshot.resume(next(iter(answers.values())))
             except Exception as error:
                 if refusal := refused(error, "a result"):
                     raise refusal from None
                 raise
+            self._open.difference_update(results)
+            return following
 
         return self._drive(step)
 
@@ -334,6 +342,7 @@ class Driver:
                 self._suspensions += 1
                 if self._resident is not None and self._suspensions > self._limits.suspensions and kind != "MontyComplete":
                     self.dead = faults.suspended_too_often(self._line_in(self._resident, snapshot.position))
+                    self.snapshot, self._fresh = None, []
                     return Failed(self.dead, self._prints.take(last=True))
                 if kind == "FunctionSnapshot":
                     if snapshot.is_os_function:
@@ -390,6 +399,10 @@ class Driver:
             took_s, cpu_s = time.perf_counter() - started, time.thread_time() - cpu
             if fault.limit == "interpreter_s" and self._feed_time.starved(self._limits.feed_s, took_s, cpu_s):
                 fault = faults.crash("its time limit passed, and the machine gave it less than a tenth of that")
+            if self._resident is not None and fault.limit == "memory_bytes":
+                # Maybe because of what this guest keeps: executed again in one of its own, the script says whether it is.
+                self._workers.is_full(self._kind)
+                fault = faults.crash("what it keeps left too little memory")
             if fault.dead:
                 self.dead = fault
             self._whole = fault.kind == "runtime" and not fault.dead and not self._open

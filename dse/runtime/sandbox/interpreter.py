@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from datetime import datetime
 from types import TracebackType
@@ -10,6 +11,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from dse.errors import SandboxUnavailable
 from dse.runtime.sandbox.pools import WorkerPool
 from dse.runtime.sandbox.records import SandboxLimits
 from dse.runtime.sandbox.resident import Resident
@@ -46,6 +48,21 @@ class Sandbox:
         """Starts the first worker. :meth:`open` does it too."""
         if self._workers.state != "open":
             await anyio.to_thread.run_sync(self._workers.start)
+
+    def start_soon(self) -> None:
+        """Begins to start the first worker, in a thread. Why it cannot be started is told to whoever needs it."""
+
+        def job() -> None:
+            with contextlib.suppress(Exception):
+                self._workers.start()
+
+        if self._workers.state == "new":
+            with contextlib.suppress(SandboxUnavailable):
+                self._workers.threads.hand(job)
+
+    def may_stay(self, resident: Resident, limits: SandboxLimits, imports: str) -> bool:
+        """Whether guests of a script are worth keeping: False once they have been too full again and again."""
+        return self._workers.may_stay((resident, limits, imports))
 
     async def aclose(self) -> None:
         """Ends all workers; open sessions fail from then on. Idempotent."""

@@ -8,7 +8,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +20,7 @@ __all__ = ["Kept", "WorkerPool"]
 _LOOK_AGAIN_S = 1.0  # a session that nobody closed frees its place when it is collected, and says so to nobody
 _LAST_S = 1.0  # how long the end of the process waits for a thread whose worker has ended
 _STAY = max(4, 2 * (os.cpu_count() or 1))  # guests that stay: as many as can compute at the same time
+_TOO_FULL = 3
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 _started = False  # a native pool was started in this process
 _forked = False  # ... and this process is a fork of that one: the native module hangs in here
@@ -82,6 +83,7 @@ class WorkerPool:
         self._places = threading.Lock()
         self._placed: weakref.WeakSet[_Holder] = weakref.WeakSet()
         self._waiting: deque[_Waiter] = deque()
+        self._full: Counter[Hashable] = Counter()
         self._kept: OrderedDict[Hashable, list[Kept]] = OrderedDict()  # by kind, the one used last at the end
 
     async def place(self, holder: _Holder) -> None:
@@ -205,6 +207,17 @@ class WorkerPool:
             self._kept.move_to_end(kind)
             return guests.pop()
 
+    def is_full(self, kind: Hashable) -> None:
+        """What a guest of this kind keeps was too much."""
+        with self._places:
+            self._full[kind] += 1
+            if len(self._full) > 1024:
+                self._full.clear()
+
+    def may_stay(self, kind: Hashable) -> bool:
+        """Whether guests of this kind are worth keeping: they have not been too full again and again."""
+        return self._full[kind] < _TOO_FULL
+
     def _make_room(self) -> None:
         """Guests that only stay for a next run go when all workers are taken."""
         with self._places:
@@ -234,8 +247,9 @@ class WorkerPool:
             return
         if keep is not None and self.state == "open":
             with self._places:
-                self._kept.setdefault(keep[0], []).append(keep[1])
-                self._kept.move_to_end(keep[0])
+                if self.state == "open":
+                    self._kept.setdefault(keep[0], []).append(keep[1])
+                    self._kept.move_to_end(keep[0])
                 going = self._surplus(_STAY)
             for one in going:
                 self.take_back(one.guest)

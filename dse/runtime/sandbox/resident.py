@@ -16,7 +16,7 @@ import functools
 import keyword
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from dse.runtime.sandbox.lint import LintResult
@@ -27,6 +27,7 @@ from dse.runtime.sandbox.source import Source, parse, walk_scope
 __all__ = ["BALLAST", "Resident", "as_written", "resident"]
 
 _FUNCTION = PREFIX + "script"
+_INPUT = PREFIX + "input"
 _PATTERNS = PREFIX + "patterns"  # a shim
 BALLAST = PREFIX + "ballast"  # fills the memory that a guest may keep and does not
 _MODULES = frozenset(  # without state
@@ -37,7 +38,7 @@ _MODULES = frozenset(  # without state
 _ASKS = frozenset({"now", "today", "utcnow"})
 _REACHES = frozenset(
     {"getattr", "setattr", "delattr", "eval", "exec", "compile", "globals", "locals", "vars", "__import__", "__builtins__",
-     "getcontext", "setcontext", "localcontext", "attrgetter", "NameError", "UnboundLocalError",  # the latter is what it would be here
+     "getcontext", "setcontext", "localcontext", "BasicContext", "DefaultContext", "ExtendedContext", "attrgetter", "NameError", "UnboundLocalError",  # the latter is what it would be here
      "BaseException", "KeyboardInterrupt", "SystemExit"}  # what ends a run inside the guest
 )  # fmt: skip
 _ARGUMENTS = {  # of the cached functions, in order; calls of another shape are left to the module and its errors
@@ -62,6 +63,7 @@ class Resident(NamedTuple):
         call: fed in every run, with the inputs as variables.
         forget: fed after every run.
         needs: shims that the definitions use.
+        inputs: what each input is called where the call is fed: no name that a shim could use.
         names: that the script itself binds, or gets as inputs.
     """
 
@@ -69,7 +71,11 @@ class Resident(NamedTuple):
     call: str
     forget: str
     needs: tuple[str, ...]
+    inputs: Mapping[str, str]
     names: frozenset[str]
+
+    def __hash__(self) -> int:
+        return hash(self.definitions)
 
 
 @functools.lru_cache(maxsize=256)
@@ -90,13 +96,14 @@ def resident(lint: LintResult, inputs: tuple[str, ...], functions: frozenset[str
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     awaits = any(isinstance(node, ast.Await) for node in walk_scope(source.tree.body))
-    names = ", ".join(inputs)
+    given = tuple(f"{_INPUT}{number}" for number in range(len(inputs)))
     needs = (*lint.shims, _PATTERNS) if cached else lint.shims
     return Resident(
-        definitions=f"{'async ' if awaits else ''}def {_FUNCTION}({names}):\n{body}",
-        call=f"{'await ' if awaits else ''}{_FUNCTION}({names})",
-        forget=" = ".join((*inputs, "None")),
+        definitions=f"{'async ' if awaits else ''}def {_FUNCTION}({', '.join(inputs)}):\n{body}",
+        call=f"{'await ' if awaits else ''}{_FUNCTION}({', '.join(given)})",
+        forget=" = ".join((*given, "None")),
         needs=tuple(dict.fromkeys(needs)),
+        inputs=dict(zip(inputs, given, strict=True)),
         names=frozenset(inputs) | _variables(source),
     )
 
@@ -126,6 +133,8 @@ def _reasons(source: Source, lint: LintResult, inputs: frozenset[str], functions
     for need in lint.shims:
         if need.removeprefix(PREFIX).partition(".")[0] not in _MODULES | {"m"} or need == f"{PREFIX}asyncio":
             yield need
+    for node in source.of_kinds(ast.Nonlocal):
+        yield from inputs.union(_variables(source)).intersection(node.names)  # no module lets that pass
     for node in source.of_kinds(ast.MatchClass):
         yield from (name for name in node.kwd_attrs if name in _ASKS | _REACHES or name.startswith("__"))
     for node in source.of_kinds(ast.Attribute):
@@ -136,9 +145,9 @@ def _reasons(source: Source, lint: LintResult, inputs: frozenset[str], functions
         if source.resolve(node.value) == "asyncio" and node.attr not in _ASYNCIO:
             yield node.attr
     for node in source.of_kinds(ast.Name):
-        if node.id in _REACHES or node.id.startswith((_FUNCTION, _PATTERNS, BALLAST)):
+        if node.id in _REACHES or node.id.startswith((_FUNCTION, _INPUT, _PATTERNS, BALLAST)):
             yield node.id
-        if node.id in _PLACES and (node.id not in source.bound or node.id in source.imports):
+        if node.id in _PLACES - inputs and (node.id not in source.bound or node.id in source.imports):
             yield node.id
     called = {id(node.func) for node in source.of_kinds(ast.Call)}
     for node in source.of_kinds(ast.Name):

@@ -7,6 +7,7 @@ so many sessions can wait for slow tools. When nobody waits for a turn any more 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -165,7 +166,10 @@ class Session:
             raise ValueError(f"results must be for some of the calls {list(driver.pending)}, not {sorted(results)}")
 
     async def aclose(self) -> None:
-        """Returns the worker, or ends it when a turn is still running. Idempotent; done by another thread soon after."""
+        """Returns the worker, or ends it when a turn is still running; a guest that may stay is led back to its beginning.
+
+        Idempotent; done by another thread soon after.
+        """
         self._driver.end("the session was closed")
         if self._driver.guest is not None:
             try:
@@ -228,14 +232,22 @@ class Session:
     def _leave(self) -> None:
         with self._lock:
             self._driver.end("the session was closed")
-            if not self._in_turn:
-                self._leave_locked()
-                return
-        self._abandon()
+            guest, snapshot = (None, None) if self._in_turn else self._driver.let_go()
+            running, stays = self._in_turn, not self._abandoned
+        if running:
+            self._abandon()
+            return
+        keep = None
+        try:
+            if stays:
+                with _cores:
+                    keep = self._driver.lead_back(guest, snapshot)
+        finally:
+            self._workers.take_back(guest, self, keep)
 
     def _leave_locked(self) -> None:
-        guest, keep = self._driver.let_go(stay=not self._abandoned)
-        self._workers.take_back(guest, self, keep)
+        guest, _ = self._driver.let_go()
+        self._workers.take_back(guest, self)
 
     # --- turns in threads, and what nobody waits for any more
 
@@ -296,6 +308,7 @@ class Session:
 
     def _kill(self) -> None:
         with self._lock:
-            # only while a turn runs: the worker is certainly ours then, and its pid not reused
+            # only while a turn runs: the worker is ours then, and its pid not reused
             if self._in_turn and (pid := self._pid) is not None and self._workers.state == "open":
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has just died, and is about to be replaced
+                    os.kill(pid, signal.SIGKILL)
