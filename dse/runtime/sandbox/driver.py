@@ -60,7 +60,7 @@ class Driver:
         async_names: frozenset[str],
         sync_names: frozenset[str],
         imports: str,
-        resident: Resident | None,
+        resident: Resident | None = None,
     ) -> None:
         self.interpreter_s = 0.0
         self.guest: Any = None
@@ -236,7 +236,7 @@ class Driver:
         self.guest.feed_run(code, print_callback=lambda stream, text: None)
 
     def begin(self, code: str, inputs: dict[str, Any], shims: Sequence[str]) -> Turn:
-        """The first turn of a feed.
+        """The first turn of a feed; of a script that stays, only its call can be fed.
 
         Raises:
             Unserialisable: an input that cannot enter the guest. SandboxUnavailable: as :meth:`check_out`.
@@ -249,6 +249,8 @@ class Driver:
             self.check_out()
         self._feed_time.begin(self.pid)
         if (resident := self._resident) is not None:
+            if code != resident.call:
+                raise ValueError("this guest runs the script that it was made for, and nothing else")
             return self._drive(lambda: self._call_resident(resident, inputs))
         sources = [source_of(need) for need in shims if need not in self._loaded]
         before = ""

@@ -12,6 +12,7 @@ import anyio
 import anyio.to_thread
 
 from dse.errors import SandboxUnavailable
+from dse.runtime.sandbox.driver import Driver
 from dse.runtime.sandbox.pools import WorkerPool
 from dse.runtime.sandbox.records import SandboxLimits
 from dse.runtime.sandbox.resident import Resident
@@ -138,7 +139,8 @@ class Sandbox:
         if async_names & sync_names:
             raise ValueError(f"both async and sync: {sorted(async_names & sync_names)}")
         self._workers.refuse_if_unusable()
-        return Session(self._workers, limits or SandboxLimits(), seed, clock, async_names, sync_names, imports, resident)
+        driver = Driver(self._workers, limits or SandboxLimits(), seed, clock, async_names, sync_names, imports, resident)
+        return Session(self._workers, driver)
 
     async def thaw(
         self,
@@ -160,7 +162,8 @@ class Sandbox:
             SandboxUnavailable: no worker could be had in time, or the interpreter does not take it.
         """
         self._workers.refuse_if_unusable()
-        session = Session(self._workers, limits or SandboxLimits(), seed, clock, async_names, sync_names, imports)
+        guest = Driver(self._workers, limits or SandboxLimits(), seed, clock, async_names, sync_names, imports)
+        session = Session(self._workers, guest)
         await self._workers.place(session)
         await session._in_thread(lambda: session._load(data, driver))
         return session

@@ -12,15 +12,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from dse.errors import SandboxUnavailable, Unserialisable
 from dse.runtime.sandbox.driver import Driver
 from dse.runtime.sandbox.pools import WorkerPool
-from dse.runtime.sandbox.records import Failed, Result, SandboxLimits, Turn, Waiting
-from dse.runtime.sandbox.resident import Resident
+from dse.runtime.sandbox.records import Failed, Result, Turn, Waiting
 
 __all__ = ["Session"]
 
@@ -60,19 +58,8 @@ if hasattr(os, "register_at_fork"):
 class Session:
     """One guest: its variables live from feed to feed. Not for use by two tasks at the same time."""
 
-    def __init__(
-        self,
-        workers: WorkerPool,
-        limits: SandboxLimits,
-        seed: int,
-        clock: datetime,
-        async_names: frozenset[str],
-        sync_names: frozenset[str],
-        imports: str,
-        resident: Resident | None = None,
-    ) -> None:
-        self._driver = Driver(workers, limits, seed, clock, async_names, sync_names, imports, resident)
-        self._workers = workers
+    def __init__(self, workers: WorkerPool, driver: Driver) -> None:
+        self._workers, self._driver = workers, driver
         workers.holders.add(self)
         self._lock = threading.Lock()
         self._in_turn = False
