@@ -1,6 +1,6 @@
 """Run all benchmarks and write ``benchmarks/RESULTS.md``.
 
-python -m benchmarks.run                        everything, about five minutes on two cores
+python -m benchmarks.run                        everything, about seven minutes on two cores
 python -m benchmarks.run overhead imports       some topics, printed and not written
 """
 

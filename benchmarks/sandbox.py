@@ -61,7 +61,7 @@ def _ours(task: Scenario, loop: asyncio.AbstractEventLoop, units: int) -> Callab
     from dse.runtime.dispatcher import Dispatcher
     from dse.strategies.code import _CodeSession
 
-    program = task.program("code", asynchronous=True)
+    program = task.program("code")
 
     async def one() -> None:
         run = program.new_run({"question": task.question})

@@ -95,10 +95,9 @@ class Scenario:
         limits = Limits(model_calls=self.calls + 2, tool_calls=max(500, self.calls))
         return seed_plan(self.signature.spec(), mode, limits=limits)
 
-    def program(self, mode: str, *, asynchronous: bool) -> dse.Program:
-        """The dse side: a program with a plan and no store."""
-        lm = self.engine.twin() if asynchronous else self.engine
-        return dse.Program(self.signature, self.plan(mode), lm=lm)
+    def program(self, mode: str) -> dse.Program:
+        """The dse side: a program with a plan and no store. Its model can be awaited, as all that dspy names can."""
+        return dse.Program(self.signature, self.plan(mode), lm=self.engine.twin())
 
     def react(self) -> Any:
         """The dspy side: ``dspy.ReActV2`` on plain functions. Call it within `react_context`."""

@@ -38,7 +38,7 @@ def measure(*, reps: int = 9, runs: int = 200, calls: int = 5, react_reps: int =
 def _program_runs(
     task: Scenario, mode: str, loop: asyncio.AbstractEventLoop, runs: int, *, together: bool
 ) -> Callable[[], None]:
-    program = task.program(mode, asynchronous=True)
+    program = task.program(mode)
 
     async def all_of_them() -> None:
         if together:

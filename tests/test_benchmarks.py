@@ -55,7 +55,7 @@ def test_a_ratio_is_taken_within_a_repetition() -> None:
 @pytest.mark.parametrize("parallel", [False, True])
 def test_both_modes_make_the_calls_that_the_scenario_says(mode: str, parallel: bool) -> None:
     task = scenario(3, parallel=parallel)
-    prediction = asyncio.run(task.program(mode, asynchronous=True).acall(question=task.question))
+    prediction = asyncio.run(task.program(mode).acall(question=task.question))
     assert prediction.total == task.total
     assert sorted(call["arguments"]["user_id"] for call in prediction.receipt["calls"]) == [0, 1, 2]
     rounds = {"code": 1, "tool_call": 2 if parallel else 4}[mode]
