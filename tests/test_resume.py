@@ -428,6 +428,9 @@ def test_a_denied_call_counts_also_after_going_on_from_a_snapshot(tmp_path: Path
             continue
     assert prediction.report == "paid 5"
     assert prediction.receipt["usage"]["calls_per_tool"] == {"look": 1, "pay": 2} and prediction.receipt["usage"]["tool_calls"] == 3
+    denied, _, paid = prediction.receipt["calls"]
+    assert (denied["outcome"], denied["arguments"], paid["arguments"]) == ("refused", {"amount": 1}, {"amount": 5})
+    assert denied["arguments_hash"] and denied["arguments_hash"] != paid["arguments_hash"]
 
 
 def test_a_retry_repeats_idempotent_writes_with_their_keys(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ def secrets_of(record: RolloutRecord, spec: SignatureSpec, example: Example) -> 
         if kind == "model_call":
             for call in entry["tool_calls"]:
                 secrets.remember(call["arguments"], names)
-        elif kind == "tool_intent":
-            secrets.remember(entry["arguments"], names)
+        elif kind in ("tool_intent", "tool_refused"):
+            secrets.remember(entry.get("arguments"), names)
         elif kind == "tool_outcome":
             secrets.remember(entry["result"], None if entry["tool"] in whole else names)
     return secrets

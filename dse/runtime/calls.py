@@ -56,8 +56,14 @@ class Calls:
             self.keys[call_id] = sha256_hex(text.encode())[:32]
         return self.keys[call_id]
 
-    def refused(self, exc: BaseException, call_id: int, receipt: dict[str, Any], record: CallRecord | None) -> None:
-        """Receipt and journal of a call that was not executed."""
+    def refused(
+        self, exc: BaseException, call_id: int, receipt: dict[str, Any], record: CallRecord | None, wire: dict[str, Any] | None
+    ) -> None:
+        """Receipt and journal of a call that was not executed.
+
+        Args:
+            wire: its arguments, where they were valid.
+        """
         if isinstance(exc, DseError):
             fault, message, remedy = exc.code, exc.what, exc.remedy
         else:
@@ -68,7 +74,7 @@ class Calls:
             return  # it waits, and nobody has refused it
         if record is None or record.refused is None or record.refused["fault"] != fault:
             self._run.journal.add("tool_refused", call_id=call_id, tool=receipt["tool"], fault=fault, message=message,
-                                 remedy=remedy)  # fmt: skip
+                                 remedy=remedy, **({} if wire is None else {"arguments": wire}))  # fmt: skip
 
     def ended(
         self, contract: ToolContract, entry: Mapping[str, Any], receipt: dict[str, Any], text: bytes | None = None

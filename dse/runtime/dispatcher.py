@@ -131,7 +131,7 @@ class Dispatcher:
         recording = self.run.journal.recording
         record = recording.calls.get(call_id) if recording else None
         ticket: Ticket | None = None
-        charged = 0.0
+        charged, wire = 0.0, None
         try:
             try:
                 tool, contract = self._allowed(name, self.allow if caller is None else caller.allow)
@@ -177,7 +177,7 @@ class Dispatcher:
         except BaseException as exc:
             if receipt["outcome"] == "refused":
                 self.run.meter.refund_tool(charged)
-                self.calls.refused(exc, call_id, receipt, record)
+                self.calls.refused(exc, call_id, receipt, record, wire)
                 await self.run.journal.durable()
             raise
         finally:

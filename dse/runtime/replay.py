@@ -93,19 +93,24 @@ class Replay:
         receipt = self._calls.receipt(call_id, entry["tool"], call_id // NESTED if call_id >= NESTED else None)
         meter = run.meter
         meter.tool_calls += 1
-        if tool is None or intent is None:
-            if tool is not None and entry["fault"] in (ToolRateLimited.code, ToolDenied.code):
-                meter.charge_tool(tool.name, 0.0)  # it came as far as being counted, and cost nothing
-            receipt.update(effect=tool.contract.effect if tool else None, fault=entry.get("fault"),
-                           message=run.secrets.text(entry.get("message") or ""))  # fmt: skip
+        if intent is None:
+            receipt.update(fault=entry.get("fault"), message=run.secrets.text(entry.get("message") or ""))
+        if tool is None:
             return
-        contract, wire = tool.contract, intent["arguments"]
-        if contract.sensitive:
-            run.secrets.remember(wire, contract.sensitive)
-        arguments_hash = f"sha256:{sha256_hex(canonical_json(wire))}"
-        receipt.update(effect=contract.effect, arguments=redact(wire, contract.sensitive), arguments_hash=arguments_hash)
-        self._calls.keys[call_id] = intent["idempotency_key"]
-        self._calls.key(contract, arguments_hash, call_id)
+        contract = tool.contract
+        receipt["effect"] = contract.effect
+        if (wire := (intent or entry).get("arguments")) is not None:  # a refused call has them where they were valid
+            if contract.sensitive:
+                run.secrets.remember(wire, contract.sensitive)
+            arguments_hash = f"sha256:{sha256_hex(canonical_json(wire))}"
+            receipt.update(arguments=redact(wire, contract.sensitive), arguments_hash=arguments_hash)
+            if intent is not None:
+                self._calls.keys[call_id] = intent["idempotency_key"]
+            self._calls.key(contract, arguments_hash, call_id)
+        if intent is None:
+            if entry["fault"] in (ToolRateLimited.code, ToolDenied.code):
+                meter.charge_tool(contract.name, 0.0)  # it came as far as being counted, and cost nothing
+            return
         meter.charge_tool(contract.name, contract.cost_usd)
         try:
             self.answer(contract, entry, receipt)

@@ -416,8 +416,8 @@ def hidden(entries: Sequence[Mapping[str, Any]], names: Mapping[str, Any]) -> li
     for entry in entries:
         if entry["kind"] == "run_started":
             secrets.remember(entry["inputs"], secrets.names)
-        elif entry["kind"] == "tool_intent":
-            secrets.remember(entry["arguments"], secrets.names)
+        elif entry["kind"] in ("tool_intent", "tool_refused"):
+            secrets.remember(entry.get("arguments"), secrets.names)
         elif entry["kind"] == "tool_outcome":
             secrets.remember(entry["result"], None if entry["tool"] in secrets.results else secrets.names)
         elif entry["kind"] == "run_finished" and entry["outputs"]:
