@@ -468,6 +468,39 @@ def test_limits_end_the_session(code: str, limits: dict[str, Any], limit: str) -
     assert isinstance(after, Failed) and after.error.dead
 
 
+@pytest.mark.parametrize("code", [
+    "for i in range(50):\n    await fetch(i)",
+    "for i in range(50):\n    submit(i)",
+    "for i in range(20):\n    await asyncio.gather(fetch(i), other(i))",
+], ids=["sequential", "sync", "gathered"])  # fmt: skip
+@pytest.mark.parametrize("limit", [1, 2, 3, 6, 20])
+def test_the_limit_of_suspensions_is_where_it_was_after_a_guest_was_frozen(code: str, limit: int) -> None:
+    limits = SandboxLimits(suspensions=limit)
+
+    async def answered(box: Sandbox, frozen_at: Callable[[int], bool]) -> int:
+        """Times that the guest was answered before its limit, when it is frozen and thawed at some of them."""
+        session, turns = await opened(box, limits=limits), 0
+        turn = await session.feed("1 + 1")  # a feed that has ended is no suspension
+        assert isinstance(turn, Finished)
+        turn = await session.feed(code)
+        while isinstance(turn, Waiting):
+            if frozen_at(turns):
+                frozen = await session.freeze()
+                assert frozen is not None
+                await session.aclose()
+                session = await box.thaw(*frozen, limits=limits, seed=7, clock=CLOCK, async_names=ASYNC, sync_names=SYNC)
+            turns += 1
+            turn = await session.resume({number: Value(0) for number in session.waits_for})
+        assert isinstance(turn, Failed) and turn.error.limit == "suspensions", turn
+        return turns
+
+    async def work(box: Sandbox) -> list[int]:
+        cases: list[Callable[[int], bool]] = [lambda n: False, lambda n: n == 0, lambda n: n == 1, lambda n: True]
+        return [await answered(box, case) for case in cases]
+
+    assert len(set(run(work))) == 1
+
+
 def test_a_native_operation_that_ignores_the_clock_is_killed() -> None:
     failed, after = failure("10 ** (10 ** 7)", SandboxLimits(feed_s=0.2))
     assert (failed.error.limit, failed.error.dead) == ("interpreter_s", True)

@@ -122,8 +122,10 @@ class Driver:
         """
         import pydantic_monty
 
-        self._suspensions = state["suspensions"]
+        # The interpreter counts the suspension that it is loaded in once more.
+        self._suspensions = state["suspensions"] - (1 if state["suspended"] else 0)
         self.check_out()
+        self._suspensions = state["suspensions"]
         self._prints = Prints(self._limits.print_bytes, state["printed"])
         try:
             if state["suspended"]:
@@ -341,8 +343,9 @@ class Driver:
             snapshot = step()
             while True:
                 kind = type(snapshot).__name__
-                self._suspensions += 1
-                if self._resident is not None and self._suspensions > self._limits.suspensions and kind != "MontyComplete":
+                if kind != "MontyComplete":
+                    self._suspensions += 1
+                if self._resident is not None and self._suspensions > self._limits.suspensions:
                     self.dead = faults.suspended_too_often(self._line_in(self._resident, snapshot.position))
                     self.snapshot, self._fresh = None, []
                     return Failed(self.dead, self._prints.take(last=True))
