@@ -61,7 +61,9 @@ async def ran(box: Sandbox, source: str, *, stay: bool = True, limits: SandboxLi
             said = (turn.error.class_name, turn.error.message, turn.error.line)
         elif isinstance(turn, Finished):
             said = ("ended", turn.value_repr)
-        return Ran(said, printed + (turn.prints if not isinstance(turn, Waiting) else ""), session._pid or 0, session._driver.kept.runs if session._driver.kept else 0)
+        stayed = getattr(session._driver, "kept", None)  # a guest of its own has none
+        last = turn.prints if not isinstance(turn, Waiting) else ""
+        return Ran(said, printed + last, session._pid or 0, stayed.runs if stayed else 0)
     finally:
         await anyio.to_thread.run_sync(session._leave)  # as aclose() does, which does not wait for it
 

@@ -10,7 +10,6 @@ The clock stands still and sleeping takes no time; both and the random numbers c
 
 from __future__ import annotations
 
-import re
 import textwrap
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -24,22 +23,13 @@ from dse.runtime.sandbox.crossing import Prints, argument, placeholder, refused,
 from dse.runtime.sandbox.feed_time import FeedTime
 from dse.runtime.sandbox.pools import Kept, WorkerPool
 from dse.runtime.sandbox.records import ExternalCall, Failed, Finished, GuestError, Result, SandboxLimits, Turn, Waiting
-from dse.runtime.sandbox.resident import BALLAST, Resident, as_written
 from dse.runtime.sandbox.shims import source_of
 
 __all__ = ["Driver"]
 
-_KEPT_ROOM = 128 * 2**20  # bytes at most for what a guest that stays keeps: some patterns take 500 kB
-_KEPT_RUNS = 1000  # of one guest
-_ENDED = "the run has ended"
-_OVER = re.compile(r"memory limit exceeded: (\d+) bytes > \d+ bytes")
-
 
 class Driver:
     """One guest in the interpreter, and what is counted for it.
-
-    Args:
-        resident: the script that this guest runs once, where it may stay for the next run.
 
     Attributes:
         interpreter_s: seconds spent in turns so far.
@@ -48,7 +38,6 @@ class Driver:
         pending: ids of the calls that it waits for there.
         pid: of the worker process.
         dead: why no turn can run any more.
-        kept: the guest as it had stayed, where this one has; None for a fresh one.
     """
 
     def __init__(
@@ -60,7 +49,6 @@ class Driver:
         async_names: frozenset[str],
         sync_names: frozenset[str],
         imports: str,
-        resident: Resident | None = None,
     ) -> None:
         self.interpreter_s = 0.0
         self.guest: Any = None
@@ -68,11 +56,9 @@ class Driver:
         self.pending: tuple[int, ...] = ()
         self.pid: int | None = None
         self.dead: GuestError | None = None
-        self.kept: Kept | None = None
         self._feed_time = FeedTime()
         self._workers, self._limits, self._seed, self._clock = workers, limits, seed, clock
         self._async_names, self._known_names = async_names, async_names | sync_names
-        self._resident = resident
         self._whole = False  # the guest stands where it can be led back to its beginning
         self._imports = imports
         self._imported: bool | None = False  # None: perhaps
@@ -88,31 +74,27 @@ class Driver:
 
     # --- the guest: had, loaded, dumped, let go
 
-    def check_out(self, *, fresh: bool = False) -> None:
-        """Get a guest: one that has stayed, where there is one and nobody asks for a fresh one.
+    def check_out(self) -> None:
+        """Get a guest.
 
         Raises:
             SandboxUnavailable: no worker became free in time, or there can be none any more.
         """
-        limits = self._limits
-        if self._resident is not None and not fresh and (kept := self._workers.kept(self._kind)) is not None:
-            self.kept, self.guest, self._feeds, self._source, self._shift = kept, kept.guest, kept.feeds, kept.source, 1
-            self._loaded, self._imported = set(self._resident.needs), True
-            self.pid = self.guest.worker_pid
-            return
         self.guest = self._workers.lend(
-            limits={
-                "max_feed_duration_secs": limits.feed_s,
-                "max_memory": limits.memory_bytes + self._room,
-                # The script is a call itself there, and a pattern that is kept takes two.
-                "max_recursion_depth": limits.recursion + (3 if self._resident is not None else 0),
-                # A dump forgets its count; a guest that stays goes on counting, so that we count for each of its runs.
-                "max_suspensions": min(
-                    max(1, limits.suspensions - self._suspensions) * (_KEPT_RUNS if self._resident else 1), 2**63 - 1),
-            },
+            limits=self._bounds(),
             os_policy={"datetime": self._clock, "sleep": "zero", "random_start": {"seed": self._seed}},
         )
         self.pid = self.guest.worker_pid
+
+    def _bounds(self) -> dict[str, Any]:
+        """The limits as the interpreter takes them."""
+        limits = self._limits
+        return {
+            "max_feed_duration_secs": limits.feed_s,
+            "max_memory": limits.memory_bytes,
+            "max_recursion_depth": limits.recursion,
+            "max_suspensions": max(1, limits.suspensions - self._suspensions),  # a dump forgets its count
+        }
 
     def load(self, data: bytes, state: Mapping[str, Any]) -> None:
         """Get a guest that goes on where another one was dumped.
@@ -177,58 +159,7 @@ class Driver:
         return guest, snapshot
 
     def lead_back(self, guest: Any, snapshot: Any) -> tuple[Hashable, Kept] | None:
-        """What a guest that was let go stays as, for :meth:`WorkerPool.take_back`; None where it may not, or cannot."""
-        resident, runs = self._resident, self.kept.runs if self.kept is not None else 0
-        if resident is None or guest is None or not self._whole or runs + 1 >= _KEPT_RUNS or self._workers.state != "open":
-            return None
-        if not self._led_back(resident, guest, snapshot):
-            return None
-        return self._kind, Kept(guest, self._feeds, self._source, runs + 1)
-
-    @property
-    def _kind(self) -> Hashable:
-        """Guests of one kind can take each other's place."""
-        return self._resident, self._limits, self._imports
-
-    @property
-    def _room(self) -> int:
-        """Bytes for what a guest that stays keeps. What it does not use of them is filled: every run has the same left."""
-        return min(self._limits.memory_bytes, _KEPT_ROOM) if self._resident is not None else 0
-
-    def _fill(self, size: int) -> str:
-        return f"{BALLAST} = bytes({size})\nNone"  # zeros that nobody looks at take no memory of the machine
-
-    def _led_back(self, resident: Resident, guest: Any, snapshot: Any) -> bool:
-        """End the run inside the guest, and make sure that the next one finds as much memory as it is promised."""
-        try:
-            if snapshot is not None:
-                try:
-                    snapshot.resume({"exc_type": "KeyboardInterrupt", "message": _ENDED})
-                except Exception as error:
-                    if not str(error).endswith(f"KeyboardInterrupt: {_ENDED}"):
-                        return False
-                else:
-                    return False  # it went on
-            used = self._used(resident, guest)
-            if used is None or used > self._room:
-                return False
-            self._feeds += 1
-            guest.feed_run(self._fill(self._room - used), print_callback=lambda stream, text: None)
-            return True
-        except BaseException as error:  # a panic of the native module is not an Exception
-            if faults.is_interpreters(error):
-                return False
-            raise
-
-    def _used(self, resident: Resident, guest: Any) -> int | None:
-        """Bytes that a guest holds between runs: what it says when it is asked for more than there can be."""
-        whole = self._limits.memory_bytes + self._room
-        self._feeds += 1
-        try:
-            guest.feed_run(f"{resident.forget}\n{BALLAST} = None\nbytes({whole})", print_callback=lambda stream, text: None)
-        except Exception as error:
-            found = _OVER.search(str(error))
-            return int(found[1]) - whole if found else None
+        """What a guest that was let go stays as, for :meth:`WorkerPool.take_back`; None where it does not."""
         return None
 
     # --- turns
@@ -238,7 +169,7 @@ class Driver:
         self.guest.feed_run(code, print_callback=lambda stream, text: None)
 
     def begin(self, code: str, inputs: dict[str, Any], shims: Sequence[str]) -> Turn:
-        """The first turn of a feed; of a script that stays, only its call can be fed.
+        """The first turn of a feed.
 
         Raises:
             Unserialisable: an input that cannot enter the guest. SandboxUnavailable: as :meth:`check_out`.
@@ -250,10 +181,9 @@ class Driver:
         if self.guest is None:
             self.check_out()
         self._feed_time.begin(self.pid)
-        if (resident := self._resident) is not None:
-            if code != resident.call:
-                raise ValueError("this guest runs the script that it was made for, and nothing else")
-            return self._drive(lambda: self._call_resident(resident, inputs))
+        return self._feed(code, inputs, shims)
+
+    def _feed(self, code: str, inputs: dict[str, Any], shims: Sequence[str]) -> Turn:
         sources = [source_of(need) for need in shims if need not in self._loaded]
         before = ""
         if self._imported is None:  # the first feed failed; where it was not even parsed, nothing is imported
@@ -284,31 +214,6 @@ class Driver:
         if not self._imported:
             self._imported = None if isinstance(turn, Failed) else True
         return turn
-
-    def _call_resident(self, resident: Resident, inputs: dict[str, Any]) -> Any:
-        """Begin a run of a script that stays; a guest that has died while it waited is replaced."""
-        given = {resident.inputs[name]: value for name, value in inputs.items()}
-        for last in (self.kept is None, True):
-            if self._imported is False:
-                self._feed_quietly("\n".join((self._imports, *map(source_of, resident.needs))))
-                self._source, self._shift = self._feeds, 1
-                self._feed_quietly(f"{resident.definitions}\n{self._fill(self._room)}")
-                self._loaded, self._imported = set(resident.needs), True
-            self._feeds += 1
-            try:
-                return self.guest.feed_start(resident.call, inputs=given, print_callback=self._prints.write)
-            except Exception as error:
-                if refusal := refused(error, "an input"):
-                    self._feeds -= 1
-                    raise refusal from None
-                if last or type(error).__name__ != "MontyCrashedError" or error.timed_out:  # type: ignore[attr-defined]
-                    raise
-            self._workers.take_back(self.guest)
-            self.guest, self.kept, self.pid, self._imported, self._feeds = None, None, None, False, 0
-            self._prints = Prints(self._limits.print_bytes)
-            self.check_out(fresh=True)
-            self._feed_time.change_worker(self.pid)
-        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def answer(self, results: dict[int, Result]) -> Turn:
         """The turn after the guest was handed results of some pending calls.
@@ -345,10 +250,10 @@ class Driver:
                 kind = type(snapshot).__name__
                 if kind != "MontyComplete":
                     self._suspensions += 1
-                if self._resident is not None and self._suspensions > self._limits.suspensions:
-                    self.dead = faults.suspended_too_often(self._line_in(self._resident, snapshot.position))
+                if (fault := self._too_many(snapshot)) is not None:
+                    self.dead = fault
                     self.snapshot, self._fresh = None, []
-                    return Failed(self.dead, self._prints.take(last=True))
+                    return Failed(fault, self._prints.take(last=True))
                 if kind == "FunctionSnapshot":
                     if snapshot.is_os_function:
                         if snapshot.function_name in ("import", "import_stubs"):
@@ -397,17 +302,10 @@ class Driver:
                 raise
             self.snapshot = None
             self._fresh = []
-            fault = faults.from_exception(error, f"<python-input-{self._source}>", self._shift)
-            if self._resident is not None and fault.kind == "runtime":
-                frames = error.traceback()  # type: ignore[attr-defined]
-                fault = as_written(fault, frames[-1].function_name if frames else None, self._resident.names)
+            fault = self._explained(faults.from_exception(error, f"<python-input-{self._source}>", self._shift), error)
             took_s, cpu_s = time.perf_counter() - started, time.thread_time() - cpu
             if fault.limit == "interpreter_s" and self._feed_time.starved(self._limits.feed_s, took_s, cpu_s):
                 fault = faults.crash("its time limit passed, and the machine gave it less than a tenth of that")
-            if self._resident is not None and fault.limit == "memory_bytes":
-                # Maybe because of what this guest keeps: executed again in one of its own, the script says whether it is.
-                self._workers.is_full(self._kind)
-                fault = faults.crash("what it keeps left too little memory")
             if fault.dead:
                 self.dead = fault
             self._whole = fault.kind == "runtime" and not fault.dead and not self._open
@@ -417,11 +315,13 @@ class Driver:
             self.interpreter_s += spent
             self._feed_time.add(spent, time.thread_time() - cpu)
 
-    def _line_in(self, resident: Resident, place: Any) -> int | None:
-        """The line of the script that the guest is in."""
-        if place.filename != f"<python-input-{self._source}>":
-            return None
-        return resident.definitions.encode()[: place.start].count(b"\n") + 1 - self._shift
+    def _too_many(self, snapshot: Any) -> GuestError | None:
+        """Why a guest that is suspended may not go on, where the interpreter does not hold that limit itself."""
+        return None
+
+    def _explained(self, fault: GuestError, error: BaseException) -> GuestError:
+        """A fault as the author of the code may know it."""
+        return fault
 
     def _call(self, snapshot: Any) -> ExternalCall | NotPlain:
         name = str(snapshot.function_name)

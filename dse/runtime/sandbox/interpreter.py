@@ -17,6 +17,7 @@ from dse.runtime.sandbox.pools import WorkerPool
 from dse.runtime.sandbox.records import SandboxLimits
 from dse.runtime.sandbox.resident import Resident
 from dse.runtime.sandbox.session import Session
+from dse.runtime.sandbox.staying import ResidentDriver
 
 __all__ = ["Sandbox"]
 
@@ -139,8 +140,8 @@ class Sandbox:
         if async_names & sync_names:
             raise ValueError(f"both async and sync: {sorted(async_names & sync_names)}")
         self._workers.refuse_if_unusable()
-        driver = Driver(self._workers, limits or SandboxLimits(), seed, clock, async_names, sync_names, imports, resident)
-        return Session(self._workers, driver)
+        given = (self._workers, limits or SandboxLimits(), seed, clock, async_names, sync_names, imports)
+        return Session(self._workers, Driver(*given) if resident is None else ResidentDriver(*given, resident))
 
     async def thaw(
         self,
