@@ -63,7 +63,7 @@ _EXPORTS = {
     "environment": "dse.evaluation.environment",
     "evaluate": "dse.evaluation.evaluator",
     "forecast": "dse.compiler.compile",
-    "load": "dse.program",
+    "load": "dse.loading",
     "metric": "dse.evaluation.metric",
     "run_script": "dse.scripts",
     "script_tool": "dse.runtime.script_tool",
@@ -117,6 +117,7 @@ if TYPE_CHECKING:
     from dse.evaluation.metric import metric as metric
     from dse.evaluation.task import Task as Task
     from dse.limits import Limits as Limits
+    from dse.loading import load as load
     from dse.models.prices import PriceTable as PriceTable
     from dse.objective import Objective as Objective
     from dse.plan import Plan as Plan
@@ -124,7 +125,6 @@ if TYPE_CHECKING:
     from dse.program import Prediction as Prediction
     from dse.program import Program as Program
     from dse.program import RunHandle as RunHandle
-    from dse.program import load as load
     from dse.runtime.script_tool import script_tool as script_tool
     from dse.scripts import arun_script as arun_script
     from dse.scripts import run_script as run_script

@@ -206,7 +206,7 @@ def run_command(
     receipt: Annotated[bool, typer.Option(help="Print the receipt as well.")] = False,
 ) -> None:
     """Load an artifact and run it on one input."""
-    from dse.program import load
+    from dse.loading import load
 
     values = _inputs(input)
     found, signature = load_spec(task)

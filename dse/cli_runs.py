@@ -215,7 +215,8 @@ def _program(
     allow_unproven: bool,
 ) -> tuple[Any, str]:  # fmt: skip
     """The program that a run belongs to, with its store, and the run's id."""
-    from dse.program import Program, load
+    from dse.loading import load
+    from dse.program import Program
 
     if (artifact is None) == (mode is None):
         raise UserError("Say what the run was started with", remedy="Give either --artifact REF or --mode MODE.")

@@ -16,11 +16,14 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+import anyio.lowlevel
+
 from dse.errors import SandboxUnavailable
 
-__all__ = ["Threads", "shared"]
+__all__ = ["Threads", "being_cancelled", "in_thread", "shared"]
 
 T = TypeVar("T")
+_OF_A_NAME = 512  # plain functions of users that run at the same time: tools, and who is asked for decisions
 _Job = Callable[[], None]
 
 
@@ -121,6 +124,18 @@ def shared(name: str, most: int) -> Threads:
     """The threads of this name in this process, made when they are first asked for; nobody stops them."""
     found = _shared.get(name)
     return found if found is not None else _shared.setdefault(name, Threads(most, name))
+
+
+async def in_thread(name: str, work: Callable[[], T]) -> T:
+    """The result of ``work()`` in a thread of this name; cancelled, it goes on and nobody hears of it."""
+    await anyio.lowlevel.checkpoint_if_cancelled()  # then it does not even begin
+    return await shared(name, _OF_A_NAME).run(work)
+
+
+def being_cancelled(error: BaseException) -> bool:
+    """Whether `error` cancels this task; anybody's function may also raise CancelledError all by itself."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
 
 
 class _Results(list[tuple["asyncio.Future[Any]", Any, "BaseException | None"]]):

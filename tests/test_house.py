@@ -23,6 +23,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("compiler",),
     ("interop", "scripts"),
     ("evaluation",),
+    ("loading",),
     ("program",),
     ("durable",),
     ("strategies",),

@@ -40,7 +40,7 @@ from dse.errors import (
     StoreUnavailable,
     ToolboxError,
 )
-from dse.program import looser_fields
+from dse.loading import looser_fields
 from dse.strategies.base import seed_plan
 from dse.testing.scripted import ScriptedModel, call, say
 

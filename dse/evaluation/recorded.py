@@ -43,8 +43,9 @@ from dse.errors import (
 from dse.evaluation.environment import Environment, World, environment
 from dse.redaction import without_paths
 from dse.runtime.calls import faults_by_code, own_class
-from dse.runtime.execution import Next, ToolCall, WireResult, being_cancelled, returned
+from dse.runtime.execution import Next, ToolCall, WireResult, returned
 from dse.store.effects import EffectCassette, Outcome, effect_key, next_token, start_token
+from dse.threads import being_cancelled
 
 __all__ = ["Mode", "RecordedEnvironment", "SimulatedCall", "recorded"]
 

@@ -15,8 +15,8 @@ from dse.evaluation.evaluator import Evaluator, Progress, RolloutRecord, model_f
 from dse.evaluation.executor import Executor
 from dse.evaluation.sampling import check_rows, spread
 from dse.evaluation.task import Task
+from dse.loading import load
 from dse.portal import run_sync
-from dse.program import load
 from dse.statistics import paired_interval
 from dse.strategies.base import needs_model
 

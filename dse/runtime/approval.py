@@ -15,9 +15,9 @@ from dse.contracts.tool import ToolContract
 from dse.contracts.toolbox import Toolbox
 from dse.errors import CassetteMiss, InfrastructureError, RunSuspended, ToolDenied
 from dse.redaction import redact, safe_message, without_paths
-from dse.runtime.execution import being_cancelled, in_thread
 from dse.runtime.history import CallRecord, diverged
 from dse.runtime.run import Run
+from dse.threads import being_cancelled, in_thread
 
 __all__ = ["ApprovalRequest", "Approvals"]
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import anyio
-import anyio.lowlevel
 from pydantic import ValidationError
 
 from dse.canonical import canonical_json
@@ -36,11 +35,10 @@ from dse.runtime.calls import Calls, own_class
 from dse.runtime.history import CallRecord
 from dse.runtime.nesting import Caller
 from dse.runtime.run import Run
-from dse.threads import shared
+from dse.threads import being_cancelled, in_thread
 
-__all__ = ["Execution", "Middleware", "Next", "ToolCall", "WireResult", "being_cancelled", "in_thread", "invalid", "returned"]
+__all__ = ["Execution", "Middleware", "Next", "ToolCall", "WireResult", "invalid", "returned"]
 
-SYNC_TOOL_THREADS = 512  # of tools, and as many for who is asked for decisions
 _LOOK_INSIDE = 1_000_000  # items or characters: validating more only to refuse it would stop the host for seconds
 
 
@@ -249,15 +247,3 @@ def invalid(exc: Exception, contract: ToolContract) -> str:
     own_words = ("value_error", "assertion_error")  # a validator's text may quote the value
     return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'value'}: {'invalid' if e['type'] in own_words else e['msg']}"
                      for e in found[:8])  # fmt: skip
-
-
-def being_cancelled(exc: BaseException) -> bool:
-    """Whether `exc` cancels this task; an implementation may also raise CancelledError all by itself."""
-    task = asyncio.current_task()
-    return isinstance(exc, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
-
-
-async def in_thread(kind: str, work: Callable[[], Any]) -> Any:
-    """The result of ``work()`` in a thread of this kind; cancelled, it goes on and nobody hears of it."""
-    await anyio.lowlevel.checkpoint_if_cancelled()  # then it does not even begin
-    return await shared(kind, SYNC_TOOL_THREADS).run(work)
