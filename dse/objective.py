@@ -16,7 +16,7 @@ from dse.errors import UserError
 
 __all__ = ["Objective"]
 
-_Price = Annotated[float, Field(ge=0)]
+_Price = Annotated[float, Field(ge=0, le=1e9)]
 
 
 class Objective(BaseModel):
@@ -59,7 +59,7 @@ class Objective(BaseModel):
             known = ", ".join(cls.model_fields)
             raise UserError(f"The objective cannot have this {field}: {first['msg']}",
                             value=repr(first["input"]), field=field,
-                            remedy=f"Fields are {known}; none is negative.") from None  # fmt: skip
+                            remedy=f"Fields are {known}; none is negative, no weight above 1e9.") from None  # fmt: skip
 
     @property
     def needs_cost(self) -> bool:

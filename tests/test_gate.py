@@ -18,7 +18,7 @@ from dse.canonical import canonical_json
 from dse.compiler.gate import GateResult, PairedRow, evidence, gate, recompute
 from dse.errors import ArtifactInvalid, DatasetError, DuplicateRow, MetricError, MissingHoldout, UserError
 from dse.objective import Objective
-from dse.statistics import clopper_pearson, mcnemar, minimum_detectable_effect, sign_flip
+from dse.statistics import clopper_pearson, mcnemar, mcnemar_power, minimum_detectable_effect, sign_flip
 
 QUALITY = Objective()
 CHEAPER = Objective(cost_weight=1.0)
@@ -117,6 +117,28 @@ def test_ties_keep_the_incumbent() -> None:
     assert result.ties == 40
     # An interval of no width would claim more than forty ties can show.
     assert result.quality_difference.low < -0.05 and result.quality_difference.high > 0.05
+
+
+@pytest.mark.parametrize("weights", [{"cost_weight": 1e-11}, {"exposure_weight": 1e-13}, {"cost_weight": 1e-11, "latency_weight": 1e-12}])
+def test_what_is_too_small_to_be_a_win_promotes_nobody(weights: dict[str, float]) -> None:
+    pairs = rows(outcomes(30, 0, 0, 10), costs=(0.02, 0.01), latencies=(0.2, 0.1))
+    result = gate(pairs, objective=Objective(**weights), candidate_exposure=0, baseline_exposure=1)
+    assert result.verdict == "KEEP" and "ties keep the incumbent" in result.reasons[0]
+    assert (result.wins, result.losses, result.ties) == (0, 0, 40)
+
+
+@pytest.mark.parametrize("weight", ["cost_weight", "latency_weight", "exposure_weight"])
+def test_a_weight_that_no_number_could_hold_is_refused(weight: str) -> None:
+    with pytest.raises(UserError, match=weight):
+        Objective(**{weight: 1e200})
+
+
+@pytest.mark.parametrize(("n", "wins", "losses"), [(12, 0, 0), (20, 0, 0), (40, 0, 0), (40, 3, 1), (60, 12, 8)])
+def test_right_or_wrong_the_detectable_gain_is_that_of_the_exact_test(n: int, wins: int, losses: int) -> None:
+    result = gate(rows(outcomes(n - wins - losses, wins, losses)), objective=QUALITY)
+    assert result.mde is not None and "McNemar" in result.test
+    share = (wins + losses) / n
+    assert mcnemar_power(n, gain=result.mde, discordance=share) >= 0.8 > mcnemar_power(n, gain=result.mde - 0.01, discordance=share)
 
 
 def test_clusters_count_once() -> None:

@@ -348,7 +348,11 @@ class _Facts:
         assert self.gain.se is not None
         can_reach = 0.5**self.count <= alpha
         detectable = statistics.detectable(self.gain.se, statistics.degrees_of_freedom(clusters), alpha=alpha, power=power)
-        self.mde = detectable if can_reach else None
+        if exact and not self.priced:  # the standard error of few rows that differ says little about the exact test
+            differ = sum(value != 0 for value in self.quality) / self.n
+            self.mde = statistics.minimum_detectable_effect(self.n, discordance=differ, alpha=alpha, power=power)
+        else:
+            self.mde = detectable if can_reach else None
         self.none_worse = min(self.quality) >= -_TIE
         self.hidden = 1 - alpha ** (1 / self.count)  # clusters that may be worse where none was
         self.floor = self._floor(quality_test.p_value)
@@ -378,15 +382,15 @@ class _Facts:
         broken = self._broken()
         if broken:
             return "KEEP", broken + self._notes(), None
-        significant = self.test.p_value <= self.alpha
         gain = f"mean utility difference {self.gain.estimate:+.4g}, p = {self.test.p_value:.4g}"
+        if max(self.utility) <= _TIE:
+            return "KEEP", [f"no row is better, and ties keep the incumbent: {gain}"], None
+        significant = self.test.p_value <= self.alpha
         unproven, needed = self._unproven()
         if significant and not unproven:
             return "PROMOTE", [f"better: {gain}", *self._notes()], None
         if significant:
             return "INSUFFICIENT", [*unproven, f"better, but not promoted for that reason: {gain}"], needed
-        if max(self.utility) <= _TIE:
-            return "KEEP", [f"no row is better, and ties keep the incumbent: {gain}"], None
         worthwhile = self.objective.worthwhile
         if self.gain.high < worthwhile and self.gain.low <= 0:
             why = f"not better: {gain}; the 95% interval ends at {self.gain.high:+.4g}, below a worthwhile gain"
