@@ -222,10 +222,21 @@ def test_replicates_are_averaged_on_the_holdout(tmp_path: Path) -> None:
 
 
 def test_a_second_look_at_the_same_rows_is_discounted(tmp_path: Path) -> None:
-    first = dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path)
-    second = dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path, seed=1)
+    store = tmp_path / "dse.db"
+    first = dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path / "one", store=store)
+    second = dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path / "other", store=store, seed=1)
     assert (first.gate.alpha, second.gate.alpha) == (0.05, 0.025)
     assert second.artifact.evidence.holdout_openings == 2
+
+
+def test_a_compile_that_is_started_again_after_keep_makes_no_other_look(tmp_path: Path) -> None:
+    world = PlantedWorld({"direct": 0.1, "tool_call": 0.8, "code": 0.75}, clusters=60)
+    made = []
+    for _ in range(3):
+        model = world.model()
+        made.append(dse.compile(world.task(), lm=model, registry=tmp_path, rows=dse.Rows(8, 18, 18)))
+    assert not model.requests and made[0].verdict != "PROMOTE" and made[0].winner != made[0].incumbent
+    assert [(one.artifact.evidence.holdout_openings, one.gate.alpha) for one in made] == [(1, 0.05)] * 3
 
 
 FIELDS = {"request": "input", "left": "label", "reserved": "label", "site": "meta"}
@@ -236,14 +247,21 @@ def named(name: str, world: PlantedWorld = WORLD, **changes: Any) -> dse.Dataset
     return dse.Dataset.from_rows(rows, name=name, fields=FIELDS, cluster_key="site", salt="warehouse-1")
 
 
+def other_import(name: str) -> dse.Dataset:
+    """The same data as a table program may have saved it."""
+    rows = [{**row, "request": f"  {str(row['request']).replace('How', 'HOW')} "} for row in WORLD.rows()]
+    return dse.Dataset.from_rows(rows, name=name, fields=FIELDS, cluster_key="site", salt="warehouse-1")
+
+
 @pytest.mark.parametrize(("data", "rows", "before"), [
     (named("warehouse"), None, 2), (named("another name"), None, 2), (named("warehouse", reserved=7), None, 2),
-    (named("warehouse"), 8, 2), (named("warehouse", PlantedWorld({"direct": 1.0, "tool_call": 0.25}, writes=0.0, seed=9)), None, 0),
-], ids=["the same", "another name", "other labels", "some rows", "other rows, the same name"])  # fmt: skip
+    (named("warehouse"), 8, 2), (other_import("warehouse"), None, 2), (named("warehouse", PlantedWorld({"direct": 1.0, "tool_call": 0.25}, writes=0.0, seed=9)), None, 0),
+], ids=["the same", "another name", "other labels", "some rows", "another import", "other rows, the same name"])  # fmt: skip
 def test_a_forecast_counts_the_looks_that_the_gate_counts(tmp_path: Path, data: dse.Dataset, rows: int | None, before: int) -> None:
+    store = tmp_path / "dse.db"
     for seed in (1, 2):
-        dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path, seed=seed)
-    options: dict[str, Any] = {"lm": reflecting(), "registry": tmp_path, "rows": dse.Rows(holdout=rows)}
+        dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path / str(seed), store=store, seed=seed)
+    options: dict[str, Any] = {"lm": reflecting(), "registry": tmp_path / "3", "store": store, "rows": dse.Rows(holdout=rows)}
     said: list[str] = []
     told = dse.forecast(WORLD.task(**MODES, dataset=data), **options)
     result = dse.compile(WORLD.task(**MODES, dataset=data), say=said.append, **options)

@@ -11,10 +11,14 @@ from dse.compiler.allowlist import exposure
 from dse.compiler.space import Candidate
 from dse.evaluation.evaluator import RolloutRecord
 from dse.objective import Objective, unknown
-from dse.statistics import paired_interval, quantile, sign_flip
+from dse.statistics import clopper_pearson, lower_bound, paired_interval, quantile, score_interval, sign_flip
 
-__all__ = ["Measured", "Removal", "front", "measure", "removals", "winner"]
+__all__ = ["Measured", "Removal", "front", "measure", "out_of_limits", "removals", "winner"]
 
+#: A candidate leaves the race where its rollouts show, with one side of this level, that it cannot keep within a limit.
+_SHOWN = 0.05
+#: Differences in utility below this are none.
+_TIE = 1e-12
 #: A wider allow-list wins over a narrower one of the same mode, prompt and model only where its gain has a p of at most this.
 WIDENING = 0.10
 
@@ -81,13 +85,36 @@ def _broken(objective: Objective, quality: float, cost: float | None, slowest: f
     return ""
 
 
+def out_of_limits(records: Sequence[RolloutRecord], objective: Objective) -> str:
+    """The hard limit of the objective that rollouts of one candidate show to be out of its reach; empty for none.
+
+    Stricter than what `measure` calls broken: a mean of few rollouts may still come back within its limit.
+    """
+    if len({r.cluster for r in records}) < 2:
+        return ""
+    clusters = [r.cluster for r in records]
+    if objective.max_cost is not None:
+        over = [r.cost_usd - objective.max_cost for r in records if r.cost_usd is not None]
+        if len(over) == len(records) and lower_bound(over, clusters, alpha=_SHOWN, unseen=max(over) - min(over)) > 0:
+            return "max_cost"
+    if objective.max_p95_latency_s is not None:
+        slow = sum(r.latency_s > objective.max_p95_latency_s for r in records)
+        if clopper_pearson(slow, len(records), level=1 - 2 * _SHOWN).low > 1 - 0.95:
+            return "max_p95_latency_s"
+    if objective.min_quality is not None:
+        if score_interval([r.score for r in records], clusters, level=1 - 2 * _SHOWN).high < objective.min_quality:
+            return "min_quality"
+    return ""
+
+
 def winner(measured: Mapping[str, Measured], among: Iterable[str] | None = None,
            expected: Mapping[str, float] | None = None) -> tuple[str, str]:  # fmt: skip
     """The candidate for the gate, and why not the one with the highest mean, where that is another one.
 
     Highest mean utility within the limits; among equals fewer effects, fewer tokens, then by name. A wider allow-list
     has to earn its gain: its narrower twin (same mode, prompt and model) is taken unless the wider one is better on the
-    same rows with p <= 0.1 (sign-flip, one-sided).
+    same rows with p <= 0.1 (sign-flip, one-sided). Nothing is taken while another one is nowhere worse and somewhere better:
+    what pooling expects of a candidate comes from others as well, its rows do not.
 
     Args:
         expected: utilities to rank by instead of the means, such as a race's pooled ones.
@@ -104,6 +131,8 @@ def winner(measured: Mapping[str, Measured], among: Iterable[str] | None = None,
     alike = [name for name in names if measured[name].by_row == measured[best].by_row and not measured[name].broken]
     if alike and not measured[best].broken:
         best = min(alike, key=lambda name: (measured[name].exposure, round(measured[name].tokens, 6), name))
+    while better := [name for name in names if _dominates(measured[name], measured[best])]:
+        best = min(better, key=rank)
     while True:
         mine = measured[best]
         twins = [name for name in names if _narrower(measured[name], mine) and bool(measured[name].broken) <= bool(mine.broken)]
@@ -117,6 +146,14 @@ def winner(measured: Mapping[str, Measured], among: Iterable[str] | None = None,
                 break
         else:
             return best, why
+
+
+def _dominates(one: Measured, other: Measured) -> bool:
+    """Whether `one` is within the limits, and on the same rows nowhere worse and somewhere better."""
+    if one.broken or other.broken or one.by_row.keys() != other.by_row.keys():
+        return False
+    gains = [value - other.by_row[row] for row, value in one.by_row.items()]
+    return min(gains) >= -_TIE and max(gains) > _TIE
 
 
 def _narrower(one: Measured, than: Measured) -> bool:

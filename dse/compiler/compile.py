@@ -7,6 +7,8 @@ registry and ledger at the start, and the recorded outcomes: a compile that was 
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import functools
 import math
 import time
@@ -22,7 +24,7 @@ from dse.artifacts.registry import Registry
 from dse.canonical import digest
 from dse.compiler.allowlist import AllowLists, allow_lists, exposure
 from dse.compiler.budget import Budget
-from dse.compiler.choose import measure, winner
+from dse.compiler.choose import measure, out_of_limits, winner
 from dse.compiler.emit import Emit
 from dse.compiler.evidence import Spending
 from dse.compiler.forecast import Forecast
@@ -41,6 +43,7 @@ from dse.evaluation.task import Task
 from dse.objective import unknown
 from dse.plan import Plan
 from dse.portal import run_sync
+from dse.store.tables import UNTESTED
 from dse.strategies.base import baseline_plan, check_plan, needs_model, seed_plan
 
 if TYPE_CHECKING:
@@ -124,6 +127,7 @@ class _Compile(Emit):
     reflect: Reflector
     judges: Meter
     compile_id: str
+    look_id: str
 
     def __init__(
         self, task: Task, *, lm: Any, registry: Registry | str | Path = "artifacts", store: Any = None,
@@ -242,6 +246,8 @@ class _Compile(Emit):
         base = parent.plan if parent is not None else baseline_plan(self.spec, self.task.limits)
         base_model = parent.model_name if parent is not None and parent.model_name in self.models.names else self.models.names[0]
         self.compile_id = digest([self._inputs(), self._program_id(base, base_model), state["parent"]])
+        # An artifact that was kept, and is now the champion with the same program, makes no other look of the same compile.
+        self.look_id = digest([self._inputs(), self._program_id(base, base_model), None])
 
         purse = self.models.purse
         asked, started = purse.calls, time.monotonic()
@@ -262,8 +268,8 @@ class _Compile(Emit):
         selected, result = await self._select(found, incumbent, records)
         measured = measure(found, selected, self.task.objective, self.effects)
         expected = {s.name: s.mean for s in result.ranking if s.mean is not None}
-        most = max(s.n for s in result.ranking if s.finalist)  # who left after the last row is as well known
-        among = [s.name for s in result.ranking if (s.finalist or s.n >= most) and s.name in measured]
+        most = max((s.n for s in result.ranking if s.finalist and s.name in measured), default=0)
+        among = [s.name for s in result.ranking if (s.finalist or s.n >= most) and s.name in measured]  # who left last is as well known
         chosen, why = winner(measured, among, expected)
         purse.stage = "holdout"
         opened = await self._holdout(found[chosen], found[incumbent])
@@ -365,6 +371,9 @@ class _Compile(Emit):
         if beyond := self.data.beyond_search(shown):
             raise ContaminatedSplit("A proposal demonstrates rows that are not search rows", value=", ".join(beyond),
                                     remedy="Show rows of the search only.", proposer=one.name)  # fmt: skip
+        if quoted := self.data.quoted(_texts(proposal.plan)):
+            raise ContaminatedSplit("A proposal quotes inputs of rows that are not search rows", value=", ".join(quoted),
+                                    remedy="Show rows of the search only.", proposer=one.name)  # fmt: skip
 
     async def _prune(self, found: Mapping[str, Candidate], incumbent: str) -> dict[str, Candidate]:
         """Without the candidates of which it is certain, before any model call, that they cannot be used."""
@@ -375,6 +384,9 @@ class _Compile(Emit):
             why = None
             if name != incumbent:
                 assert self.task.toolbox is not None
+                if missing := sorted(set(self.task.required) - set(one.plan.allow)):
+                    self.pruned[name] = f"it cannot call what the task requires: {', '.join(missing)}"
+                    continue
                 why = await why_not(self.spec, self.task.toolbox, one.plan, self.task.limits, self.prices,
                                     objective=self.task.objective, model=one.model)  # fmt: skip
             if why is None:
@@ -401,6 +413,7 @@ class _Compile(Emit):
                          protect=sorted(protect), budget_units=budget)  # fmt: skip
         objective, most = self.task.objective, exposure(self.effects, self.effects)
         selected: list[RolloutRecord] = []
+        of_arm: dict[str, list[RolloutRecord]] = {name: [] for name in found}
         while (batch := race.next()) is not None:
             outcomes = []
             for model in self.models.names:
@@ -414,7 +427,9 @@ class _Compile(Emit):
                     removed = most - exposure(found[name].plan.allow, self.effects)
                     utility = objective.utility(record.score, record.cost_usd, record.latency_s, removed)
                     outcomes.append(Outcome(name, item, 0, utility, self._paid(record)))
-            race.tell(outcomes)
+                    of_arm[name].append(record)
+            over = {name: out_of_limits(mine, objective) for name, mine in of_arm.items()}
+            race.tell(outcomes, {name: limit for name, limit in over.items() if limit})
         order = {row.row_hash: number for number, row in enumerate(rows)}
         names = {name: number for number, name in enumerate(found)}
         selected.sort(key=lambda r: (order[r.row_hash], names[r.candidate]))
@@ -450,9 +465,10 @@ class _Compile(Emit):
             return chosen
 
         # Another winner of the same compile is another look: a proposer may have changed in a way that its revision misses.
-        programs = [self._program_id(one.plan, one.model)[7:19] for one in (mine, incumbent)]
-        rows = self.data.open_holdout(self.store, compile_id=self.compile_id, select=choose,
-                                      purpose=f"gate {self.spec.name}: {' against '.join(programs)}")  # fmt: skip
+        programs = dict.fromkeys(self._program_id(one.plan, one.model)[7:19] for one in (mine, incumbent))
+        kind = "gate" if len(programs) > 1 else UNTESTED
+        rows = self.data.open_holdout(self.store, compile_id=self.look_id, select=choose,
+                                      purpose=f"{kind} {self.spec.name}: {' against '.join(programs)}")  # fmt: skip
         pair = {mine.name: mine, incumbent.name: incumbent}
         self.say(f"holdout: {' against '.join(pair)} on {len(rows)} of {summary['rows']} sealed rows")
         records: list[RolloutRecord] = []
@@ -492,6 +508,22 @@ class _Compile(Emit):
                for name, contract in champion.contracts.items()):  # fmt: skip
             return "other tools"
         return ""
+
+
+def _texts(plan: Plan) -> list[str]:
+    """Every text of a plan that a model reads or a script holds."""
+    found: list[str] = []
+    pending: list[Any] = [plan.model_dump(mode="json")]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, (dict, list)):
+            pending.extend(value.values() if isinstance(value, dict) else value)
+    with contextlib.suppress(SyntaxError):  # pruning says so
+        tree = ast.parse(plan.script or "")
+        found += [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return found + [text for stage in plan.stages for text in _texts(stage)]
 
 
 def _if_there(store: Any) -> Any:

@@ -32,7 +32,7 @@ from dse.evaluation.rows import (
     make_header,
     place,
 )
-from dse.evaluation.splits import SPLITS, assign, input_text, input_texts, near_duplicates, similar_pairs
+from dse.evaluation.splits import SPLITS, assign, input_text, input_texts, long_texts, near_duplicates, normal, similar_pairs
 
 __all__ = ["Dataset", "Example", "Overlap", "input_text", "near_duplicates", "seal"]
 
@@ -386,6 +386,18 @@ class Dataset:
             pairs = near_duplicates(texts, [input_text(row._inputs) for row in rows])
             found += (Overlap(pair.a, split, rows[pair.b].id, pair.similarity) for pair in pairs)
         return sorted(found)
+
+    def quoted(self, texts: Iterable[str]) -> list[str]:
+        """Splits of which these texts hold an input word for word that search does not have. Sealed rows stay sealed.
+
+        Inputs are compared without regard to case, white space and forms of Unicode; those of fewer than 24 characters
+        may stand anywhere by chance, and are not looked for.
+        """
+        whole = " ".join(normal(text) for text in texts)
+        known = {text for row in self.split("search") for text in long_texts(row._inputs)}
+        held = {"select": self.split("select"), "holdout": self._sealed._rows}
+        return [name for name, rows in held.items()
+                if any(text in whole for row in rows for text in long_texts(row._inputs) if text not in known)]  # fmt: skip
 
     def beyond_search(self, inputs: Iterable[Mapping[str, Any]]) -> list[str]:
         """Splits that have a row of exactly one of these inputs, where search has none. Sealed rows stay sealed."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, Protocol
 
+from dse.canonical import digest
 from dse.errors import Refused
 from dse.evaluation.rows import Example
+from dse.evaluation.splits import loose
 
 __all__ = ["Holdout", "Ledger", "Sealed", "SealedRow", "Select"]
 
@@ -100,5 +102,6 @@ class Sealed:
             if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= rows.keys():
                 raise Refused("The chosen rows are none, repeated, or not of this holdout", value=len(chosen),
                               remedy="select(rows) gives some of the rows that it is given.")  # fmt: skip
-        inputs = sorted({rows[row_hash].input_hash for row_hash in chosen})
+        # As they are, and as another import of the same data may have them.
+        inputs = sorted({one for h in chosen for one in (rows[h].input_hash, digest(loose(rows[h]._inputs)))})
         return rows, chosen, {"row_hashes": sorted(chosen), "input_hashes": inputs}

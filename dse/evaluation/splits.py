@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "ALGORITHM", "SPLITS", "NearDuplicate", "assign", "check_quota", "input_text", "input_texts", "near_duplicates",
-    "similar_pairs",
+    "ALGORITHM", "SPLITS", "NearDuplicate", "assign", "check_quota", "input_text", "input_texts", "long_texts", "loose",
+    "near_duplicates", "normal", "similar_pairs",
 ]  # fmt: skip
 
 ALGORITHM = "quota-hash-1"
 SPLITS = ("search", "select", "holdout")
 THRESHOLD = 0.8
+_LONG = 24  # characters
 
 
 # ---- placing clusters -------------------------------------------------------------------------------------
@@ -155,7 +156,32 @@ def input_texts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [input_text({name: value for name, value in row.items() if name not in same}) for row in rows]
 
 
-def _normal(text: str) -> str:
+def long_texts(inputs: Mapping[str, Any]) -> list[str]:
+    """The texts of `inputs`, at any depth, that are too long to stand anywhere by chance; as :func:`normal` has them."""
+    found: list[str] = []
+    pending: list[Any] = [inputs]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str):
+            found.append(normal(value))
+        elif isinstance(value, (Mapping, list, tuple)):
+            pending.extend(value.values() if isinstance(value, Mapping) else value)
+    return [text for text in found if len(text) >= _LONG]
+
+
+def loose(value: Any) -> Any:
+    """`value` without what an import may change in it: 3.0 and 3, case and white space of texts."""
+    if isinstance(value, str):
+        return normal(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {key: loose(item) for key, item in value.items()}
+    return [loose(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def normal(text: str) -> str:
+    """Folded for comparison: Unicode's compatible forms, no case, runs of white space as one space."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())  # casefold takes forms apart
     return " ".join(text.casefold().split())
@@ -194,11 +220,11 @@ def similar_pairs(
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must be in (0, 1], not {threshold!r}")
-    normal = [_normal(text) for text in texts]
+    folded = [normal(text) for text in texts]
     found: list[NearDuplicate] = []
 
     whole: dict[str, list[int]] = {}  # texts too short for a 5-gram, and exact copies
-    for index, text in enumerate(normal):
+    for index, text in enumerate(folded):
         if text:
             whole.setdefault(text, []).append(index)
     for same in whole.values():
@@ -209,19 +235,19 @@ def similar_pairs(
                 if limit is not None and len(found) >= limit:
                     return found
 
-    long = [index for index, text in enumerate(normal) if len(text) >= 5]
+    long = [index for index, text in enumerate(folded) if len(text) >= 5]
     grams: dict[int, frozenset[str]] = {}
 
     def grams_of(index: int) -> frozenset[str]:
         if index not in grams:
-            text = normal[index]
+            text = folded[index]
             grams[index] = frozenset(text[at : at + 5] for at in range(len(text) - 4))
         return grams[index]
 
     seen: set[tuple[int, int]] = set()
-    for left, right in _candidates([normal[i] for i in long], [groups[i] for i in long], threshold):
+    for left, right in _candidates([folded[i] for i in long], [groups[i] for i in long], threshold):
         pair = (long[left], long[right])
-        if pair in seen or normal[pair[0]] == normal[pair[1]]:
+        if pair in seen or folded[pair[0]] == folded[pair[1]]:
             continue
         seen.add(pair)
         one, other = grams_of(pair[0]), grams_of(pair[1])

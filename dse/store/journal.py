@@ -28,7 +28,7 @@ from dse.store.keys import Keys
 from dse.store.progress import ProgressTables
 from dse.store.rollouts import RolloutTables
 from dse.store.runs import RunTables
-from dse.store.tables import COLUMNS, OPENED_INPUTS, SCHEMA_VERSION, migrate, tables
+from dse.store.tables import COLUMNS, OPENED_INPUTS, SCHEMA_VERSION, UNTESTED, migrate, tables
 from dse.store.writer import Batch, Writer, taken
 
 __all__ = ["SCHEMA_VERSION", "Store", "opened"]
@@ -375,7 +375,8 @@ class Store(RunTables, RolloutTables, ProgressTables):
         """Record an opening of a holdout and count the openings that overlap it, this one included.
 
         The same compile opening the same rows again for the same purpose is the same opening. Openings overlap that have a row hash or the
-        inputs of a row in common; of those that an earlier version recorded only the row hashes are known.
+        inputs of a row in common; of those that an earlier version recorded only the row hashes are known. Openings in which
+        no two programs were compared (`UNTESTED`) are kept, and do not count.
 
         Args:
             entry: dataset, revision, compile_id, purpose, row_hashes, and input_hashes where they are known.
@@ -393,7 +394,7 @@ class Store(RunTables, RolloutTables, ProgressTables):
             if rows:
                 c.execute(self._insert(r).on_conflict_do_nothing(), [{"opening_id": key, "row_hash": h} for h in rows])
             opened = {one for query in self._opened_with(rows) for one in c.execute(query).scalars()}
-        return len(opened)
+        return max(1, len(opened))
 
     def overlapping(self, entry: Mapping[str, Any]) -> int:
         """Count the openings that `record` would find to overlap, and record nothing.
@@ -404,9 +405,11 @@ class Store(RunTables, RolloutTables, ProgressTables):
         return len({row["opening_id"] for query in self._opened_with(_known_by(entry)) for row in self._rows(query)})
 
     def _opened_with(self, rows: Sequence[str]) -> Iterator[Any]:
-        r = self._tables["opening_rows"]
+        o, r = self._tables["openings"], self._tables["opening_rows"]
+        tested = ~o.c.purpose.startswith(UNTESTED, autoescape=True)
         for start in range(0, len(rows), 500):
-            yield self._sa.select(r.c.opening_id).where(r.c.row_hash.in_(rows[start : start + 500])).distinct()
+            of_rows = r.c.row_hash.in_(rows[start : start + 500])
+            yield self._sa.select(r.c.opening_id).join(o, o.c.id == r.c.opening_id).where(of_rows, tested).distinct()
 
     def openings(self) -> list[dict[str, Any]]:
         return [dict(r) for r in self._rows(self._sa.select(self._tables["openings"]))]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["COLUMNS", "OPENED_INPUTS", "SCHEMA_VERSION", "migrate", "tables"]
+__all__ = ["COLUMNS", "OPENED_INPUTS", "SCHEMA_VERSION", "UNTESTED", "migrate", "tables"]
 
 SCHEMA_VERSION = 5
 OPENED_INPUTS = "inputs "
+UNTESTED = "no test of"
+"""How the purpose of an opening begins that compares nothing: it is recorded, and is no look that a later test pays for."""
 COLUMNS = {
     "runs": ("run_id", "program_id", "signature", "mode", "model", "outcome", "created", "receipt", "owner", "epoch",
              "durability", "hidden", "updated", "head"),
