@@ -131,9 +131,9 @@ def winner(measured: Mapping[str, Measured], among: Iterable[str] | None = None,
     alike = [name for name in names if measured[name].by_row == measured[best].by_row and not measured[name].broken]
     if alike and not measured[best].broken:
         best = min(alike, key=lambda name: (measured[name].exposure, round(measured[name].tokens, 6), name))
-    while better := [name for name in names if _dominates(measured[name], measured[best])]:
-        best = min(better, key=rank)
+    seen: set[str] = set()
     while True:
+        seen.add(best)
         mine = measured[best]
         twins = [name for name in names if _narrower(measured[name], mine) and bool(measured[name].broken) <= bool(mine.broken)]
         for twin in sorted(twins, key=rank):
@@ -145,7 +145,10 @@ def winner(measured: Mapping[str, Measured], among: Iterable[str] | None = None,
                 best = twin
                 break
         else:
-            return best, why
+            better = [n for n in names if n not in seen and _dominates(measured[n], mine) and not _narrower(mine, measured[n])]
+            if not better:
+                return best, why
+            why, best = f"{min(better, key=rank)} is nowhere worse than {best} on select rows, and somewhere better", min(better, key=rank)
 
 
 def _dominates(one: Measured, other: Measured) -> bool:
