@@ -279,7 +279,7 @@ def _inputs(source: str) -> dict[str, Any]:
     from dse.canonical import parse_json
 
     try:
-        text = sys.stdin.read() if source == "-" else Path(source[1:]).read_text() if source.startswith("@") else source
+        text = sys.stdin.read() if source == "-" else Path(source[1:]).read_text(encoding="utf-8") if source.startswith("@") else source
     except (OSError, UnicodeDecodeError) as exc:
         raise UserError("The input file cannot be read", value=source, remedy=str(exc)) from exc
     values = parse_json(text, source="--input")

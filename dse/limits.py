@@ -31,6 +31,8 @@ LimitName = Literal[
     "cost_usd", "output_bytes", "context",
 ]  # fmt: skip
 
+_ROUNDING = 1e-9  # USD: three calls of 0.1 come to 0.30000000000000004
+
 _DEFAULT_OUTCOMES: dict[str, Outcome] = {
     "active_s": "abort",
     "interpreter_s": "fail_step",
@@ -181,12 +183,12 @@ class Meter:
         tokens = self.input_tokens + self.output_tokens
         if limits.tokens is not None and tokens > limits.tokens:
             raise self.exceeded("tokens", tokens, limits.tokens)
-        if limits.cost_usd is not None and self.cost_usd > limits.cost_usd:
+        if limits.cost_usd is not None and self.cost_usd > limits.cost_usd + _ROUNDING:
             raise self.exceeded("cost_usd", round(self.cost_usd, 6), limits.cost_usd)
 
     def check_cost(self, extra: float = 0.0) -> None:
         limit = self.limits.cost_usd
-        if limit is not None and (self.cost_usd >= limit or self.cost_usd + extra > limit):
+        if limit is not None and (self.cost_usd > limit - _ROUNDING or self.cost_usd + extra > limit + _ROUNDING):
             raise self.exceeded("cost_usd", round(self.cost_usd + extra, 6), limit)
 
     def after_model_call(self, completion: Any) -> None:

@@ -16,7 +16,8 @@ from dse.errors import UserError
 
 __all__ = ["Objective"]
 
-_Price = Annotated[float, Field(ge=0, le=1e9)]
+_Price = Annotated[float, Field(ge=0)]
+_MOST = 1e9  # beyond, a utility could be no number
 
 
 class Objective(BaseModel):
@@ -52,14 +53,19 @@ class Objective(BaseModel):
     @classmethod
     def _coded(cls, data: Any, handler: ModelWrapValidatorHandler[Objective]) -> Objective:
         try:
-            return handler(data)
+            made = handler(data)
         except ValidationError as exc:
             first = exc.errors(include_url=False)[0]
             field = ".".join(str(part) for part in first["loc"]) or "value"
             known = ", ".join(cls.model_fields)
             raise UserError(f"The objective cannot have this {field}: {first['msg']}",
                             value=repr(first["input"]), field=field,
-                            remedy=f"Fields are {known}; none is negative, no weight above 1e9.") from None  # fmt: skip
+                            remedy=f"Fields are {known}; none is negative.") from None  # fmt: skip
+        for name in ("cost_weight", "latency_weight", "exposure_weight"):
+            if getattr(made, name) > _MOST:
+                raise UserError(f"The objective cannot have this {name}", value=repr(getattr(made, name)), field=name,
+                                remedy=f"A weight is {_MOST:g} at most: a perfect run has a utility of 1.")  # fmt: skip
+        return made
 
     @property
     def needs_cost(self) -> bool:

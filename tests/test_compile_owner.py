@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -167,3 +168,30 @@ def test_who_was_taken_over_stops(tmp_path: Path) -> None:
         compiled(tmp_path, before, concurrency=1)
     assert asked == 7
     assert execute(tmp_path, "SELECT owner FROM unfinished") == [(elsewhere(),)], "what the other one has stays its own"
+
+
+def test_a_compile_that_is_cancelled_while_its_store_is_busy_can_be_started_again(tmp_path: Path) -> None:
+    """Cancelled after its first write has begun to wait: whenever that write is done, nobody has the compile."""
+    task = WORLD.task(modes=["direct", "tool_call"])
+    dse.Store(tmp_path / "dse.db").close()
+
+    async def main() -> str:
+        other = sqlite3.connect(tmp_path / "dse.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        reached = asyncio.Event()
+        first = asyncio.ensure_future(dse.compiler.compile.acompile(
+            task, lm=Watched(lambda n: None), registry=tmp_path, say=lambda line: reached.set()))  # fmt: skip
+        await reached.wait()
+        await asyncio.sleep(0.2)  # it waits for the store now; earlier or later is as good
+        first.cancel()
+        other.execute("ROLLBACK")
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        for _ in range(200):  # the write that was under way ends by itself
+            try:
+                return (await dse.compiler.compile.acompile(task, lm=Watched(lambda n: None), registry=tmp_path)).verdict
+            except CompileTaken:
+                await asyncio.sleep(0.05)
+        return "taken for good"
+
+    assert asyncio.run(main()) == "PROMOTE"

@@ -8,15 +8,14 @@ registry and ledger at the start, and the recorded outcomes: a compile that was 
 from __future__ import annotations
 
 import ast
+import asyncio
 import contextlib
-import functools
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import anyio
 
 from dse import telemetry
 from dse.artifacts.artifact import Artifact
@@ -222,18 +221,37 @@ class _Compile(Emit):
         await self._tell_plan()
         key = digest(self._inputs())
         champion, self.notes = self._champion()
-        state = {"parent": champion.artifact_id if champion else None, "notes": self.notes}
-        begin = functools.partial(self.store.begin_compile, take_over=self.take_over)
-        with anyio.CancelScope(shield=True):  # what was begun must be let go, whatever happens
-            state, spent = await self.store.threaded(begin, key, state)
+        state: dict[str, Any] = {"parent": champion.artifact_id if champion else None, "notes": self.notes}
+        state, spent = await self._begin(key, state)
         try:
             compiled = await self._begun(key, state, spent)
             await self.store.threaded(self.store.finish_compile, key)
             return compiled
         finally:
             self.models.purse.kept = None
-            with anyio.CancelScope(shield=True):
-                await self.store.threaded(self.store.leave_compile, key)
+            await asyncio.shield(asyncio.ensure_future(self.store.threaded(self.store.leave_compile, key)))
+
+    async def _begin(self, key: str, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Be the one process that is at this compile; cancelled while the store is asked, be it no longer."""
+        lock, left, begun = threading.Lock(), False, False
+
+        def begin() -> tuple[dict[str, Any], dict[str, Any] | None]:
+            nonlocal begun
+            made = self.store.begin_compile(key, state, take_over=self.take_over)
+            with lock:
+                begun = not left
+            if left:
+                self.store.leave_compile(key)
+            return made
+
+        try:
+            return await self.store.threaded(begin)
+        except BaseException:  # the thread goes on when this task is cancelled
+            with lock:
+                left = True
+            if begun:
+                self.store.leave_compile(key)
+            raise
 
     async def _begun(self, key: str, state: Mapping[str, Any], spent: Mapping[str, Any] | None) -> CompileResult:
         parent = self._parent(state)
