@@ -28,7 +28,7 @@ def double(ctx: dse.ToolContext[str], n: int) -> int:
     return 2 * n
 
 
-@dse.tool(effect="pure", revision="1", rate=(3, 1000.0), timeout_s=5.0)
+@dse.tool(effect="pure", revision="1", rate=(3, 0.5), timeout_s=0.2)
 def rare(n: int) -> int:
     """The same number, three times in a while."""
     return n

@@ -126,6 +126,8 @@ def test_an_envelope_tells_where_it_was_made(tmp_path: Path) -> None:
             for name in ("search", "select", "holdout")}}}, "holdout rows"),
         ({"candidates_tried": 0}, "candidates tried"),
         ({"holdout_openings": 0}, "holdout openings"),
+        ({"holdout_openings": 9}, "gate level"),
+        ({"paired": {**evidence(a_plan())["paired"], "alpha": 0.49}}, "gate level"),
         ({"objective": dse.Objective().to_dict()}, "gate objective"),
     ],
 )

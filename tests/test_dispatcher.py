@@ -560,6 +560,89 @@ async def test_a_slot_that_passed_while_the_call_waited_for_a_decision_is_taken_
     assert started[1] - started[0] >= 10
 
 
+def rated(calls: int, per_s: float, timeout_s: float) -> Any:
+    @dse.tool(effect="read", rate=(calls, per_s), timeout_s=timeout_s)
+    def act() -> int:
+        return 1
+
+    return act
+
+
+def evaluated(act: Any, box: dse.Toolbox, clock: Clock) -> Dispatcher:
+    """The dispatcher of a rollout."""
+    dispatcher = make(act, toolbox=box, clock=clock, sleep=clock.sleep)
+    dispatcher.run.evaluation = True
+    return dispatcher
+
+
+@covers("rate")
+@in_loop
+async def test_in_an_evaluation_a_call_is_refused_for_the_calls_of_its_own_run_only() -> None:
+    clock, act = Clock(), rated(2, 1000.0, 5)
+    box = dse.Toolbox([act])
+    for number in range(3):
+        dispatcher = evaluated(act, box, clock)
+        for _ in range(2):
+            await dispatcher.call("act")
+        clock.now += [0.0, 5000.0, 0.0][number]  # however long it takes
+        assert type(await fault_of(dispatcher.call("act"))) is ToolRateLimited
+    assert clock.slept == [1000.0], "the second run waited for the first one's calls, the third for nobody's"
+
+
+@covers("rate")
+@in_loop
+async def test_in_an_evaluation_the_shared_window_is_waited_for_however_long_that_is() -> None:
+    clock, act = Clock(), rated(1, 1000.0, 5)
+    box, started = dse.Toolbox([act]), []
+    for _ in range(4):
+        dispatcher = evaluated(act, box, clock)
+        with dispatcher.run.active():
+            await dispatcher.call("act")
+            assert dispatcher.run.active_s() < 100, "as nobody's active time"
+        started.append(clock.now)
+    assert started == [1000, 2000, 3000, 4000]
+    production = make(act, toolbox=box, clock=clock, sleep=clock.sleep)
+    assert type(await fault_of(production.call("act"))) is ToolRateLimited, "it is one window"
+
+
+@covers("rate")
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("others", [0, 50])
+@pytest.mark.parametrize("pause", [0.0, 7.0, 500.0])
+@in_loop
+async def test_in_an_evaluation_no_clock_decides_which_calls_are_refused(together: bool, others: int, pause: float) -> None:
+    """A run that waits for its slots gets them; calls made together are refused where the last would wait too long."""
+    clock, act = Clock(), rated(1, 10.0, 25)
+    box = dse.Toolbox([act])
+    for _ in range(others):
+        box.reserve_slot("act", act.contract.rate, clock.now, float("inf"))
+    dispatcher = evaluated(act, box, clock)
+    await dispatcher.call("act")
+    clock.now += pause
+    if together:
+        got = await asyncio.gather(*(dispatcher.call("act") for _ in range(5)), return_exceptions=True)
+        assert [isinstance(one, ToolRateLimited) for one in got] == [False, False, True, True, True]
+    else:
+        for _ in range(5):
+            await dispatcher.call("act")
+            clock.now += pause
+
+
+@covers("rate")
+@in_loop
+async def test_a_tool_of_an_evaluation_world_does_not_wait_for_the_shared_window() -> None:
+    clock, act = Clock(), rated(1, 1000.0, 5)
+    box = dse.Toolbox([act])
+    box.reserve_slot("act", act.contract.rate, clock.now, float("inf"))
+
+    def instead() -> int:
+        return 2
+
+    dispatcher = evaluated(act, box.in_world({"act": instead}, ["act"]), clock)
+    assert (await dispatcher.call("act")).value == 2 and clock.slept == []
+    assert type(await fault_of(dispatcher.call("act"))) is ToolRateLimited, "its own calls count"
+
+
 @given(st.lists(st.floats(0, 30), min_size=1, max_size=40), st.integers(1, 4), st.floats(0.5, 20))
 @settings(max_examples=60, deadline=None)
 def test_reserved_slots_never_exceed_the_rate(gaps: list[float], calls: int, per_s: float) -> None:

@@ -796,3 +796,45 @@ def test_the_ledger_counts_openings_that_overlap() -> None:
     assert opening("four", "a", "c") == 3
     assert len(store.openings()) == 4
     store.close()
+
+
+# ---- rates ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+@pytest.mark.parametrize("environment", [None, "deps", "tools"])
+def test_what_others_call_is_no_rollouts_failure(concurrency: int, environment: str | None) -> None:
+    """Each rollout may make two calls in a window; the third is refused, whoever else calls and however fast."""
+
+    @dse.tool(effect="pure", rate=(2, 0.05 if environment is None else 3600.0), timeout_s=0.04, revision="1")
+    def double(ctx: dse.ToolContext[Any], n: int) -> int:
+        """Double it."""
+        return 2 * n
+
+    class Double(dse.Signature):
+        """Double it."""
+
+        n: int = dse.InputField()
+        result: int = dse.OutputField()
+        tools = [double]
+
+    def reply(request: Any) -> Any:
+        told = [m["content"] for m in request["messages"] if m["role"] == "tool"]
+        if len(told) < 3:
+            return call(("double", {"n": len(told)}))
+        return call(("submit", {"result": sum("limited" in one for one in told)}))
+
+    @dse.environment(revision="1")
+    def world(example: Any) -> dse.World:
+        def instead(n: int) -> int:
+            return 2 * n
+
+        return dse.World(deps={}) if environment == "deps" else dse.World(tools={"double": instead})
+
+    rows = [{"id": f"r{n}", "n": n, "result": 1} for n in range(30)]
+    task = dse.Task(Double, dataset=dse.Dataset.from_rows(rows, name="n", fields={"n": "input", "result": "label"}),
+                    metric=dse.metric(lambda e, p, c: float(p.result == e.result), revision="1", name="right"),
+                    environment=world if environment else None)  # fmt: skip
+    records = dse.evaluate(task, "tool_call", lm=ScriptedModel(reply, "scripted/d"), concurrency=concurrency)
+    assert {r.score for r in records} == {1.0}
+    assert {tuple(c["outcome"] for c in r.receipt["calls"]) for r in records} == {("ok", "ok", "refused")}

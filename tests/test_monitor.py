@@ -326,6 +326,18 @@ def test_no_artifact_is_compared_with_itself(artifact: Artifact) -> None:
             monitor(artifact, made.store, against=itself)
 
 
+def test_a_name_that_nobody_judges_by_is_a_slip(artifact: Artifact) -> None:
+    """With another name beside it, "nothing judged" would be read as "nothing is wrong"."""
+    made, other = Production(), "sha256:" + "2" * 64
+    assert monitor(artifact, made.store, name="helpfull").advice == "nothing judged", "there is no name to mean instead"
+    made.judged(artifact.artifact_id, [0.0] * 30)
+    with pytest.raises(UserError, match=r"helpfull.*The names are: helpful\.") as caught:
+        monitor(artifact, made.store, name="helpfull")
+    assert caught.value.code == "DSE100"
+    assert monitor(artifact, made.store, name="helpful").advice == "rollback"
+    assert monitor(artifact, made.store, name="helpful", against=other).advice == "nothing judged", "the other has none yet"
+
+
 # --- the command
 
 
@@ -350,6 +362,8 @@ def test_the_command_says_so_and_its_exit_code_too(artifact: Artifact, registry:
     assert code == 1 and json.loads(shown)["advice"] == "rollback"
     code, shown = command(ref, "--store", path, "--against", "previous")
     assert code == 0 and "0 pairs of runs" in shown
+    code, shown = command(ref, "--store", path, "--name", "helpfull")
+    assert code == 2 and "DSE100" in shown and "helpful." in shown
     code, shown = command(ref, "--store", str(tmp_path / "none.db"))
     assert code == 2 and "There is no store here" in shown
 

@@ -129,7 +129,8 @@ def monitor(
         count_failures: runs that failed and have no judgement count 0. Only right where all other runs are judged.
 
     Raises:
-        UserError: judgements of several names, an unknown field, or options that do not go together.
+        UserError: judgements of several names, or under other names than `name` only, an unknown field, or options that do
+            not go together.
         DatasetError: no `reference` follows from the evidence.
     """
     if against is not None and reference is not None:
@@ -198,6 +199,8 @@ def _unproven(runs: Iterable[Mapping[str, Any]]) -> int:
 
 def _name(name: str | None, judgements: Mapping[str, Mapping[str, Any]], run_ids: Iterable[str]) -> str | None:
     known = sorted({one for run_id in run_ids for one in judgements.get(run_id, ())})
+    if name is not None and known and name not in known:
+        raise UserError("No run has a judgement of this name", value=name, remedy=f"The names are: {', '.join(known)}.")
     if name is not None or not known:
         return name
     if len(known) > 1:

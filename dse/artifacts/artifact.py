@@ -10,6 +10,7 @@ Loading refuses everything that it does not know; ``verify`` recomputes tables a
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,7 @@ def _left_out(of: type[BaseModel]) -> set[str]:
 
 MIGRATIONS[1] = _from_1
 
+GATE_LEVEL = 0.05  # of the first look at a holdout; the k-th at the same rows is tested at a k-th of it
 _AGAIN = "Restore the file from where it was made, or compile again."
 
 
@@ -414,6 +416,8 @@ class Artifact(Data):
         removed = [tool.name for tool in evidence.removed_tools]
         every = evidence.allow_lists.get("all")
         missing = [str(name) for name in every if name not in program.plan.allow] if isinstance(every, list) else removed
+        looks = max(1, evidence.holdout_openings)
+        level = GATE_LEVEL / looks
         n = evidence.gate.get("n_rows", len(rows)), evidence.gate.get("n_clusters", len(clusters))
         return [
             Check("holdout rows", fits and len(hashes) == len(rows) <= holdout.rows and len(clusters) <= holdout.clusters,
@@ -422,6 +426,8 @@ class Artifact(Data):
             Check("gate counts", n == (len(rows), len(clusters)), f"the gate saw {n[0]} rows in {n[1]} clusters"),
             Check("gate objective", same, "" if same else "the gate was given another one"),
             Check("holdout openings", evidence.holdout_openings > 0 or not rows, f"{evidence.holdout_openings}"),
+            Check("gate level", math.isclose(evidence.paired.alpha, level, rel_tol=1e-9),
+                  f"alpha is {evidence.paired.alpha:g}; look {looks} at these rows is tested at {GATE_LEVEL:g} / {looks}"),
             Check("demonstrations", not shown, f"from the holdout: {', '.join(shown)}" if shown else ""),
             Check("own row", any(row.mode == program.plan.mode and row.allow == program.plan.allow for row in own),
                   f"{len(own)} rows of the table are this program's"),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dse.contracts.tool import source_revision
+from dse.contracts.revision import source_revision
 from dse.errors import BudgetExhausted, ContractError, InfrastructureError, UserError
 
 __all__ = ["Check", "check", "checks_by_name"]

@@ -21,7 +21,8 @@ from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, model_validator
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 
-from dse.canonical import digest, sha256_hex
+from dse.canonical import digest
+from dse.contracts.revision import source_revision
 from dse.contracts.schema import make_model, schema_of
 from dse.declared import Declared
 from dse.errors import ContractError
@@ -37,7 +38,10 @@ Deps = TypeVar("Deps")
 
 
 class Rate(Declared):
-    """At most `calls` calls in any window of `per_s` seconds, over all runs of one toolbox."""
+    """At most `calls` calls in any window of `per_s` seconds, over all runs of one toolbox.
+
+    In an evaluation a call is refused for the calls of its own rollout only; the others' are waited for.
+    """
 
     calls: int = Field(ge=1)
     per_s: float = Field(gt=0)
@@ -213,17 +217,6 @@ class Tool:
         return self.fn(*args, **kwargs)
 
 
-def source_revision(fn: Callable[..., Any]) -> str:
-    """A revision for an implementation that has none: a hash of its source, or of its bytecode."""
-    target = inspect.unwrap(fn)
-    try:
-        text = inspect.getsource(target)
-    except (OSError, TypeError):
-        code = getattr(target, "__code__", None)
-        text = repr((code.co_code, code.co_consts, code.co_names)) if code else type(target).__qualname__
-    return "src-" + sha256_hex(text.encode())[:12]
-
-
 def tool(
     fn: Callable[..., Any] | None = None,
     /,
@@ -256,7 +249,7 @@ def tool(
         concurrency: default ``parallel`` for pure and read, ``ordered`` for write.
         max_output_bytes: larger results are refused.
         sensitive: parameters or returned fields to redact in receipts and logs (``"return"``: all of it).
-        revision: of the implementation; default a hash of its source.
+        revision: of the implementation; default a hash of its source and of what was put into it.
 
     Raises:
         ContractError: for a signature from which no complete contract follows, or an option that there is not.

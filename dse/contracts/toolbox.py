@@ -11,8 +11,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from dse.canonical import digest
+from dse.contracts.revision import source_revision
 from dse.contracts.schema import adapter_for
-from dse.contracts.tool import Rate, Tool, ToolContract, source_revision, tool
+from dse.contracts.tool import Rate, Tool, ToolContract, tool
 from dse.errors import ContractMismatch, ToolboxError
 
 __all__ = ["Toolbox"]
@@ -35,6 +36,7 @@ class Toolbox:
         self._lock = threading.Lock()
         self.rules: dict[str, Rule] = dict(rules or {})
         self.elsewhere: Slots | None = None
+        self.apart: frozenset[str] = frozenset()  # tools that a world implements: no call of theirs reaches what a rate protects
         for one in tools:
             self.add(one)
 
@@ -86,9 +88,17 @@ class Toolbox:
         """A copy in which some implementations are replaced (an environment's, a test's)."""
         copy = Toolbox(rules=self.rules)
         copy._tools = dict(self._tools)
-        copy._windows, copy._lock, copy.elsewhere = self._windows, self._lock, self.elsewhere
+        copy._windows, copy._lock, copy.elsewhere, copy.apart = self._windows, self._lock, self.elsewhere, self.apart
         for name, fn in overrides.items():
             copy.bind(name, fn)
+        return copy
+
+    def in_world(self, overrides: Mapping[str, Callable[..., Any]], apart: Iterable[str]) -> Toolbox:
+        """A copy for one run in a world that replaces some implementations; the tools `apart` are its own."""
+        copy = self.merged({})
+        for name, fn in overrides.items():
+            copy.bind(name, fn, revision="world")  # of one run: nothing is stored under it, and reading a world takes time
+        copy.apart |= frozenset(apart)
         return copy
 
     def replaced(self, tools: Iterable[Tool]) -> Toolbox:

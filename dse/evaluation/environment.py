@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dse.contracts.tool import source_revision
+from dse.contracts.revision import source_revision
 from dse.errors import DseError, InfrastructureError, UserError
 from dse.redaction import safe_message
 
@@ -40,7 +40,13 @@ class World:
 
     def bound(self, toolbox: Toolbox) -> Toolbox | None:
         """The tools of a run in this world; None where they are the toolbox's own."""
-        return toolbox.merged(self.tools) if self.tools else None
+        own = self.own(toolbox)
+        return toolbox.in_world(self.tools, own) if own else None
+
+    def own(self, toolbox: Toolbox) -> set[str]:
+        """Tools that reach nothing but this world: it implements them, or they take dependencies, which are its own."""
+        given = set() if self.deps is None else {one.name for one in toolbox if one.context_parameter is not None}
+        return given | set(self.tools)
 
 
 class Environment:
@@ -167,7 +173,7 @@ def environment(
     """Declare an environment: ``factory(example)`` makes (or yields) a `World`.
 
     Args:
-        revision: part of every rollout's identity; default a hash of the source.
+        revision: part of every rollout's identity; default a hash of the source and of what was put into it.
         infrastructure: exceptions that mean that something the world depends on is away, such as ``ConnectionError``: what
             tools raise of these is tried again and never scored. In production a program sees them, as `ToolFailed`.
     """

@@ -166,8 +166,8 @@ def metric(
     """Declare a metric: ``@metric`` or ``@metric(revision="1")``.
 
     Args:
-        revision: change it when the meaning changes; default a hash of the function's own source, which does not see
-            changes in what the function calls.
+        revision: change it when the meaning changes; default a hash of the function's own source and of what was put
+            into it (closures, partials, state), which does not see changes in what the function calls.
         kind: ``exact`` (a computation) or ``judge`` (asks a model).
         name: default the function's name.
         judge: a `dse.Judge`, the model that the function finds as ``ctx.lm``; only with ``kind="judge"``.
@@ -200,7 +200,7 @@ def metric(
 
 
 def _source_revision(fn: Callable[..., Any]) -> str:
-    from dse.contracts.tool import source_revision
+    from dse.contracts.revision import source_revision
 
     return source_revision(fn)
 

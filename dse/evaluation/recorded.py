@@ -25,8 +25,9 @@ import anyio.to_thread
 from pydantic import ValidationError
 
 from dse.canonical import canonical_json, digest, parse_json
+from dse.contracts.revision import source_revision
 from dse.contracts.schema import adapter_for
-from dse.contracts.tool import Tool, ToolContract, source_revision
+from dse.contracts.tool import Tool, ToolContract
 from dse.contracts.toolbox import Toolbox
 from dse.errors import (
     BudgetExhausted,
@@ -215,7 +216,11 @@ class _RecordedWorld(World):
     session: Any = None
 
     def bound(self, toolbox: Toolbox) -> Toolbox:
-        return self.session.bound(toolbox.merged(self.tools))  # type: ignore[no-any-return]
+        return self.session.bound(toolbox.in_world(self.tools, self.own(toolbox)))  # type: ignore[no-any-return]
+
+    def own(self, toolbox: Toolbox) -> set[str]:
+        """In a replay all of them: a recording answers."""
+        return {one.name for one in toolbox} if self.session.mode in ("replay", "simulate") else super().own(toolbox)
 
 
 class _Session:

@@ -77,7 +77,7 @@ async def attempt(rollout: Rollout, model: LanguageModel | None) -> dict[str, An
     error: Exception | None = None
     state = None
     async with entered as world:
-        toolbox = world.bound(program.toolbox)
+        toolbox = world.bound(program.toolbox) if environment else None  # outside one, dependencies are the real ones
         approve = world.approve or (_yes if environment else None)
         try:
             prediction = await program.execute(run, deps=world.deps, toolbox=toolbox, approve=approve,

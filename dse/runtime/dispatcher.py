@@ -24,7 +24,7 @@ from dse import telemetry
 from dse.canonical import canonical_json, sha256_hex
 from dse.contracts.schema import canonical_sets, model_values, wire_from_guest
 from dse.contracts.serialise import dump_model
-from dse.contracts.tool import Rate, Tool, ToolContract
+from dse.contracts.tool import Tool, ToolContract
 from dse.contracts.toolbox import Toolbox
 from dse.errors import (
     InfrastructureError,
@@ -33,7 +33,6 @@ from dse.errors import (
     ToolFault,
     ToolLimitReached,
     ToolNotAllowed,
-    ToolRateLimited,
     Unserialisable,
 )
 from dse.redaction import redact
@@ -43,6 +42,7 @@ from dse.runtime.calls import Calls
 from dse.runtime.execution import Execution, Middleware, invalid
 from dse.runtime.history import NESTED
 from dse.runtime.nesting import Caller
+from dse.runtime.rates import Rates
 from dse.runtime.replay import Replay
 from dse.runtime.run import Run
 
@@ -68,12 +68,13 @@ class Dispatcher:
             needs a decision suspends the run.
         middleware: outermost first; each wraps the execution of the implementation.
         clock, sleep: for rates, in seconds.
+        rates: of the same run, which go on.
     """
 
     def __init__(
         self, run: Run, toolbox: Toolbox, *, deps: Any = None, approve: Callable[[ApprovalRequest], Any] | None = None,
         middleware: Sequence[Middleware] = (), clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[Any]] = anyio.sleep,
+        sleep: Callable[[float], Awaitable[Any]] = anyio.sleep, rates: Rates | None = None,
     ) -> None:  # fmt: skip
         self.run = run
         self.toolbox = toolbox
@@ -87,9 +88,8 @@ class Dispatcher:
         self.keys = self.calls.keys  # idempotency keys by call id
         self.replay = Replay(run, self.calls)
         self.execution = Execution(run, self.calls, deps=deps, middleware=self.middleware)
+        self.rates = Rates(run, toolbox, clock, sleep) if rates is None else rates
         self.next_id = 1
-        self._clock = clock
-        self._sleep = sleep
         for tool in filter(None, map(toolbox.get, self.allow)):
             run.secrets.names.update(n for n in tool.contract.sensitive if n != "return")
             if "return" in tool.contract.sensitive:
@@ -98,7 +98,7 @@ class Dispatcher:
     def anew(self) -> Dispatcher:
         """One that begins to count again, for the same run."""
         return Dispatcher(self.run, self.toolbox, deps=self.deps, approve=self.approve, middleware=self.middleware,
-                          clock=self._clock, sleep=self._sleep)  # fmt: skip
+                          rates=self.rates)  # fmt: skip
 
     def begin_stage(self, allow: Iterable[str]) -> None:
         """From here on only these tools may be called."""
@@ -161,13 +161,13 @@ class Dispatcher:
                 raise InfrastructureError("A tool has no implementation", value=name, remedy="Bind one to the toolbox.")
             ticket = self.admission.ticket(contract.concurrency, nests=tool.nests is not None,
                                            parent=None if caller is None else caller.ticket)  # fmt: skip
-            slot = None if contract.rate is None else await self._rate(contract, contract.rate)
+            slot = None if contract.rate is None else await self.rates.slot(contract, contract.rate, call_id, caller)
             if contract.approval is not None:
                 with contextlib.nullcontext() if caller is None else caller.waiting():
                     await self.approvals.require(contract, wire, arguments_hash, call_id, record, self.toolbox)
             async with self.admission.admitted(ticket):
-                if slot is not None and contract.rate is not None and self._clock() - slot > contract.rate.per_s / 10:
-                    await self._rate(contract, contract.rate)  # a decision or other calls took so long that it has passed
+                if slot is not None and contract.rate is not None and self.rates.passed(slot, contract.rate):
+                    await self.rates.slot(contract, contract.rate, call_id, caller)  # a decision or other calls took so long
                 if self.approvals.pending and contract.effect == "write":
                     raise self.approvals.suspended(contract.name)  # the run is about to stop: nothing new takes effect
                 charged = 0.0
@@ -268,17 +268,6 @@ class Dispatcher:
             raise ToolLimitReached(f"{contract.name} may be called {min(bounds)} times in one run, and was",
                                    remedy="Go on with the results you have.", limit=min(bounds))  # fmt: skip
         meter.charge_tool(contract.name, contract.cost_usd)
-
-    async def _rate(self, contract: ToolContract, rate: Rate) -> float:
-        """Wait for a slot of a rated tool; gives its time."""
-        now = self._clock()
-        wait = await self.toolbox.slot(contract.name, rate, now, contract.timeout_s)
-        if wait is None:
-            raise ToolRateLimited(f"{contract.name} is limited to {rate.calls} calls in {rate.per_s:g} s",
-                                  remedy="Call it less often.")  # fmt: skip
-        if wait > 0:
-            await self._sleep(wait)
-        return now + wait
 
 
 async def gather_calls(calls: Sequence[Awaitable[Any]]) -> list[Any]:
