@@ -14,14 +14,15 @@ import functools
 import math
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal, Union
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, TypeAdapter, create_model, model_serializer
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 
 from dse.canonical import canonical_json
 from dse.contracts.fitting import FORMATS, GUEST, UNREADABLE, member_of, parser, resolve
+from dse.contracts.readable import FromJson, is_strict
 from dse.contracts.serialise import dump
 from dse.errors import ContractError, Unserialisable
 
@@ -86,6 +87,19 @@ _CONSTRAINTS = {
     "minLength": "min_length", "maxLength": "max_length", "pattern": "pattern",
     "minItems": "min_length", "maxItems": "max_length",
 }  # fmt: skip
+
+
+class _Optional(BaseModel):
+    # An object that may leave keys out which have no default: left out is not null.
+
+    absent: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        made: dict[str, Any] = write(self)
+        for key in self.absent - self.model_fields_set:
+            made.pop(str(type(self).model_fields[key].alias), None)
+        return made
 
 
 class _Builder:
@@ -158,6 +172,7 @@ class _Builder:
     def model(self, name: str, schema: Schema) -> type[BaseModel]:
         required = set(schema.get("required", ()))
         fields: dict[str, Any] = {}
+        absent: set[str] = set()
         for index, (key, sub) in enumerate(schema["properties"].items()):
             type_ = self.annotation(sub)
             # Keys may be no identifiers; every field is addressed by its alias.
@@ -165,8 +180,13 @@ class _Builder:
                 fields[f"f{index}"] = (type_, Field(alias=key))
             else:
                 fields[f"f{index}"] = (type_, Field(default=sub.get("default"), alias=key))
+                absent |= {f"f{index}"} if "default" not in sub else set()
         extra: Literal["allow", "forbid"] = "allow" if schema.get("additionalProperties") else "forbid"
-        return create_model(name, __config__=ConfigDict(extra=extra), **fields)
+        if not absent:
+            return create_model(name, __config__=ConfigDict(extra=extra), **fields)
+        model = create_model(name, __config__=ConfigDict(extra=extra), __base__=_Optional, **fields)
+        model.absent = frozenset(absent)
+        return model
 
 
 @functools.lru_cache(maxsize=1024)
@@ -217,6 +237,8 @@ def make_model(name: str, fields: dict[str, tuple[Any, Any, str]]) -> type[BaseM
             default, alias=field, description=text or None)  # fmt: skip
         made[f"f{index}"] = (annotation, info)
     model = create_model(name, __config__=ConfigDict(extra="forbid"), **made)
+    if is_strict(model.__pydantic_core_schema__):
+        model = create_model(name, __config__=ConfigDict(extra="forbid"), __base__=FromJson, **made)
     for key, info in model.model_fields.items():
         if not info.is_required():
             problem = misfit(functools.partial(model.model_construct().model_dump, include={key}))
