@@ -260,11 +260,21 @@ def _dspy_cached(key: str, holder: _Holder) -> Any:
 
 def _dspy_type(annotation: Any) -> Any:
     """What dspy takes as a type: it does not know names for types, ``NewType`` and ``type X = ...``."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, typing.NewType):
         return _dspy_type(annotation.__supertype__)
-    if is_alias(annotation) or is_alias(typing.get_origin(annotation)):
-        return Annotated[annotation, ...]
+    if origin is Annotated and (base := _dspy_type(args[0])) is not args[0]:
+        return Annotated[(base, *args[1:])]
+    alias = annotation if origin is None else origin
+    if is_alias(alias):
+        meant = alias.__value__ if origin is None else alias.__value__[args]
+        # One that means itself only by name has no other form; its values are validated here in any case.
+        return Any if _by_name(meant) else _dspy_type(meant)
     return annotation
+
+
+def _by_name(annotation: Any) -> bool:
+    return isinstance(annotation, (str, typing.ForwardRef)) or any(map(_by_name, typing.get_args(annotation)))
 
 
 class _Holder:
@@ -330,7 +340,7 @@ def _field(owner: str, name: str, declared: _Declared, hints: Mapping[str, Any])
     except (PydanticSchemaGenerationError, PydanticUserError) as exc:
         raise SignatureError(f"{where} has a type that has no JSON form", value=str(hints[name]),
                              remedy="Use models, dataclasses, TypedDict (of typing_extensions before Python 3.12), Literal, Enum, list, dict and plain types.") from exc  # fmt: skip
-    check_private(adapter.core_schema, where)
+    check_private(adapter.core_schema, where, SignatureError)
     from_model = declared.role == "output"  # an input comes from a program, which has the values themselves
     if problem := unreadable(adapter.core_schema, whole=from_model, strict=from_model):
         raise SignatureError(f"{where} takes {problem[0]}", value=str(hints[name]), remedy=problem[1])

@@ -26,7 +26,7 @@ from dse.canonical import digest, sha256_hex
 from dse.contracts.readable import holds, is_alias, unreadable
 from dse.contracts.schema import make_model, schema_of
 from dse.declared import Declared
-from dse.errors import ContractError
+from dse.errors import ContractError, UserError
 
 __all__ = ["Approval", "Rate", "Tool", "ToolContext", "ToolContract", "tool"]
 
@@ -461,15 +461,15 @@ def _check_types(made: type[BaseModel], hints: Mapping[str, Any]) -> None:
             raise ContractError(f"{where} takes {problem[0]}", value=str(hint), remedy=problem[1])
 
 
-def check_private(core: Any, where: str) -> None:
+def check_private(core: Any, where: str, error: type[UserError] = ContractError) -> None:
     """Refuse a type that holds a context: as data, anybody could make one up.
 
     Raises:
-        ContractError
+        UserError: `error`.
     """
     if holds(core, ToolContext):
-        raise ContractError(f"{where} has a type that holds a ToolContext, which is given by the run and is no data",
-                            remedy="Annotate one parameter as dse.ToolContext, and nothing else with it.")  # fmt: skip
+        raise error(f"{where} has a type that holds a ToolContext, which is given by the run and is no data",
+                    remedy="Annotate one parameter as dse.ToolContext, and nothing else with it.")  # fmt: skip
 
 
 def _deps_type(fn: Callable[..., Any], context_parameter: str | None) -> str:
