@@ -236,9 +236,9 @@ def make_model(name: str, fields: dict[str, tuple[Any, Any, str]]) -> type[BaseM
         info = Field(alias=field, description=text or None) if default is ... else Field(
             default, alias=field, description=text or None)  # fmt: skip
         made[f"f{index}"] = (annotation, info)
-    model = create_model(name, __config__=ConfigDict(extra="forbid"), **made)
+    model = _created(name, made)
     if is_strict(model.__pydantic_core_schema__):
-        model = create_model(name, __config__=ConfigDict(extra="forbid"), __base__=FromJson, **made)
+        model = _created(name, made, __base__=FromJson)
     for key, info in model.model_fields.items():
         if not info.is_required():
             problem = misfit(functools.partial(model.model_construct().model_dump, include={key}))
@@ -246,6 +246,11 @@ def make_model(name: str, fields: dict[str, tuple[Any, Any, str]]) -> type[BaseM
                 raise ContractError(f"The default of {info.alias!r} in {name!r} does not fit its type: {problem}",
                                     value=repr(info.default), remedy=DEFAULT_REMEDY)  # fmt: skip
     return model
+
+
+def _created(name: str, fields: dict[str, Any], **options: Any) -> type[BaseModel]:
+    made: type[BaseModel] = create_model(name, __config__=ConfigDict(extra="forbid"), **options, **fields)
+    return made
 
 
 DEFAULT_REMEDY = "Give a value of that type, or annotate the type that it has."

@@ -342,8 +342,8 @@ def _field(owner: str, name: str, declared: _Declared, hints: Mapping[str, Any])
                              remedy="Use models, dataclasses, TypedDict (of typing_extensions before Python 3.12), Literal, Enum, list, dict and plain types.") from exc  # fmt: skip
     check_private(adapter.core_schema, where, SignatureError)
     from_model = declared.role == "output"  # an input comes from a program, which has the values themselves
-    if problem := unreadable(adapter.core_schema, whole=from_model, strict=from_model):
-        raise SignatureError(f"{where} takes {problem[0]}", value=str(hints[name]), remedy=problem[1])
+    if found := unreadable(adapter.core_schema, whole=from_model, strict=from_model):
+        raise SignatureError(f"{where} takes {found[0]}", value=str(hints[name]), remedy=found[1])
     required = declared.default is _MISSING
     if not required and (problem := misfit(functools.partial(adapter.dump_python, declared.default))):
         raise SignatureError(f"The default of {where} does not fit its type: {problem}", value=repr(declared.default),

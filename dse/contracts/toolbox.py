@@ -202,5 +202,5 @@ class _PlainParams:
         made = self.adapter.validate_python(wire)
         if isinstance(made, dict):
             return {}
-        given = made.model_dump(mode="json", by_alias=True)
+        given: dict[str, Any] = made.model_dump(mode="json", by_alias=True)
         return {name: given.pop(name, None) for name in self.names} | given  # every parameter has a value; what is inside may not
