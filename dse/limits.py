@@ -74,8 +74,8 @@ class Limits(Declared):
         InvalidValue: a field is unknown, of the wrong type or out of range.
     """
 
-    active_s: float = Field(default=300.0, gt=0)
-    interpreter_s: float = Field(default=10.0, gt=0)
+    active_s: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    interpreter_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     memory_bytes: int = Field(default=256 * 2**20, ge=2**20)
     recursion: int = Field(default=200, ge=10)
     suspensions: int = Field(default=100_000, ge=1)
@@ -83,7 +83,7 @@ class Limits(Declared):
     tool_calls: int = Field(default=500, ge=0)
     calls_per_tool: dict[str, int] = {}
     tokens: int | None = Field(default=None, ge=1)
-    cost_usd: float | None = Field(default=None, gt=0)
+    cost_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     output_bytes: int = Field(default=1_000_000, ge=1)
     print_bytes: int = Field(default=8_192, ge=256)
     check_errors: int = Field(default=4, ge=0)

@@ -9,19 +9,20 @@ decimals). Formats beyond plain JSON: ``date-time date time duration decimal uui
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
 import functools
 import math
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
-from typing import Annotated, Any, Literal, Union
+from decimal import Decimal
+from typing import Annotated, Any, ClassVar, Literal, Union
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, TypeAdapter, create_model, model_serializer
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 
 from dse.canonical import canonical_json
+from dse.contracts.fitting import FORMATS, GUEST, UNREADABLE, member_of, parser, resolve
+from dse.contracts.readable import FromJson, is_strict
 from dse.contracts.serialise import dump
 from dse.errors import ContractError, Unserialisable
 
@@ -78,30 +79,27 @@ def schema_of(adapter: TypeAdapter[Any], mode: JsonSchemaMode) -> Schema:
     return schema
 
 
-def resolve(schema: Schema, defs: dict[str, Schema]) -> Schema:
-    """Follow ``$ref`` into `defs`; keeps sibling keywords such as ``description`` and ``default``."""
-    seen = 0
-    while "$ref" in schema:
-        target = defs[schema["$ref"].rsplit("/", 1)[-1]]
-        schema = {**target, **{k: v for k, v in schema.items() if k != "$ref"}}
-        seen += 1
-        if seen > 50:
-            raise Unserialisable("A schema refers to itself without end", value=str(schema)[:80])
-    return schema
-
-
 # --- a schema alone validates -------------------------------------------------------------------------
 
-_FORMATS: dict[str, Any] = {
-    "date-time": dt.datetime, "date": dt.date, "time": dt.time, "duration": dt.timedelta,
-    "decimal": Decimal, "uuid": UUID, "uuid4": UUID, "binary": bytes, "base64": bytes,
-}  # fmt: skip
 _PRIMITIVES: dict[str, Any] = {"string": str, "integer": int, "number": float, "boolean": bool, "null": None}
 _CONSTRAINTS = {
     "minimum": "ge", "maximum": "le", "exclusiveMinimum": "gt", "exclusiveMaximum": "lt", "multipleOf": "multiple_of",
     "minLength": "min_length", "maxLength": "max_length", "pattern": "pattern",
     "minItems": "min_length", "maxItems": "max_length",
 }  # fmt: skip
+
+
+class _Optional(BaseModel):
+    # An object that may leave keys out which have no default: left out is not null.
+
+    absent: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        made: dict[str, Any] = write(self)
+        for key in self.absent - self.model_fields_set:
+            made.pop(str(type(self).model_fields[key].alias), None)
+        return made
 
 
 class _Builder:
@@ -146,7 +144,7 @@ class _Builder:
 
     def plain(self, kind: str | None, schema: Schema) -> Any:
         if kind == "string":
-            return _FORMATS.get(schema.get("format", ""), str)
+            return FORMATS.get(schema.get("format", ""), str)
         if kind in _PRIMITIVES:
             return _PRIMITIVES[kind]
         if kind == "array":
@@ -174,6 +172,7 @@ class _Builder:
     def model(self, name: str, schema: Schema) -> type[BaseModel]:
         required = set(schema.get("required", ()))
         fields: dict[str, Any] = {}
+        absent: set[str] = set()
         for index, (key, sub) in enumerate(schema["properties"].items()):
             type_ = self.annotation(sub)
             # Keys may be no identifiers; every field is addressed by its alias.
@@ -181,8 +180,13 @@ class _Builder:
                 fields[f"f{index}"] = (type_, Field(alias=key))
             else:
                 fields[f"f{index}"] = (type_, Field(default=sub.get("default"), alias=key))
+                absent |= {f"f{index}"} if "default" not in sub else set()
         extra: Literal["allow", "forbid"] = "allow" if schema.get("additionalProperties") else "forbid"
-        return create_model(name, __config__=ConfigDict(extra=extra), **fields)
+        if not absent:
+            return create_model(name, __config__=ConfigDict(extra=extra), **fields)
+        model = create_model(name, __config__=ConfigDict(extra=extra), __base__=_Optional, **fields)
+        model.absent = frozenset(absent)
+        return model
 
 
 @functools.lru_cache(maxsize=1024)
@@ -232,7 +236,9 @@ def make_model(name: str, fields: dict[str, tuple[Any, Any, str]]) -> type[BaseM
         info = Field(alias=field, description=text or None) if default is ... else Field(
             default, alias=field, description=text or None)  # fmt: skip
         made[f"f{index}"] = (annotation, info)
-    model = create_model(name, __config__=ConfigDict(extra="forbid"), **made)
+    model = _created(name, made)
+    if is_strict(model.__pydantic_core_schema__):
+        model = _created(name, made, __base__=FromJson)
     for key, info in model.model_fields.items():
         if not info.is_required():
             problem = misfit(functools.partial(model.model_construct().model_dump, include={key}))
@@ -240,6 +246,11 @@ def make_model(name: str, fields: dict[str, tuple[Any, Any, str]]) -> type[BaseM
                 raise ContractError(f"The default of {info.alias!r} in {name!r} does not fit its type: {problem}",
                                     value=repr(info.default), remedy=DEFAULT_REMEDY)  # fmt: skip
     return model
+
+
+def _created(name: str, fields: dict[str, Any], **options: Any) -> type[BaseModel]:
+    made: type[BaseModel] = create_model(name, __config__=ConfigDict(extra="forbid"), **options, **fields)
+    return made
 
 
 DEFAULT_REMEDY = "Give a value of that type, or annotate the type that it has."
@@ -271,9 +282,10 @@ def _sort_sets(wire: Any, schema: Any, defs: dict[str, Schema]) -> Any:
         return wire
     schema = resolve(schema, defs)
     for key in ("anyOf", "oneOf"):
-        for sub in schema.get(key, ()):
-            if _fits(wire, resolve(sub, defs)):
-                return _sort_sets(wire, sub, defs)
+        members = [resolve(sub, defs) if isinstance(sub, dict) else {} for sub in schema.get(key, ())]
+        index = member_of(wire, members, defs)
+        if index is not None:
+            return _sort_sets(wire, members[index], defs)
     if isinstance(wire, list):
         prefix = schema.get("prefixItems")
         if prefix is not None:
@@ -287,70 +299,6 @@ def _sort_sets(wire: Any, schema: Any, defs: dict[str, Schema]) -> Any:
 
 
 # --- wire <-> guest -----------------------------------------------------------------------------------
-
-
-def _fits(wire: Any, schema: Schema) -> bool:
-    if "const" in schema:
-        return bool(schema["const"] == wire)
-    if "enum" in schema:
-        return wire in schema["enum"]
-    kind = schema.get("type")
-    if kind == "object" and isinstance(wire, dict):
-        required, props = schema.get("required", ()), schema.get("properties")
-        return all(key in wire for key in required) and (
-            props is None or bool(schema.get("additionalProperties")) or all(key in props for key in wire)
-        )
-    if kind == "string" and isinstance(wire, str):
-        if "format" in schema and schema["format"] in _GUEST:
-            try:
-                _GUEST[schema["format"]](wire)
-            except (ValueError, InvalidOperation):
-                return False
-        return True
-    return {
-        "null": wire is None,
-        "boolean": isinstance(wire, bool),
-        "integer": isinstance(wire, int) and not isinstance(wire, bool),
-        "number": isinstance(wire, (int, float)) and not isinstance(wire, bool),
-        "array": isinstance(wire, list),
-        None: True,
-    }.get(kind if not isinstance(kind, list) else None, False)
-
-
-@functools.lru_cache(maxsize=8)
-def _parser(type_: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(type_)
-
-
-_GUEST: dict[str, Any] = {
-    "date-time": dt.datetime.fromisoformat,
-    "date": dt.date.fromisoformat,
-    "time": dt.time.fromisoformat,
-    "duration": lambda text: _parser(dt.timedelta).validate_python(text),
-    "decimal": Decimal,
-    "binary": lambda text: text.encode(),
-    "base64": base64.b64decode,
-}
-
-
-def _as_written(wire: Any, union: list[Schema]) -> list[Schema]:
-    """The members of `union` that `wire` may be of, if it is what that member's values are written as.
-
-    Beside text, a text in another form than dates are written in is no date; beside integers, 3 is no float.
-    """
-    if isinstance(wire, str) and any(sub.get("type") == "string" and "format" not in sub for sub in union):
-        return [sub for sub in union if not _reformats(wire, sub)]
-    if isinstance(wire, int) and any(sub.get("type") == "integer" for sub in union):
-        return [sub for sub in union if sub.get("type") != "number"]
-    return union
-
-
-def _reformats(wire: str, schema: Schema) -> bool:
-    """Whether `wire` reads as a value of the schema's format that is written in another way."""
-    name = schema.get("format")
-    if name not in ("date-time", "date", "time", "duration") or not _fits(wire, schema):
-        return False
-    return bool(_parser(_FORMATS[name]).dump_python(_GUEST[name](wire), mode="json") != wire)
 
 
 _Reader = Callable[[Any], Any]
@@ -399,7 +347,7 @@ def _plain_reader(schema: Schema, defs: dict[str, Schema], known: dict[int, _Rea
             return _union_reader(schema[key], defs, known)
     if len(schema.get("allOf", ())) == 1:
         return _reader(schema["allOf"][0], defs, known)
-    text: _Reader | None = _GUEST.get(schema.get("format", "")) if schema.get("type") == "string" else None
+    text: _Reader | None = GUEST.get(schema.get("format", "")) if schema.get("type") == "string" else None
     prefix = None if "prefixItems" not in schema else [_reader(sub, defs, known) for sub in schema["prefixItems"]]
     item, unique = _reader(schema.get("items"), defs, known), bool(schema.get("uniqueItems"))
     props = {name: _reader(sub, defs, known) for name, sub in schema.get("properties", {}).items()}
@@ -412,7 +360,12 @@ def _plain_reader(schema: Schema, defs: dict[str, Schema], known: dict[int, _Rea
 
     def read(wire: Any) -> Any:
         if isinstance(wire, str):
-            return wire if text is None else text(wire)
+            if text is None:
+                return wire
+            try:
+                return text(wire)
+            except UNREADABLE:  # a serialiser of the type's own writes it in another form, which no schema tells
+                return wire
         if isinstance(wire, list):
             if same_list:
                 return wire
@@ -435,7 +388,12 @@ def _plain_reader(schema: Schema, defs: dict[str, Schema], known: dict[int, _Rea
                 if key in made:
                     made[key] = of(made[key])
             return made
-        return float(wire) if number and isinstance(wire, int) and not isinstance(wire, bool) else wire
+        if number and isinstance(wire, int) and not isinstance(wire, bool):
+            try:
+                return float(wire)
+            except OverflowError:
+                return wire
+        return wire
 
     return read
 
@@ -449,14 +407,11 @@ def _union_reader(union: list[Any], defs: dict[str, Schema], known: dict[int, _R
         members = [resolve(sub, defs) for sub in union]
     except (KeyError, Unserialisable):
         return lambda wire: [resolve(sub, defs) for sub in union]  # as above
-    of = {id(member): reader for member, reader in zip(members, readers, strict=True)}
 
     def read(wire: Any) -> Any:
-        for member in _as_written(wire, members):
-            if _fits(wire, member):
-                reader = of[id(member)]
-                return wire if reader is None else reader(wire)
-        return wire
+        index = member_of(wire, members, defs)
+        reader = None if index is None else readers[index]
+        return wire if reader is None else reader(wire)
 
     return read
 
@@ -490,7 +445,7 @@ def wire_from_guest(value: Any, path: str = "value", depth: int = 0) -> Any:
     if isinstance(value, (dt.datetime, dt.date, dt.time)):
         return value.isoformat()
     if isinstance(value, dt.timedelta):
-        return _parser(dt.timedelta).dump_python(value, mode="json")
+        return parser(dt.timedelta).dump_python(value, mode="json")
     if isinstance(value, Decimal):
         if not value.is_finite():
             raise Unserialisable(f"{path} is {value}, which is not a number", remedy="Pass a finite number or None.")

@@ -11,14 +11,15 @@ import inspect
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
 from dse.canonical import canonical_json, digest
+from dse.contracts.readable import is_alias, unreadable
 from dse.contracts.schema import DEFAULT_REMEDY, dump_wire, make_model, misfit, model_values, schema_of
-from dse.contracts.tool import Tool
+from dse.contracts.tool import Tool, check_private
 from dse.contracts.toolbox import Toolbox
 from dse.errors import InputError, SignatureError, Unserialisable
 
@@ -251,10 +252,29 @@ def _dspy_cached(key: str, holder: _Holder) -> Any:
     spec = holder.spec
     fields: dict[str, Any] = {}
     for f in spec.inputs.values():
-        fields[f.name] = (f.annotation, dspy.InputField(**({"desc": f.desc} if f.desc else {})))
+        fields[f.name] = (_dspy_type(f.annotation), dspy.InputField(**({"desc": f.desc} if f.desc else {})))
     for f in spec.outputs.values():
-        fields[f.name] = (f.annotation, dspy.OutputField(**({"desc": f.desc} if f.desc else {})))
+        fields[f.name] = (_dspy_type(f.annotation), dspy.OutputField(**({"desc": f.desc} if f.desc else {})))
     return dspy.Signature(fields, spec.instructions, signature_name=spec.name)
+
+
+def _dspy_type(annotation: Any) -> Any:
+    """What dspy takes as a type: it does not know names for types, ``NewType`` and ``type X = ...``."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if isinstance(annotation, typing.NewType):
+        return _dspy_type(annotation.__supertype__)
+    if origin is Annotated and (base := _dspy_type(args[0])) is not args[0]:
+        return Annotated[(base, *args[1:])]
+    alias = annotation if origin is None else origin
+    if is_alias(alias):
+        meant = alias.__value__ if origin is None else alias.__value__[args]
+        # One that means itself only by name has no other form; its values are validated here in any case.
+        return Any if _by_name(meant) else _dspy_type(meant)
+    return annotation
+
+
+def _by_name(annotation: Any) -> bool:
+    return isinstance(annotation, (str, typing.ForwardRef)) or any(map(_by_name, typing.get_args(annotation)))
 
 
 class _Holder:
@@ -320,6 +340,10 @@ def _field(owner: str, name: str, declared: _Declared, hints: Mapping[str, Any])
     except (PydanticSchemaGenerationError, PydanticUserError) as exc:
         raise SignatureError(f"{where} has a type that has no JSON form", value=str(hints[name]),
                              remedy="Use models, dataclasses, TypedDict (of typing_extensions before Python 3.12), Literal, Enum, list, dict and plain types.") from exc  # fmt: skip
+    check_private(adapter.core_schema, where, SignatureError)
+    from_model = declared.role == "output"  # an input comes from a program, which has the values themselves
+    if found := unreadable(adapter.core_schema, whole=from_model, strict=from_model):
+        raise SignatureError(f"{where} takes {found[0]}", value=str(hints[name]), remedy=found[1])
     required = declared.default is _MISSING
     if not required and (problem := misfit(functools.partial(adapter.dump_python, declared.default))):
         raise SignatureError(f"The default of {where} does not fit its type: {problem}", value=repr(declared.default),

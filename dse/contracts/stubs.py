@@ -37,6 +37,7 @@ _ABSTAIN = """def abstain(reason: str = "") -> NoReturn:
     \"\"\"Leave this input to somebody else instead of guessing. Ends the task.\"\"\"
     ..."""
 _INNER = "_In."  # a class of its own for each is what keeps their names, also in what the checker says
+_WIDE = "Decimal | float"
 _READING = "from typing import Mapping as _Mapping, ReadOnly as _ReadOnly, Sequence as _Sequence"
 
 
@@ -64,10 +65,8 @@ class _Writer:
             if "properties" in target:
                 return self.typed_dict(target, defs, name)
             return self.annotation(target, defs, name)
-        if "const" in schema:
-            return f"Literal[{schema['const']!r}]"
-        if "enum" in schema:
-            return f"Literal[{', '.join(repr(v) for v in schema['enum'])}]"
+        if "const" in schema or "enum" in schema:
+            return _constants([schema["const"]] if "const" in schema else schema["enum"])
         for key in ("anyOf", "oneOf"):
             if key in schema:
                 return " | ".join(dict.fromkeys(self.annotation(sub, defs, hint) for sub in schema[key]))
@@ -78,7 +77,7 @@ class _Writer:
             return " | ".join(self.annotation({**schema, "type": one}, defs, hint) for one in kind)
         if kind == "string":
             if schema.get("format") == "decimal" and self.going_in:
-                return "Decimal | float"
+                return _WIDE
             return _FORMATS.get(schema.get("format", ""), "str")
         if kind in _PRIMITIVES:
             return _PRIMITIVES[kind]
@@ -88,16 +87,21 @@ class _Writer:
             if "properties" in schema:
                 return self.typed_dict(schema, defs, hint)
             value = self.annotation(schema.get("additionalProperties"), defs, hint + "Value")
-            return f"_Mapping[str, {value}]" if _INNER in value else f"dict[str, {value}]"
+            return f"_Mapping[str, {value}]" if self.widened(value) else f"dict[str, {value}]"
         return "Any"
 
     def array(self, schema: Mapping[str, Any], defs: Mapping[str, Any], hint: str) -> str:
         if "prefixItems" in schema:
             return f"tuple[{', '.join(self.annotation(s, defs, hint) for s in schema['prefixItems'])}]"
         item = self.annotation(schema.get("items"), defs, hint + "Item")
-        if _INNER in item:
-            return f"_Sequence[{item}]"
-        return f"set[{item}]" if schema.get("uniqueItems") and not item[:1].isupper() else f"list[{item}]"
+        unique = schema.get("uniqueItems") and not item[:1].isupper()
+        if self.widened(item):
+            return f"_AbstractSet[{item}]" if unique else f"_Sequence[{item}]"
+        return f"set[{item}]" if unique else f"list[{item}]"
+
+    def widened(self, part: str) -> bool:
+        """Whether a part of an argument takes more than results have, so that what holds it must not be invariant."""
+        return self.reading and (_INNER in part or _WIDE in part)
 
     def typed_dict(self, schema: Mapping[str, Any], defs: Mapping[str, Any], hint: str) -> str:
         used = _used(schema, defs)
@@ -154,6 +158,12 @@ class _Writer:
             plain = f"class {name}(" in self.classes[name]
             self.inner[name] = "\n".join(lines) if plain else f"{name} = TypedDict({name!r}, {{{items}}})"
         return _INNER + name
+
+
+def _constants(values: list[Any]) -> str:
+    literal = [repr(value) for value in values if not isinstance(value, float)]
+    parts = [f"Literal[{', '.join(literal)}]"] if literal else []
+    return " | ".join(parts + ["float"] * (len(literal) < len(values)))  # no Literal holds a float
 
 
 def _optional(schema: Any) -> bool:
@@ -288,7 +298,9 @@ def _stubs(contracts: list[ToolContract], outputs: Mapping[str, Any] | None, che
         functions.append(_ABSTAIN)
     inner = ["\n".join(["class _In:", *(textwrap.indent(text, "    ") for text in writer.inner.values())])] if writer.inner else []
     body = "\n\n".join([*writer.classes.values(), *inner, *functions])
-    heads = [_READING] if inner else []
+    heads = [_READING] if inner or re.search(r"\b_(Mapping|Sequence|AbstractSet)\[", body) else []
+    if "_AbstractSet[" in body:
+        heads.append("from typing import AbstractSet as _AbstractSet")
     if "datetime." in body:
         heads.append("import datetime")
     if re.search(r"\bDecimal\b", body):

@@ -13,19 +13,21 @@ import functools
 import inspect
 import keyword
 import textwrap
+import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, model_validator
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 
 from dse.canonical import digest
+from dse.contracts.readable import holds, is_alias, unreadable
 from dse.contracts.revision import source_revision
 from dse.contracts.schema import make_model, schema_of
 from dse.declared import Declared
-from dse.errors import ContractError
+from dse.errors import ContractError, UserError
 
 __all__ = ["Approval", "Rate", "Tool", "ToolContext", "ToolContract", "tool"]
 
@@ -44,7 +46,7 @@ class Rate(Declared):
     """
 
     calls: int = Field(ge=1)
-    per_s: float = Field(gt=0)
+    per_s: float = Field(gt=0, allow_inf_nan=False)
 
 
 class Approval(Declared):
@@ -80,7 +82,7 @@ class ToolContract(BaseModel):
     returns: dict[str, Any]
     effect: Effect
     idempotent: bool = False
-    timeout_s: float = Field(default=DEFAULT_TIMEOUT_S, gt=0)
+    timeout_s: float = Field(default=DEFAULT_TIMEOUT_S, gt=0, allow_inf_nan=False)
     max_calls: int | None = Field(default=None, ge=1)
     rate: Rate | None = None
     cost_usd: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -274,10 +276,10 @@ def tool(
     contract = build_contract(
         name=tool_name, description=description or doc, params=params, returns=returns, effect=effect,
         idempotent=(effect != "write") if idempotent is None else idempotent, timeout_s=timeout_s, max_calls=max_calls,
-        rate=Rate(calls=rate[0], per_s=rate[1]) if isinstance(rate, tuple) else rate, cost_usd=cost_usd,
+        rate=_rate(rate, tool_name), cost_usd=cost_usd,
         approval=Approval(always=True) if approval == "always" else approval,
         concurrency=concurrency or ("ordered" if effect == "write" else "parallel"),
-        max_output_bytes=max_output_bytes, sensitive=tuple(sensitive),
+        max_output_bytes=max_output_bytes, sensitive=_names(sensitive, tool_name),
     )  # fmt: skip
     implemented = None if _is_declaration_only(fn) else fn
     made = Tool(contract, implemented, params, returns, context_parameter,
@@ -286,6 +288,22 @@ def tool(
     for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
         object.__setattr__(made, attribute, getattr(fn, attribute, None))
     return made
+
+
+def _rate(rate: Any, tool_name: str) -> Any:
+    if not isinstance(rate, (tuple, list)):
+        return rate
+    if len(rate) != 2:
+        raise ContractError(f"The rate of tool {tool_name!r} is not two numbers", value=repr(rate),
+                            remedy="Write rate=(calls, per_seconds), for example rate=(5, 60.0).")  # fmt: skip
+    return Rate(calls=rate[0], per_s=rate[1])
+
+
+def _names(sensitive: Any, tool_name: str) -> tuple[str, ...]:
+    if isinstance(sensitive, str):  # its letters are names too
+        raise ContractError(f"sensitive of tool {tool_name!r} is a text, not a list of names", value=sensitive,
+                            remedy=f"Write sensitive=[{sensitive!r}].")  # fmt: skip
+    return tuple(sensitive)
 
 
 def build_contract(*, name: str, params: type[BaseModel], returns: TypeAdapter[Any], **policy: Any) -> ToolContract:
@@ -380,7 +398,7 @@ def _parameters(fn: Callable[..., Any], tool_name: str, docs: Mapping[str, str])
         if parameter.name not in hints:
             raise ContractError(f"{where} has no type annotation", value=str(parameter), remedy="Annotate it.")
         hint = hints[parameter.name]
-        if hint is ToolContext or get_origin(hint) is ToolContext:
+        if _context(hint) is not None:
             if context_parameter:
                 raise ContractError(f"{where} is a second context parameter", value=str(parameter), remedy="Keep one.")
             context_parameter = parameter.name
@@ -394,16 +412,63 @@ def _parameters(fn: Callable[..., Any], tool_name: str, docs: Mapping[str, str])
         raise ContractError(f"The docstring of tool {tool_name!r} describes parameters that it does not have",
                             value=", ".join(stray), remedy="Correct the names below 'Args:'.")  # fmt: skip
     try:
-        return make_model(tool_name, fields), context_parameter
+        made = make_model(tool_name, fields)
+        _check_types(made, {f"Parameter {key!r} of tool {tool_name!r}": hint for key, (hint, *_) in fields.items()})
+        return made, context_parameter
     except (PydanticSchemaGenerationError, PydanticUserError, NameError) as exc:
         raise ContractError(f"Tool {tool_name!r} has a parameter type that pydantic cannot handle", value=_first_line(exc),
                             remedy="Use models, dataclasses, TypedDict (of typing_extensions before Python 3.12), Literal, Enum, list, dict and plain types.") from exc  # fmt: skip
 
 
+def _context(hint: Any) -> Any:
+    """The ``ToolContext[...]`` that a parameter is annotated as, however it is put: optional, annotated, by another name."""
+    origin = get_origin(hint)
+    if hint is ToolContext or origin is ToolContext:
+        return hint
+    if origin is Annotated:
+        return _context(get_args(hint)[0])
+    if origin in (typing.Union, types.UnionType):
+        members = [one for one in get_args(hint) if one is not type(None)]
+        return _context(members[0]) if len(members) == 1 else None
+    if isinstance(hint, typing.NewType):
+        return _context(hint.__supertype__)
+    alias = hint if origin is None else origin  # `type Context = ToolContext[Shop]`, `type Context[D] = ToolContext[D]`
+    if is_alias(alias):
+        return _context(alias.__value__ if origin is None else alias.__value__[get_args(hint)])
+    return None
+
+
+def _check_types(made: type[BaseModel], hints: Mapping[str, Any]) -> None:
+    """Refuse types that no call could fill in, or that would let the model fill in what is not its own.
+
+    Raises:
+        ContractError
+    """
+    whole = made.__pydantic_core_schema__
+    if not holds(whole, ToolContext) and unreadable(whole, whole=True) is None:
+        return
+    for where, hint in hints.items():  # which of them it is
+        core = TypeAdapter(hint).core_schema
+        check_private(core, where)
+        if problem := unreadable(core, whole=True):
+            raise ContractError(f"{where} takes {problem[0]}", value=str(hint), remedy=problem[1])
+
+
+def check_private(core: Any, where: str, error: type[UserError] = ContractError) -> None:
+    """Refuse a type that holds a context: as data, anybody could make one up.
+
+    Raises:
+        UserError: `error`.
+    """
+    if holds(core, ToolContext):
+        raise error(f"{where} has a type that holds a ToolContext, which is given by the run and is no data",
+                    remedy="Annotate one parameter as dse.ToolContext, and nothing else with it.")  # fmt: skip
+
+
 def _deps_type(fn: Callable[..., Any], context_parameter: str | None) -> str:
     if context_parameter is None:
         return ""
-    wanted = get_args(typing.get_type_hints(fn, include_extras=True)[context_parameter])
+    wanted = get_args(_context(typing.get_type_hints(fn, include_extras=True)[context_parameter]))
     if not wanted or wanted[0] in (Any, object, None, type(None)) or isinstance(wanted[0], TypeVar):
         return ""
     if type(None) in get_args(wanted[0]):
@@ -417,7 +482,9 @@ def _returns(fn: Callable[..., Any], tool_name: str) -> TypeAdapter[Any]:
         raise ContractError(f"Tool {tool_name!r} has no return type", value=str(inspect.signature(fn)),
                             remedy="Annotate what it returns ('-> None' if nothing).")  # fmt: skip
     try:
-        return TypeAdapter(hints["return"])
+        returns: TypeAdapter[Any] = TypeAdapter(hints["return"])
+        check_private(returns.core_schema, f"What tool {tool_name!r} returns")
+        return returns
     except (PydanticSchemaGenerationError, PydanticUserError) as exc:
         raise ContractError(f"Tool {tool_name!r} has a return type that pydantic cannot handle", value=_first_line(exc),
                             remedy="Use models, dataclasses, TypedDict (of typing_extensions before Python 3.12), Literal, Enum, list, dict and plain types.") from exc  # fmt: skip

@@ -69,8 +69,8 @@ class Toolbox:
             new = tool(fn, effect=c.effect, name=c.name, description=c.description, revision=revision)
         if _shape(new.contract) != _shape(old.contract):
             raise ContractMismatch(f"The implementation bound to {name!r} has another interface than its contract",
-                                   value=f"{_shape(new.contract)} instead of {_shape(old.contract)}",
-                                   remedy="Give it the same parameters, types and return type.")  # fmt: skip
+                                   value=_difference(_shape(new.contract), _shape(old.contract)),
+                                   remedy="Give it the same parameters, types, defaults and return type.")  # fmt: skip
         self._tools[name] = dataclasses.replace(
             old, fn=new.fn, params=new.params, returns=new.returns, context_parameter=new.context_parameter,
             revision=revision or new.revision or source_revision(fn), nests=new.nests, _declared=fn, deps_type=new.deps_type,
@@ -167,12 +167,38 @@ class Toolbox:
 
 
 def _shape(contract: ToolContract) -> dict[str, Any]:
-    def bare(schema: Any) -> Any:
-        if isinstance(schema, dict):
-            return {k: bare(v) for k, v in sorted(schema.items()) if k not in ("description", "default", "required")}
-        return [bare(v) for v in schema] if isinstance(schema, list) else schema
+    """What callers rely on: all of the schemas but the texts, in one order."""
+    return {"parameters": _bare(contract.parameters), "returns": _bare(contract.returns)}
 
-    return {"parameters": bare(contract.parameters), "returns": bare(contract.returns)}
+
+def _bare(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_bare(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    bare: dict[str, Any] = {}
+    for key, value in sorted(schema.items()):
+        if key in ("description", "title"):
+            continue
+        if key in ("properties", "$defs", "patternProperties") and isinstance(value, dict):  # keys are names here
+            bare[key] = {name: _bare(one) for name, one in sorted(value.items())}
+        elif key in ("default", "const", "enum", "examples"):  # values, not schemas
+            bare[key] = value
+        else:
+            bare[key] = sorted(value) if key == "required" else _bare(value)
+    return bare
+
+
+def _difference(new: Any, old: Any, where: str = "") -> str:
+    """The first place in which two shapes differ, and how."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        for key in sorted({*new, *old}):
+            path = f"{where}.{key}" if where else key
+            if key not in new or key not in old:
+                return f"{path} {'is missing' if key in old else 'is new'}"
+            if new[key] != old[key]:
+                return _difference(new[key], old[key], path)
+    return f"{where}: {new} instead of {old}"
 
 
 class _PlainParams:
@@ -184,4 +210,7 @@ class _PlainParams:
 
     def validate(self, wire: Mapping[str, Any]) -> dict[str, Any]:
         made = self.adapter.validate_python(wire)
-        return {} if isinstance(made, dict) else made.model_dump(mode="json", by_alias=True)
+        if isinstance(made, dict):
+            return {}
+        given: dict[str, Any] = made.model_dump(mode="json", by_alias=True)
+        return {name: given.pop(name, None) for name in self.names} | given  # every parameter has a value; what is inside may not
