@@ -22,6 +22,7 @@ The tree separates *whose* failure it is, because each has a different consequen
     │   │   ├── ContaminatedSplit rows of one cluster, or near-duplicates, on both sides of a split
     │   │   └── DatasetChanged   the stored split or revision does not fit the data
     │   ├── MetricError          a metric returned something that is not a score
+    │   ├── PriceMissing         a budget in money, and a model whose price is not known
     │   ├── EnvironmentRequired  write tools would run outside an environment
     │   ├── ArtifactError
     │   │   ├── ArtifactTampered content does not match its digest
@@ -72,7 +73,7 @@ __all__ = [
     "DatasetChanged", "DatasetError", "DecisionRefused", "DseError", "DuplicateRow", "EffectUnknown",
     "EnvironmentRequired", "InfrastructureError", "InputError", "InvalidValue", "JournalTampered", "LimitExceeded", "MalformedJSON",
     "MalformedRow", "MetricError", "MissingHoldout", "ModelError", "ModelUnavailable", "NoSubmission", "OutputInvalid",
-    "PlanError", "Refused", "ReplayDiverged", "RunFailed", "RunNotResumable", "RunSuspended", "RunTaken",
+    "PlanError", "PriceMissing", "Refused", "ReplayDiverged", "RunFailed", "RunNotResumable", "RunSuspended", "RunTaken",
     "SandboxUnavailable", "ScriptFailed", "SignatureError", "SignatureMismatch", "StoreError", "StoreUnavailable",
     "ToolArgumentError", "ToolDenied", "ToolFailed", "ToolFault", "ToolLimitReached", "ToolNotAllowed",
     "ToolOutputTooLarge", "ToolRateLimited", "ToolReturnError", "ToolScriptFailed", "ToolTimeout", "ToolboxError", "UnprovenModel",
@@ -259,6 +260,12 @@ class EnvironmentRequired(UserError):
     """Write tools would run outside an environment during evaluation."""
 
     code = "DSE161"
+
+
+class PriceMissing(UserError):
+    """A budget in money cannot be kept: the price of a model is not known."""
+
+    code = "DSE162"
 
 
 class ArtifactError(UserError):

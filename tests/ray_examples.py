@@ -40,12 +40,18 @@ def where(n: int) -> int:
     return os.getpid()
 
 
+@dse.tool(effect="pure", revision="1", cost_usd=0.3)
+def dear(n: int) -> int:
+    """The same number, for money."""
+    return n
+
+
 class Count(dse.Signature):
     """Count."""
 
     n: int = dse.InputField()
     result: int = dse.OutputField()
-    tools = [double, rare, where]
+    tools = [double, rare, where, dear]
 
 
 COUNT = Count.spec()

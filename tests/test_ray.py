@@ -17,7 +17,7 @@ import pytest
 from ray_examples import COUNT, another, counting, counting_model, failing, leaving, rare, rows, stateless
 
 import dse
-from dse.compiler.budget import Budget, BudgetedModel
+from dse.compiler.budget import Budget, BudgetedModel, Purse
 from dse.errors import BudgetExhausted, CassetteMiss, InfrastructureError, MetricError, UserError, WorkerLost
 from dse.evaluation.evaluator import Evaluator, RolloutRecord
 from dse.evaluation.executor import Executor, LocalExecutor
@@ -214,6 +214,14 @@ def test_a_budget_is_one_for_all_workers(workers: Executor) -> None:
     with pytest.raises(BudgetExhausted) as caught:
         run(counting(), BudgetedModel(inner, Budget(model_calls=5)), executor=workers)
     assert len(inner.requests) == 5 and caught.value.details["spent"]["model_calls"] == 5
+
+
+def test_tools_of_all_workers_are_paid_for_out_of_one_purse(workers: Executor) -> None:
+    purse = Purse(Budget(usd=1.0))
+    with pytest.raises(BudgetExhausted, match="A call of dear"):
+        run(counting(), counting_model("dear"), executor=workers, pay=purse.pay_tool)
+    (paid,) = purse.by_stage()
+    assert (paid["tool"], paid["tool_calls"], paid["cost_usd"]) == ("dear", 3, 0.9)
 
 
 def test_errors_keep_their_class_and_their_words(workers: Executor, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -71,6 +72,7 @@ def print_compile(console: Console, result: Any) -> None:
         for one in evidence.stages:
             console.print(f"  {one.stage}, {one.model}: {one.rollouts} rollouts, {one.model_calls} completions"
                           + ("" if one.cost_usd is None else f", {one.cost_usd:.4f} USD"), markup=False)  # fmt: skip
+    console.print(spent_line(result.accounts), markup=False)
     for line in judge_lines(result.records["holdout"], {name: f"{name} on sealed rows" for name in result.plans}):
         console.print(line, markup=False)
     for name, why in evidence.pruned.items():
@@ -80,6 +82,27 @@ def print_compile(console: Console, result: Any) -> None:
     if evidence.holdout_openings > 1:
         console.print(f"Note: {openings_note(evidence.holdout_openings)}", markup=False)
     console.print(f"Artifact {result.ref} in mode {result.artifact.program.plan.mode}", markup=False)
+
+
+def spent_line(accounts: Sequence[Mapping[str, Any]]) -> str:
+    """What a compile paid for, by its accounts: besides what the result came from, what failed and was asked again."""
+
+    def total(what: str) -> Any:
+        return math.fsum(one[what] for one in accounts)
+
+    if not accounts:
+        return "Paid for by this compile: nothing"
+    tokens = total("input_tokens") + total("output_tokens")
+    text = f"Paid for by this compile: {total('model_calls'):.0f} requests to models, {tokens:.0f} tokens"
+    if tools := total("tool_calls"):
+        text += f", {tools:.0f} calls of tools with a price"
+    if usd := total("cost_usd"):
+        text += f", {usd:.4f} USD"
+    if refused := total("refused"):
+        text += f"; refused: {refused:.0f}"
+    if unanswered := total("unanswered"):
+        text += f"; asked without an answer: {unanswered:.0f}, up to {total('unanswered_usd'):.4f} USD"
+    return text
 
 
 def race_lines(evidence: Any) -> list[str]:

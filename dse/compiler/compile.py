@@ -33,7 +33,7 @@ from dse.compiler.result import CompileResult, Rows
 from dse.compiler.revision import revision_of
 from dse.compiler.search import Proposal, Proposer, Search
 from dse.compiler.space import Candidate, Space, candidates, fitting_modes, with_proposals
-from dse.errors import ArtifactNotFound, ContaminatedSplit, UserError
+from dse.errors import ArtifactNotFound, BudgetExhausted, ContaminatedSplit, UserError
 from dse.evaluation.evaluator import Evaluator, Progress, RolloutRecord, cassette_of, live_reads
 from dse.evaluation.executor import Executor, check_executor, executor_for
 from dse.evaluation.judge import Meter
@@ -204,10 +204,11 @@ class _Compile(Emit):
 
     def _evaluator(self, name: str, runner: Executor) -> Evaluator:
         return Evaluator(self.task, self.models.by_name[name], self.store, concurrency=self.concurrency, prices=self.prices,
-                         executor=runner, judge_meter=self.judges, progress=self.progress, before_pause=self.models.budgeted[name].before_wait)  # fmt: skip
+                         executor=runner, judge_meter=self.judges, progress=self.progress, pay=self.models.purse.pay_tool, before_pause=self.models.budgeted[name].before_wait)  # fmt: skip
 
     def _check_objective(self) -> None:
         objective = self.task.objective
+        self._check_judge()
         for name, model in self.models.by_name.items():
             cassette = cassette_of(model)
             if objective.needs_cost and not self.models.cost_can_be_known(name):
@@ -227,6 +228,10 @@ class _Compile(Emit):
             compiled = await self._begun(key, state, spent)
             await self.store.threaded(self.store.finish_compile, key)
             return compiled
+        except BudgetExhausted as exc:  # requests that were under way have ended since
+            exc.details["spent"] = spent_now = self.models.purse.spent()
+            exc.value = str(spent_now)
+            raise
         finally:
             self.models.purse.kept = None
             await asyncio.shield(asyncio.ensure_future(self.store.threaded(self.store.leave_compile, key)))

@@ -11,6 +11,7 @@ from dse.errors import DseError, ModelUnavailable
 from dse.statistics import minimum_detectable_effect
 
 if TYPE_CHECKING:
+    from dse.contracts.tool import ToolContract
     from dse.evaluation.dataset import Example
     from dse.evaluation.metric import Metric
     from dse.evaluation.task import Task
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
     from dse.models.prices import PriceTable
     from dse.plan import Plan
 
-__all__ = ["Forecast", "JudgeForecast", "ModeForecast", "first_request_tokens", "judging", "most_of", "per_run"]
+__all__ = ["Forecast", "JudgeForecast", "ModeForecast", "first_request_tokens", "judging", "most_of", "most_of_tools", "per_run"]
 
-#: Model calls of a run and tokens of an answer, where no earlier run of the mode says more.
+#: Model and tool calls of a run and tokens of an answer, where no earlier run of the mode says more.
 _CALLS = {"direct": 1.0, "code": 1.5, "tool_call": 4.0}
+_TOOL_CALLS = 3.0
 _ANSWER_TOKENS = 300
 _JUDGE_TOKENS = 1_000  # of one request to a judge and its answer
 _DISCORDANCE = 0.34  # rows in which two candidates differ; measured on real pairs of programs
@@ -32,7 +34,8 @@ _DISCORDANCE = 0.34  # rows in which two candidates differ; measured on real pai
 class ModeForecast:
     """One run of a mode: expected and most model calls and tokens, and where the expectation comes from.
 
-    ``most_tokens`` is None without ``Limits(tokens=)``: answers and what tools return may be of any size.
+    ``most_tokens`` is None without ``Limits(tokens=)``: answers and what tools return may be of any size. ``tools_usd`` is what
+    its tools cost by their contracts, and at most as often as its limits let it call them.
     """
 
     model_calls: float
@@ -40,6 +43,8 @@ class ModeForecast:
     tokens: float
     most_tokens: float | None
     source: str
+    tools_usd: float = 0.0
+    most_tools_usd: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class JudgeForecast:
 class Forecast:
     """The plan of a compile and what it is expected to take; nothing was spent for it.
 
-    Costs are None without a price. ``most_*`` are what it takes if every run uses all that its limits allow, or the budget
+    Costs are those of models and tools, and None where a model has no price. ``most_*`` are what it takes if every run uses all that its limits allow, or the budget
     where that is less; None where nothing bounds it, and `unbounded` says why. What proposers run and ask comes to that:
     only a `Budget` bounds it. So do requests that failed and are made again, where the budget does not count them, and of
     a run that reaches ``Limits(tokens=)`` what its last request took beyond that.
@@ -71,6 +76,8 @@ class Forecast:
         mde: the smallest true gain in quality that the sealed rows find with 80% probability, if a third of the rows
             differ; None where they can find none.
         judge: of a judge metric; its requests are in the sums.
+        tools_usd, most_tools_usd: of the costs, what tools take; at most: as often as the limits of all runs let them.
+        notes: what else is known before.
         openings: how often any of these sealed rows were opened before in the store, under whatever name; the same compile
             that looks again with the same two programs adds nothing to it.
     """
@@ -95,6 +102,9 @@ class Forecast:
     budget: Mapping[str, Any] = field(default_factory=dict)
     judge: JudgeForecast | None = None
     unbounded: tuple[str, ...] = ()
+    tools_usd: float = 0.0
+    most_tools_usd: float | None = 0.0
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -114,7 +124,8 @@ class Forecast:
         for mode, one in self.modes.items():
             any_number = "any number" if one.most_tokens is None else f"{one.most_tokens:.0f}"
             lines.append(f"  {mode}: {one.model_calls:.1f} model calls and {one.tokens:.0f} tokens a run, at most "
-                         f"{one.most_model_calls:.0f} and {any_number} ({one.source})")  # fmt: skip
+                         f"{one.most_model_calls:.0f} and {any_number} ({one.source})"
+                         + (f"; tools {one.tools_usd:.2f} USD, at most {one.most_tools_usd:.2f}" if one.most_tools_usd else ""))  # fmt: skip
         if self.judge is not None:
             judge, times = self.judge, f" in {self.judge.repeats} judgements" if self.judge.repeats > 1 else ""
             lines.append(f"  judge {judge.model}: {judge.model_calls:.1f} model calls and {judge.tokens:.0f} tokens a rollout{times} ("
@@ -124,7 +135,10 @@ class Forecast:
         without = " (before proposals)" if self.proposers else ""
         lines.append(f"  at most{without}: {number(self.most_model_calls, 'model calls')}, {number(self.most_tokens, 'tokens')}, "
                      f"{money(self.most_usd)}")  # fmt: skip
+        if self.most_tools_usd:
+            lines.append(f"  of that tools: {self.tools_usd:.2f} USD expected, at most {self.most_tools_usd:.2f} USD")
         lines += [f"  no bound: {why}" for why in self.unbounded]
+        lines += [f"  note: {note}" for note in self.notes]
         bounds = {name: bound for name, bound in self.budget.items() if bound is not None}
         lines.append(f"  budget: {', '.join(f'{v:g} {k}' for k, v in bounds.items()) or 'none'}")
         lines.append(f"  {self.clusters} independent sealed rows find "
@@ -181,8 +195,30 @@ def most_of(plan: Plan) -> tuple[float, float | None]:
     return _most(plan.limits) if needs_model(plan) else (0.0, 0.0)
 
 
+def most_of_tools(plan: Plan, contracts: Mapping[str, ToolContract]) -> float:
+    """The most USD that the limits of a plan let the tools of one run take, by the contracts of those that have a price."""
+    if plan.stages:
+        return math.fsum(most_of_tools(stage, contracts) for stage in plan.stages)
+    return _most_of_tools(plan.limits, [contracts[name] for name in plan.allow if name in contracts])
+
+
+def _most_of_tools(limits: Limits, contracts: Sequence[ToolContract]) -> float:
+    tries = _tries(limits)
+    left, usd = tries * limits.tool_calls, 0.0
+    for contract in sorted(contracts, key=lambda one: -one.cost_usd):  # the dearest as often as may be, then the next
+        bounds = [b for b in (contract.max_calls, limits.calls_per_tool.get(contract.name)) if b is not None]
+        calls = min(left, *bounds) if bounds else left  # per run: they go on counting when it starts again
+        usd, left = usd + calls * contract.cost_usd, left - calls
+    return usd if limits.cost_usd is None else min(usd, tries * limits.cost_usd)
+
+
+def _tries(limits: Limits) -> int:
+    """How often a run may start, each time with limits as new."""
+    return 1 + limits.max_retries if "retry" in limits.outcomes.values() else 1
+
+
 def _most(limits: Limits) -> tuple[float, float | None]:
-    tries = 1 + limits.max_retries if "retry" in limits.outcomes.values() else 1  # each with limits as new
+    tries = _tries(limits)
     return float(tries * limits.model_calls), None if limits.tokens is None else float(tries * limits.tokens)
 
 
@@ -196,7 +232,7 @@ def judging(metric: Metric, earlier: Sequence[Mapping[str, Any]]) -> JudgeForeca
     judge = metric.judge
     if judge is None:
         return None
-    model, replayed = str(judge.identity["model"]), isinstance(judge.model, str) and judge.model.startswith("replay:")
+    model, replayed = str(judge.identity["model"]), judge.replays
     known = [one for one in earlier if "judge_calls" in one]
     if not known:
         return JudgeForecast(model, judge.repeats, float(judge.repeats), float(judge.repeats * _JUDGE_TOKENS), replayed,
@@ -207,20 +243,28 @@ def judging(metric: Metric, earlier: Sequence[Mapping[str, Any]]) -> JudgeForeca
                          f"as {n} earlier rollouts")  # fmt: skip
 
 
-def per_run(mode: str, first: int, earlier: Sequence[Mapping[str, Any]], limits: Limits) -> ModeForecast:
-    """From earlier rollouts of the mode in the store, else from assumptions that the forecast names."""
+def per_run(mode: str, first: int, earlier: Sequence[Mapping[str, Any]], limits: Limits,
+            contracts: Sequence[ToolContract] = ()) -> ModeForecast:  # fmt: skip
+    """From earlier rollouts of the mode in the store, else from assumptions that the forecast names.
+
+    Args:
+        contracts: of the tools that may be called and have a price.
+    """
+    most_tools = _most_of_tools(limits, contracts)
     ceiling, most_tokens = _most(limits)
     if earlier:
         n = len(earlier)
         calls = math.fsum(r["model_calls"] for r in earlier) / n
         tokens = math.fsum((r["input_tokens"] or 0) + (r["output_tokens"] or 0) for r in earlier) / n
+        tools = math.fsum(r.get("tools_usd", 0.0) for r in earlier) / n if contracts else 0.0
         source = f"as {n} earlier rollouts"
     else:
+        tools = min(most_tools, _TOOL_CALLS * math.fsum(one.cost_usd for one in contracts) / max(1, len(contracts)))
         calls = min(_CALLS.get(mode, 2.0), ceiling)
         # Each round repeats what went before.
         tokens = calls * first + _ANSWER_TOKENS * calls * (calls + 1) / 2
         source = "assumed: no earlier rollouts"
-    return ModeForecast(calls, ceiling, tokens, most_tokens, source)
+    return ModeForecast(calls, ceiling, tokens, most_tokens, source, tools, max(tools, most_tools))
 
 
 def price(prices: PriceTable | None, models: Sequence[str], tokens: float, *, most: bool = False) -> float | None:

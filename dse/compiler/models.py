@@ -13,7 +13,7 @@ from dse.errors import ModelError, UserError
 from dse.evaluation.evaluator import cassette_of
 
 if TYPE_CHECKING:
-    from dse.models.lm import LanguageModel
+    from dse.models.lm import LanguageModel, RetryingModel
     from dse.models.prices import PriceTable
     from dse.store.journal import Store
 
@@ -66,7 +66,7 @@ class Models:
         patient = live if isinstance(live, RetryingModel) else None
         budgeted = BudgetedModel(patient.inner if patient else live, self.purse.budget, self.prices, free=replayed,
                                  owned=live is not lm, purse=self.purse)  # fmt: skip
-        model = patient.over(budgeted, budgeted.before_wait) if patient else budgeted
+        model = _patient(patient, budgeted) if patient else budgeted
         return resolve_model(model, record=record, prices=self.prices), budgeted
 
     def judging(self, model: LanguageModel, free: bool) -> LanguageModel:
@@ -94,6 +94,19 @@ class Models:
     async def aclose(self) -> None:
         for model in (*self.by_name.values(), *([self._own] if self._own else [])):
             await model.aclose()
+
+
+def _patient(given: RetryingModel, budgeted: BudgetedModel) -> RetryingModel:
+    """The same patience with the budgeted model, which waits for its turn before the time of an attempt begins."""
+    model, own = given.over(budgeted, budgeted.before_wait), given.before_attempt
+
+    async def before_attempt(request: Any, attempt: int) -> None:
+        if own is not None:
+            await own(request, attempt)
+        await budgeted.before_attempt()
+
+    model.before_attempt = before_attempt
+    return model
 
 
 class Reflector:

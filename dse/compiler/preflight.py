@@ -10,14 +10,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from dse.compiler import forecast as forecasts
-from dse.compiler.budget import Budget
+from dse.compiler.budget import Budget, check_price
 from dse.compiler.forecast import Forecast
 from dse.compiler.models import Models
 from dse.compiler.result import Rows
 from dse.compiler.search import Proposer
 from dse.compiler.space import Candidate, Space
 from dse.contracts.signature import SignatureSpec
-from dse.errors import DatasetError, MissingHoldout
+from dse.errors import DatasetError, MissingHoldout, PriceMissing
 from dse.evaluation.evaluator import RolloutRecord
 from dse.evaluation.sampling import spread
 from dse.evaluation.task import Task
@@ -26,6 +26,7 @@ from dse.strategies.base import baseline_plan, seed_plan
 
 if TYPE_CHECKING:
     from dse.artifacts.artifact import Artifact
+    from dse.contracts.tool import ToolContract
     from dse.evaluation.dataset import Dataset
     from dse.models.prices import PriceTable
     from dse.store.journal import Store
@@ -71,6 +72,32 @@ class Preflight:
                 raise DatasetError(f"The dataset has no {split} rows", value=self.data.name,
                                    remedy=f"Give {split} a share of the quota.")  # fmt: skip
 
+    def _check_judge(self) -> str | None:
+        """What the budget does not let the judge be asked for, where a recording may know it all.
+
+        Raises:
+            PriceMissing: the budget bounds money, and the judge has no price.
+        """
+        judge = self.task.metric.judge
+        if judge is None or judge.replays:
+            return None
+        try:
+            check_price(str(judge.identity["model"]), self.budget, self.prices, whose="the judge")
+        except PriceMissing:
+            if not judge.recorded:
+                raise
+            return (f"the judge has no price: what {judge.cassette.name} does not answer ends the compile, "
+                    "as Budget(usd=) cannot be kept")  # fmt: skip
+        return None
+
+    def _priced_tools(self) -> dict[str, ToolContract]:
+        """Contracts of tools that have a price, where executing them is paid for: what a recording answers costs nothing."""
+        if getattr(self.task.environment, "mode", None) == "replay":
+            return {}
+        assert self.task.toolbox is not None
+        contracts = {name: self.task.toolbox[name].contract for name in self.spec.tool_names}
+        return {name: contract for name, contract in contracts.items() if contract.cost_usd}
+
     def _sizes(self) -> tuple[int, int, int]:
         """Search, select and holdout rows that will be used."""
         sealed = self.data.holdout_summary()["rows"]
@@ -91,6 +118,8 @@ class Preflight:
                  f"{most} candidates, {holdout} holdout rows x 2{times}; "
                  + (f"proposals of {', '.join(p.name for p in self.proposers)} come to that; " if self.proposers else "")
                  + ("a recording answers them" if self.models.free else "each asks the model at least once"))  # fmt: skip
+        if (unpriced := self._check_judge()) is not None:
+            self.say(f"plan: {unpriced}")
         before = await self._openings()
         if before:
             self.say(f"plan: the holdout of {self.data.name} was opened {'once' if before == 1 else f'{before} times'} before "
@@ -108,11 +137,13 @@ class Preflight:
         search, select, holdout = self._sizes()
         first, limits, budget = self.models.default, self.task.limits, self.budget
         earlier, judged = await self.store.threaded(self._earlier)
+        priced = self._priced_tools()
         examples = self.data.split("search")[:1]
         modes = {}
         for mode in self.modes:
             size = await forecasts.first_request_tokens(self.task, seed_plan(self.spec, mode, limits=limits), first, examples[0])
-            modes[mode] = forecasts.per_run(mode, size, earlier.get(mode, []), limits)
+            tools = () if mode == "direct" else tuple(priced.values())
+            modes[mode] = forecasts.per_run(mode, size, earlier.get(mode, []), limits, tools)
         each = {mode: self.space.most(mode) * len(self.models.names) for mode in self.modes}
         most = sum(each.values()) + 1
         raced = most if self.allocation == "grid" or most <= 4 else max(4, math.ceil(0.4 * most))
@@ -125,14 +156,19 @@ class Preflight:
             return runs + (select + 2 * gated) * math.fsum(figures.values()) / len(figures)
 
         champion, _ = self._champion()
-        incumbent = forecasts.most_of(baseline_plan(self.spec, limits) if champion is None else champion.plan)
+        own_plan = baseline_plan(self.spec, limits) if champion is None else champion.plan
+        incumbent = forecasts.most_of(own_plan)
         own, own_tokens = next(iter((one.most_model_calls, one.most_tokens) for one in modes.values()))  # of any mode: the task's limits
         runs = stages["search"][1] + select * (most - 1) + gated  # besides the incumbent's
         calls, tokens = expected("model_calls"), expected("tokens")
         most_calls: float | None = runs * own + (select + gated) * incumbent[0]
         most_tokens = forecasts.together([None if one is None else times * one for times, one in
                                           ((runs, own_tokens), (select + gated, incumbent[1]))])  # fmt: skip
+        tools_usd = expected("tools_usd")
+        every_tool = max((one.most_tools_usd for one in modes.values()), default=0.0)
+        most_tools = runs * every_tool + (select + gated) * forecasts.most_of_tools(own_plan, priced)
         usd, most_usd = forecasts.price(self.prices, self.models.names, tokens), None
+        usd = None if usd is None else usd + tools_usd
         judge, unbounded = forecasts.judging(self.task.metric, judged), []
         if judge is not None and not judge.recorded:
             rollouts = sum(about for about, _ in stages.values())
@@ -146,6 +182,7 @@ class Preflight:
             unbounded.append("tokens, without Limits(tokens=) or Budget(tokens=): answers and what tools return may be of any size")
         if most_tokens is not None:
             most_usd = forecasts.price(self.prices, self.models.names, most_tokens, most=True)
+            most_usd = None if most_usd is None else most_usd + most_tools
         clusters = self.data.holdout_summary()["clusters"]
         usable = clusters if self.rows.holdout is None else min(clusters, self.rows.holdout)
         return Forecast(
@@ -154,7 +191,9 @@ class Preflight:
             most_model_calls=self._bounded(most_calls, budget.model_calls), most_tokens=self._bounded(most_tokens, budget.tokens),
             most_usd=self._bounded(most_usd, budget.usd), mde=forecasts.detectable(usable, usable),
             openings=await self._openings(), recorded=self.models.free, proposers=tuple(p.name for p in self.proposers),
-            budget=asdict(budget), judge=judge, unbounded=tuple(unbounded),
+            budget=asdict(budget), judge=judge, unbounded=tuple(unbounded), tools_usd=tools_usd,
+            most_tools_usd=self._bounded(most_tools, budget.usd) if priced else 0.0,
+            notes=tuple(filter(None, (self._check_judge(),))),
         )  # fmt: skip
 
     def _bounded(self, most: float | None, budget: float | None) -> float | None:
@@ -172,6 +211,11 @@ class Preflight:
                 found.setdefault(row["mode"], {})[row["rollout_id"]] = row  # one row per metric
             if row["metric"] == metric and row["components"]:
                 judged.append(json.loads(row["components"]))
+        if priced := self._priced_tools():
+            for rollout_id, _, mode, calls in self.store.calls(signature=self.spec.name):
+                if rollout_id in found.get(mode, {}):
+                    paid = [priced[call["tool"]].cost_usd for call in calls if call["tool"] in priced and call["outcome"] != "refused"]
+                    found[mode][rollout_id] = found[mode][rollout_id] | {"tools_usd": math.fsum(paid)}
         return {mode: list(by_id.values()) for mode, by_id in found.items()}, judged
 
     def _tell_rest(self, found: Mapping[str, Candidate], incumbent: Plan, searched: Sequence[RolloutRecord],

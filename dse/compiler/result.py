@@ -48,7 +48,9 @@ class CompileResult:
         removals: what leaving tools out cost, measured.
         records: all rollouts by stage (``search``, ``select``, ``holdout``).
         notes: what a reader should know (live reads, an inexact allow-list ...).
-        spent: of the budget, by this compile and what it went on from; `accounts`: the same per stage and model.
+        spent: of the budget, by this compile and what it went on from; `accounts`: the same per stage and model or tool, as
+            `dse.compiler.budget.Purse.by_stage` gives it. What the results came from, paid for now or earlier, is in
+            ``artifact.evidence.stages``.
     """
 
     artifact: Artifact

@@ -30,7 +30,7 @@ from dse.errors import (
 from dse.evaluation.executor import Executor, check_executor, executor_for
 from dse.evaluation.judge import Meter
 from dse.evaluation.metric import MetricContext, Score
-from dse.evaluation.rollout import Answered, Rollout, cassette_of
+from dse.evaluation.rollout import Answered, Pay, Rollout, cassette_of
 from dse.evaluation.task import Task
 from dse.plan import SEMANTICS_VERSION, Plan
 from dse.program import Prediction, Program
@@ -121,6 +121,7 @@ class Evaluator:
         executor: where rollouts run: ``local`` (this process), ``ray`` (a Ray cluster, by default one on this machine), or
             an `Executor`, which stays open. The model is asked, metrics are computed and the store is written here.
         judge_meter: counts what a judge metric uses, and can put a budget around its model.
+        pay: awaited with name and price before a tool that has a price is executed; what it raises ends the evaluation.
 
     ``live`` names the read tools that candidates may call outside an environment.
     """
@@ -138,6 +139,7 @@ class Evaluator:
     prices: PriceTable | None = None
     executor: Executor | str = "local"
     judge_meter: Meter = field(default_factory=Meter)
+    pay: Pay | None = None
     live: set[str] = field(default_factory=set)
     _programs: dict[str, Program] = field(default_factory=dict)
     _underway: dict[str, anyio.Lock] = field(default_factory=dict)
@@ -314,7 +316,7 @@ class Evaluator:
         from dse.models.lm import wait_asked_for
 
         rollout = Rollout(rollout_id, program, example, replicate, self.task.environment, self.task.deps,
-                          kept=cassette_of(program.lm) is not None)  # fmt: skip
+                          kept=cassette_of(program.lm) is not None, pay=self.pay)  # fmt: skip
         answers = self._answers.get(rollout_id)
         keep = None
         if program.lm is not None and not rollout.kept:  # a recording keeps them itself

@@ -12,6 +12,7 @@ components. What a judge costs is counted apart from what the candidates cost.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import re
 import weakref
@@ -70,13 +71,26 @@ class Judge:
     @property
     def identity(self) -> dict[str, Any]:
         """Name and sampling parameters of the model, whether it is live or recorded."""
-        if isinstance(self.model, str) and not self.model.startswith("replay:"):
+        if isinstance(self.model, str) and not self.replays:
             from dse.models.engines import _CLIENT_KEYS
 
             sampling = {k: v for k, v in self.params.items() if v is not None and k not in _CLIENT_KEYS}
             return {"model": self.model, "params": sampling}
         model = self.opened()
         return {"model": model.name, "params": dict(model.params)}
+
+    @property
+    def replays(self) -> bool:
+        """Whether a recording answers everything."""
+        return isinstance(self.model, str) and self.model.startswith("replay:")
+
+    @property
+    def recorded(self) -> bool:
+        """Whether its recording answers anything: then it may answer everything."""
+        if self.cassette is None or not self.cassette.exists():
+            return False
+        with self.cassette.open("rb") as file:
+            return len(list(itertools.islice(file, 2))) == 2  # besides the header
 
     @property
     def judge_id(self) -> str:
@@ -88,10 +102,9 @@ class Judge:
         if self._opened is None:
             from dse.models.lm import RetryingModel, resolve_model
 
-            live = isinstance(self.model, str) and not self.model.startswith("replay:")
+            live = isinstance(self.model, str) and not self.replays
             model: LanguageModel = resolve_model(self.model, params=self.params or None)
-            free = isinstance(self.model, str) and not live
-            model = _Wrapped(model, free)
+            model = _Wrapped(model, self.replays)
             if live:
                 model = RetryingModel(model)
             if self.cassette is not None:
@@ -165,8 +178,7 @@ class Meter:
             if self.wrap is None:
                 return model
             if id(model) not in self._wrapped:  # the model is kept too: its id is not given to another one
-                free = isinstance(judge.model, str) and judge.model.startswith("replay:")
-                self._wrapped[id(model)] = (model, self.wrap(model, free))
+                self._wrapped[id(model)] = (model, self.wrap(model, judge.replays))
             return self._wrapped[id(model)][1]
 
         token = _wrap.set(through)

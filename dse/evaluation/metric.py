@@ -19,7 +19,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
 from dse.canonical import digest
-from dse.errors import BudgetExhausted, InfrastructureError, MetricError
+from dse.errors import BudgetExhausted, InfrastructureError, MetricError, PriceMissing
 
 __all__ = ["Metric", "MetricContext", "Score", "exact_match", "metric", "numeric", "same_wire", "set_f1"]
 
@@ -129,14 +129,14 @@ class Metric:
 
         Raises:
             MetricError: the function raised, or gave something else than a score in [0, 1].
-            InfrastructureError, BudgetExhausted: as raised in the function (by a judge's model): nobody's mistake.
+            InfrastructureError, BudgetExhausted, PriceMissing: as raised in the function (by a judge's model): not its mistake.
         """
         try:
             result = self(example, prediction, ctx)
             if inspect.isawaitable(result):
                 result = await result
             return self._checked(result)
-        except (InfrastructureError, BudgetExhausted):
+        except (InfrastructureError, BudgetExhausted, PriceMissing):
             raise
         except MetricError as exc:
             raise self._error(f"{exc.what}", example, value=exc.value, remedy=exc.remedy, **exc.details) from exc

@@ -147,7 +147,7 @@ class RayExecutor:
         program = rollout.program
         asked = None if model is None else ModelName(model.name, dict(model.params), model.supports_tools)
         job = Job(rollout.rollout_id, program.plan, rollout.example, rollout.replicate, rollout.kept, asked,
-                  identity(program, rollout.environment))  # fmt: skip
+                  identity(program, rollout.environment), rollout.pay is not None)  # fmt: skip
         slot = self._take()
         worker, number = slot.worker, next(self._numbers)
         conversation = _Conversation(worker, number, rollout, model)
@@ -211,6 +211,9 @@ class _Conversation:
             if kind == "slot":
                 name, rate, longest_s = about
                 value = self._rollout.program.toolbox.reserve_slot(name, rate, anyio.current_time(), longest_s)
+            elif kind == "pay":
+                assert self._rollout.pay is not None
+                await self._rollout.pay(*about)
             else:
                 assert self._model is not None
                 request, replicate, occurrence = about

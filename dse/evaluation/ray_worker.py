@@ -7,6 +7,7 @@ come as calls of ``answer``. Ray is not imported here: the driver makes an actor
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import pickle
 import traceback
@@ -49,6 +50,7 @@ class Job:
     kept: bool
     model: ModelName | None
     identity: tuple[str, ...]
+    pays: bool = False
 
 
 def identity(program: Program, environment: Any) -> tuple[str, ...]:
@@ -133,7 +135,8 @@ class Worker:
             raise UserError("A worker has another version of the task than the process that evaluates it",
                             value=f"{mine} instead of {job.identity}",
                             remedy="Install the same code on every machine of the cluster; start workers anew after a change.")  # fmt: skip
-        rollout = Rollout(job.rollout_id, program, job.example, job.replicate, freight.environment, freight.deps, job.kept)
+        rollout = Rollout(job.rollout_id, program, job.example, job.replicate, freight.environment, freight.deps, job.kept,
+                          functools.partial(one.ask, "pay") if job.pays else None)
         _current.set(one)
         return await attempt(rollout, model)
 

@@ -26,12 +26,15 @@ from dse.errors import (
 )
 from dse.evaluation.environment import Environment, World
 from dse.program import Prediction, Program
+from dse.runtime.execution import Middleware, Next, ToolCall
 
 if TYPE_CHECKING:
     from dse.evaluation.dataset import Example
     from dse.models.lm import Completion, LanguageModel
 
-__all__ = ["Answered", "Rollout", "attempt", "cassette_of"]
+__all__ = ["Answered", "Pay", "Rollout", "attempt", "cassette_of"]
+
+Pay = Callable[[str, float], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Rollout:
     Attributes:
         deps: for runs outside an environment.
         kept: the times of the model's answers are those of a recording: a replay gives the same.
+        pay: awaited with name and price before a tool that has a price is executed; what it raises ends the attempt.
     """
 
     rollout_id: str
@@ -50,6 +54,7 @@ class Rollout:
     environment: Environment | None
     deps: Any
     kept: bool
+    pay: Pay | None = None
 
 
 async def attempt(rollout: Rollout, model: LanguageModel | None) -> dict[str, Any]:
@@ -76,17 +81,21 @@ async def attempt(rollout: Rollout, model: LanguageModel | None) -> dict[str, An
     prediction: Prediction | None = None
     error: Exception | None = None
     state = None
+    unpaid: list[Exception] = []
+    paying = () if rollout.pay is None else (_paying(rollout.pay, unpaid),)
     async with entered as world:
         toolbox = world.bound(program.toolbox) if environment else None  # outside one, dependencies are the real ones
         approve = world.approve or (_yes if environment else None)
         try:
             prediction = await program.execute(run, deps=world.deps, toolbox=toolbox, approve=approve,
-                                               middleware=world.middleware)  # fmt: skip
+                                               middleware=(*world.middleware, *paying))  # fmt: skip
         except RunFailed as exc:
             error = exc
         except RunSuspended as exc:
             raise EnvironmentRequired("A call needs a decision, and nobody decides during an evaluation",
                                       value=exc.what, remedy="Give the task an environment=.") from exc  # fmt: skip
+        if unpaid:  # whatever the world made of it
+            raise unpaid[0]
         state = _end_state(world)
     receipt = prediction.receipt if prediction else error.details["receipt"]  # type: ignore[union-attr]
     usage = receipt["usage"]
@@ -107,6 +116,21 @@ async def attempt(rollout: Rollout, model: LanguageModel | None) -> dict[str, An
         "usage_source": usage["usage_source"], "cost_usd": usage["cost_usd"], "cost_source": usage["cost_source"],
         "latency_s": usage["model_latency_s"], "latency_source": "recorded" if replayed or rollout.kept else "measured",
     }  # fmt: skip
+
+
+def _paying(pay: Pay, unpaid: list[Exception]) -> Middleware:
+    """Innermost: what a recording or a world answers in the tool's place costs nothing, what a world tries again costs again."""
+
+    async def layer(call: ToolCall, proceed: Next) -> Any:
+        if call.contract.cost_usd:
+            try:
+                await pay(call.name, call.contract.cost_usd)
+            except Exception as exc:
+                unpaid.append(exc)
+                raise
+        return await proceed(call)
+
+    return layer
 
 
 def _yes(_: Any) -> bool:
