@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from dse.artifacts.artifact import Artifact
+from dse.artifacts.artifact import GATE_LEVEL, Artifact
 from dse.artifacts.registry import Registry
 from dse.canonical import digest
 from dse.compiler.allowlist import AllowLists, exposure
@@ -83,7 +83,7 @@ class Emit(Preflight):
         records, openings = opened
         table = summarise(selected)
         # The k-th look at the same rows is tested at alpha / k.
-        options = {"objective": self.task.objective, "seed": self.seed, "alpha": 0.05 / max(1, openings)}
+        options = {"objective": self.task.objective, "seed": self.seed, "alpha": GATE_LEVEL / max(1, openings)}
         finished = [s.name for s in race.ranking if s.finalist]
         pareto = front(measured, [name for name in finished if name in measured])
         costs = removals(measured, self.effects)
