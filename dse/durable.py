@@ -14,9 +14,16 @@ from dse.canonical import canonical_json
 from dse.contracts.signature import SignatureSpec
 from dse.contracts.tool import ToolContract
 from dse.contracts.toolbox import Toolbox
-from dse.errors import DecisionRefused, EffectUnknown, RunNotResumable, RunTaken, ToolFailed, Unserialisable
+from dse.errors import (
+    DecisionRefused,
+    EffectUnknown,
+    RunNotResumable,
+    SandboxUnavailable,
+    ToolFailed,
+    Unserialisable,
+)
 from dse.plan import Plan
-from dse.runtime.history import Frozen, Recording
+from dse.runtime.history import Frozen, Recording, shown_id
 from dse.runtime.run import Decided, Run
 
 if TYPE_CHECKING:
@@ -70,8 +77,7 @@ async def begin(run: Run, store: Store | None, durability: Durability, model: La
             raise
 
 
-async def stop(run: Run, store: Store, outcome: str, receipt: Mapping[str, Any], exc: BaseException | None,
-               model: LanguageModel | None) -> None:  # fmt: skip
+async def stop(run: Run, store: Store, outcome: str, receipt: Mapping[str, Any], model: LanguageModel | None) -> None:
     """Write what is left of the journal and how the run stopped; a cancelled run is kept as well.
 
     Raises:
@@ -79,9 +85,6 @@ async def stop(run: Run, store: Store, outcome: str, receipt: Mapping[str, Any],
     """
     log: Any = run.journal.log
     if log is None:
-        return
-    if isinstance(exc, RunTaken):
-        store.let_go(log)
         return
     with anyio.CancelScope(shield=True):
         try:
@@ -126,9 +129,9 @@ def revive(kept: Kept, spec: SignatureSpec, plan: Plan, model: LanguageModel | N
     run.journal.entries = list(kept.entries)
     attempts: list[float] = [0.0]
     for entry, active_s in zip(kept.entries, kept.active_s, strict=True):
-        if entry["kind"] == "retry":
-            attempts.append(0.0)
         attempts[-1] = max(attempts[-1], active_s)
+        if entry["kind"] == "retry":  # which is the last of the attempt before
+            attempts.append(0.0)
     run.spent_s = attempts
     run.decisions = {call_id: Decided(**one) for call_id, one in kept.decisions.items()}
     if kept.snapshot is not None and not only:
@@ -156,13 +159,7 @@ def settle(run: Run, toolbox: Toolbox, decisions: Mapping[int, Decision]) -> Non
         raise DecisionRefused("These calls need no decision", value=str(extra),
                               remedy=f"Undecided: {sorted(unknown) or 'none'}.")  # fmt: skip
     if open_calls := sorted(set(unknown) - set(decisions)):
-        calls = [{"call_id": one, "tool": unknown[one][0].name, "arguments": unknown[one][1]["arguments"]} for one in open_calls]
-        raise EffectUnknown(
-            "A write was started, and nobody recorded whether it happened",
-            value=", ".join(f"{call['tool']}#{call['call_id']}" for call in calls),
-            remedy="Find out, then resume with a decision: dse.Decision('done', value), ('retry') or ('fail', reason=...).",
-            run_id=run.run_id, unknown=run.secrets.hide(calls),
-        )  # fmt: skip
+        raise _undecided(run, {one: unknown[one] for one in open_calls})
     checked = {call_id: _checked(decision, unknown[call_id][0], toolbox) for call_id, decision in decisions.items()}
     for call_id, decision in sorted(checked.items()):
         contract, intent = unknown[call_id]
@@ -180,6 +177,30 @@ def settle(run: Run, toolbox: Toolbox, decisions: Mapping[int, Decision]) -> Non
             idempotency_key=intent["idempotency_key"],
         )  # fmt: skip
     run.follow()
+
+
+def may_go_on(run: Run, record: Recording, lost: SandboxUnavailable) -> None:
+    """Whether a run whose guest died may go on where it is: not while nobody knows of a write whether it happened.
+
+    Raises:
+        EffectUnknown: a decision is needed, which can be given where the run is kept.
+        SandboxUnavailable: `lost`, where it is not.
+    """
+    if unknown := _unknown(record, run.dispatcher.toolbox):
+        if run.journal.log is None:
+            raise lost
+        raise _undecided(run, unknown) from lost
+
+
+def _undecided(run: Run, unknown: Mapping[int, tuple[ToolContract, Mapping[str, Any]]]) -> EffectUnknown:
+    calls = [{"call_id": one, "tool": contract.name, "arguments": intent["arguments"]}
+             for one, (contract, intent) in unknown.items()]  # fmt: skip
+    return EffectUnknown(
+        "A write was started, and nobody recorded whether it happened",
+        value=", ".join(f"{call['tool']}#{shown_id(call['call_id'])}" for call in calls),
+        remedy="Find out, then resume with a decision: dse.Decision('done', value), ('retry') or ('fail', reason=...).",
+        run_id=run.run_id, unknown=run.secrets.hide(calls),
+    )  # fmt: skip
 
 
 def _unknown(recording: Recording, toolbox: Toolbox) -> dict[int, tuple[ToolContract, Mapping[str, Any]]]:

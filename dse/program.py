@@ -38,6 +38,7 @@ from dse.portal import finish_sync, run_sync, start_soon
 from dse.redaction import REDACTED, redact, safe_message
 from dse.runtime.dispatcher import Dispatcher
 from dse.runtime.execution import Middleware
+from dse.runtime.history import Recording
 from dse.runtime.run import Run
 from dse.strategies.base import check_plan, needs_model, seed_plan, strategy
 
@@ -237,13 +238,19 @@ class Program:
 
     def new_run(self, inputs: Mapping[str, Any], *, run_id: str | None = None, seed: int | None = None,
                 clock: dt.datetime | None = None, evaluation: bool = False, replicate: int = 0) -> Run:  # fmt: skip
-        """A run on validated inputs, not started yet."""
+        """A run on validated inputs, not started yet.
+
+        Raises:
+            InputError: they do not fit. SignatureError: a type whose stored form cannot be read again.
+        """
         typed = self.spec.validate_inputs(inputs)
-        return Run(
+        run = Run(
             run_id=run_id or str(uuid.uuid4()), program_id=self.program_id, spec=self.spec, plan=self.plan, inputs=typed,
             model=self.lm, seed=random.getrandbits(48) if seed is None else seed,
             clock=clock or dt.datetime.now(dt.UTC), evaluation=evaluation, replicate=replicate,
         )  # fmt: skip
+        run.check_inputs(inputs)
+        return run
 
     @telemetry.running
     async def execute(self, run: Run, *, deps: Any = None, toolbox: Toolbox | None = None,
@@ -266,9 +273,14 @@ class Program:
         if run.journal.recording is None:
             await durable.begin(run, self.store, self.durability, self.lm)
         run.start()
+        task = asyncio.current_task()
         try:
             outputs = await self._attempts(run)
-        except (Exception, asyncio.CancelledError) as exc:
+        except BaseException as exc:
+            if not _is_on(task):  # it is being closed: nothing can be waited for
+                if self.store is not None and run.journal.log is not None:
+                    self.store.let_go(run.journal.log)  # type: ignore[arg-type]
+                raise
             receipt = await self._finish(run, None, exc)
             if isinstance(exc, DseError):
                 exc.details.setdefault("run_id", run.run_id)
@@ -279,7 +291,7 @@ class Program:
         return Prediction(self.spec.validate_outputs(outputs), outputs, receipt)
 
     async def _attempts(self, run: Run) -> dict[str, Any]:
-        lost_at = losses = 0
+        furthest = losses = 0
         while True:
             try:
                 with run.active():
@@ -293,15 +305,16 @@ class Program:
                 run.again()
                 run.journal.add("retry", limit=exc.details.get("limit"), attempt=run.attempt)
             except SandboxUnavailable as exc:
-                if not exc.details.get("lost"):
+                if exc is not run.lost:  # not of this run's guest: of another one, in a tool
                     raise
                 # The interpreter died, not the run: what happened so far is in the journal.
-                losses = losses + 1 if len(run.journal.entries) == lost_at else 1
+                record = Recording(run.journal.entries)
+                furthest, losses = record.length, losses + 1 if record.length <= furthest else 1
                 if losses > _LOSSES_IN_PLACE:
                     raise
+                durable.may_go_on(run, record, exc)
                 run.spent_s = [*run.spent_s[: run.attempt], run.active_s()]
                 run.journal.add("resumed", reason="the interpreter was lost")
-                lost_at = len(run.journal.entries)
                 run.follow()
                 run.dispatcher = run.dispatcher.anew()
 
@@ -335,7 +348,7 @@ class Program:
         }  # fmt: skip
         if self.store is not None:
             try:
-                await durable.stop(run, self.store, outcome, receipt, exc, self.lm)
+                await durable.stop(run, self.store, outcome, receipt, self.lm)
             except (StoreUnavailable, RunTaken) as failure:
                 failure.details["run_id"] = run.run_id
                 failure.details["receipt"] = receipt
@@ -467,6 +480,14 @@ def _store(store: Store | str | Path | None) -> Store | None:
 
         return Store(store)
     return store
+
+
+def _is_on(task: asyncio.Task[Any] | None) -> bool:
+    """Whether this is executed by `task`, and not by somebody who closes what it was executing."""
+    try:
+        return asyncio.current_task() is task
+    except RuntimeError:  # no event loop runs here any more
+        return False
 
 
 def _outcome(exc: BaseException | None) -> str:

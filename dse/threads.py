@@ -126,10 +126,59 @@ def shared(name: str, most: int) -> Threads:
     return found if found is not None else _shared.setdefault(name, Threads(most, name))
 
 
-async def in_thread(name: str, work: Callable[[], T]) -> T:
-    """The result of ``work()`` in a thread of this name; cancelled, it goes on and nobody hears of it."""
+async def in_thread(name: str, work: Callable[[], T], *, left: Callable[[], Callable[[], Any]] | None = None) -> T:
+    """The result of ``work()`` in a thread of this name; cancelled, it goes on and nobody hears of it.
+
+    Args:
+        left: called when this is cancelled while the work goes on; what it gives is called in the event loop when that
+            has ended.
+    """
     await anyio.lowlevel.checkpoint_if_cancelled()  # then it does not even begin
-    return await shared(name, _OF_A_NAME).run(work)
+    going = _Going(work)
+    try:
+        result: T = await shared(name, _OF_A_NAME).run(going)
+    except BaseException:
+        if left is not None:
+            going.leave(left)
+        raise
+    if going.closed is not None:
+        raise going.closed
+    return result
+
+
+class _Going:
+    """Work in a thread, and whether it has ended."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.closed: GeneratorExit | None = None  # raised by the work; from a future it would close who awaits it
+        self._work = work
+        self._lock = threading.Lock()
+        self._ended = False
+        self._tell: Callable[[], Any] | None = None
+
+    def __call__(self) -> Any:
+        try:
+            return self._work()
+        except GeneratorExit as exc:
+            self.closed = exc
+        finally:
+            with self._lock:
+                self._ended, tell = True, self._tell
+            if tell is not None:
+                tell()
+
+    def leave(self, left: Callable[[], Callable[[], Any]]) -> None:
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            if self._ended:
+                return
+            then = left()
+
+            def tell() -> None:
+                with contextlib.suppress(RuntimeError):  # it is closed
+                    loop.call_soon_threadsafe(then)
+
+            self._tell = tell
 
 
 def being_cancelled(error: BaseException) -> bool:

@@ -733,6 +733,54 @@ def test_ordered_calls_run_one_at_a_time_in_call_order_whatever_they_take(order:
 
 
 @covers("concurrency")
+@pytest.mark.parametrize("kind", ["exclusive", "ordered"])
+@in_loop
+async def test_a_call_waits_for_the_thread_of_one_that_timed_out(kind: Any) -> None:
+    log, go_on = [], threading.Event()
+
+    @dse.tool(effect="write", timeout_s=0.05, concurrency=kind)
+    def slow(n: int) -> int:
+        """Write slowly."""
+        log.append(f"begins {n}")
+        if n == 1:
+            assert go_on.wait(PATIENCE_S)
+        log.append(f"ends {n}")
+        return n
+
+    model = ScriptedModel([call(("slow", {"n": 1}), ("slow", {"n": 2})), call(("submit", {"answer": "yes"}))])
+    program = dse.Program(signature(slow), "tool_call", lm=model)
+    run = program.new_run({"question": "?"})
+    timed_out = asyncio.Event()
+    run.journal.subscribers.append(lambda entry: timed_out.set() if entry["kind"] == "tool_outcome" else None)
+    running = asyncio.ensure_future(program.execute(run))
+    await timed_out.wait()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert log == ["begins 1"], "its place is kept"
+    go_on.set()
+    receipt = (await running).receipt
+    assert log == ["begins 1", "ends 1", "begins 2", "ends 2"]
+    assert [one["outcome"] for one in receipt["calls"]] == ["fault", "ok"]
+
+
+@in_loop
+async def test_a_thread_that_never_ends_ends_with_the_run_not_the_process() -> None:
+    go_on = threading.Event()
+
+    @dse.tool(effect="write", timeout_s=0.05, concurrency="exclusive")
+    def stuck() -> int:
+        """Never come back."""
+        go_on.wait(PATIENCE_S)
+        return 1
+
+    model = ScriptedModel([call(("stuck", {}), ("stuck", {})), call(("submit", {"answer": "yes"}))])
+    program = dse.Program(signature(stuck), "tool_call", lm=model).narrowed(limits={"active_s": 0.3})
+    with pytest.raises(LimitExceeded) as caught:
+        await program.acall(question="?")
+    go_on.set()
+    assert caught.value.details["limit"] == "active_s" and caught.value.details["effects"] == "unknown [stuck#1]"
+
+
 @in_loop
 async def test_an_exclusive_call_runs_alone_and_is_not_starved() -> None:
     running: set[str] = set()

@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
 import dse
-from dse.errors import InvalidValue, LimitExceeded, ModelError, OutputInvalid, PlanError, RunFailed, ToolFailed
+from dse.errors import (
+    InvalidValue,
+    LimitExceeded,
+    ModelError,
+    ModelUnavailable,
+    OutputInvalid,
+    PlanError,
+    RunFailed,
+    ToolFailed,
+)
 from dse.limits import LimitName
 from dse.models.lm import Completion, Usage
 from dse.strategies.base import seed_plan
@@ -175,6 +185,50 @@ def test_retries_are_bounded_and_then_the_run_has_failed(case: Case) -> None:
     assert (ran.receipt["attempts"], ran.receipt["limit_outcome"]) == (3, "fail_step")
     none = Ran([*case.hit], {**case.limits, "outcomes": {case.name: "retry"}, "max_retries": 0})
     assert (none.receipt["attempts"], none.receipt["limit_outcome"]) == (1, "fail_step")
+
+
+@cases
+@pytest.mark.parametrize("outcome", ["abort", "retry", "fail_step"])
+def test_a_run_that_reached_a_limit_can_be_replayed(case: Case, outcome: str, tmp_path: Path) -> None:
+    plan = seed_plan(Ask.spec(), "tool_call", limits=dse.Limits(**case.limits, outcomes={case.name: outcome}))
+    program = dse.Program(Ask, plan, lm=ScriptedModel([*case.hit * 2, *[case.after] * 3]), deps=Gate(), store=tmp_path / "runs.db")
+    made = _ending(lambda: program(question="?"))
+    again = _ending(lambda: program.replay(made["run_id"]))
+    steady = ("outcome", "limit", "limit_outcome", "attempts", "effects", "outputs", "transcript_hash", "error")
+    assert {name: again[name] for name in steady} == {name: made[name] for name in steady}
+    if case.name == "active_s":
+        return  # where in the call of a model the time ran out is not recorded
+    counted = ("model_calls", "tool_calls", "input_tokens", "output_tokens", "tool_cost_usd", "cost_usd")
+    assert {name: again["usage"][name] for name in counted} == {name: made["usage"][name] for name in counted}
+
+
+@cases
+def test_a_run_that_stops_after_a_retry_goes_on_along_both_attempts(case: Case, tmp_path: Path) -> None:
+    limits = {name: 1.0 if name == "active_s" else bound for name, bound in case.limits.items()}  # time to open a store
+    plan = seed_plan(Ask.spec(), "tool_call", limits=dse.Limits(**limits, outcomes={case.name: "retry"}))
+    replies = [*case.hit, ModelUnavailable("down"), case.after]
+    program = dse.Program(Ask, plan, lm=ScriptedModel(replies), deps=Gate(), store=tmp_path / "runs.db")
+    with pytest.raises(ModelUnavailable) as caught:
+        program(question="?")
+    resumed = program.resume(caught.value.details["run_id"])
+    assert resumed.answer == "yes" and resumed.receipt["attempts"] == 2
+
+
+def test_direct_and_code_runs_out_of_model_calls_can_be_replayed(tmp_path: Path) -> None:
+    for mode in ("direct", "code"):
+        plan = seed_plan(Ask.spec(), mode, limits=dse.Limits(model_calls=1))
+        program = dse.Program(Ask, plan, lm=ScriptedModel([say("nonsense")] * 2), deps=Gate(), store=tmp_path / f"{mode}.db")
+        made = _ending(lambda program=program: program(question="?"))
+        again = _ending(lambda program=program, made=made: program.replay(made["run_id"]))
+        assert made["limit"] == again["limit"] == "model_calls" and made["transcript_hash"] == again["transcript_hash"]
+
+
+def _ending(run: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        receipt: dict[str, Any] = run().receipt
+    except RunFailed as exc:
+        receipt = exc.details["receipt"]
+    return receipt
 
 
 @cases

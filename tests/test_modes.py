@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from decimal import Decimal
 from enum import Enum
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -517,6 +518,20 @@ def test_a_reply_that_json_cannot_hold_is_the_models_failure_to_answer() -> None
     asked.model._player.script = [Completion(text="\ud800")]  # type: ignore[assignment]
     with pytest.raises(ModelUnavailable):
         asked()
+
+
+@pytest.mark.parametrize("bad", [
+    '{"name": "find_things", "arguments": {"text": "caf\\ud83d"}}',
+    '{"name": "find_things", "arguments": {"text\\ud83d": "x"}}',
+    '{"name": "find\\ud83d", "arguments": {}}',
+    '{"name": "submit", "arguments": {"total": "\\ud83d"}}',
+])  # fmt: skip
+def test_half_a_character_in_a_call_as_text_is_handed_back(bad: str, tmp_path: Path) -> None:
+    asked = Asked(False, say(f"[[ ## tool_calls ## ]]\n[{bad}]\n\n[[ ## completed ## ]]"), [SUBMIT], store=tmp_path / "runs.db")
+    assert asked().outputs == ANSWER
+    assert asked.kinds.count("repair") == 1 and "round" not in asked.kinds
+    assert "half a surrogate pair" in asked.model.requests[1]["messages"][-1]["content"]
+    assert asked.program.replay(asked.run.run_id).outputs == ANSWER
 
 
 # --- demonstrations -----------------------------------------------------------------------------------

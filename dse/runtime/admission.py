@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 __all__ = ["Admission", "Ticket"]
@@ -27,6 +27,8 @@ class Ticket:
     place: tuple[int, ...] = ()
     nests: bool = False
     ready: asyncio.Future[None] | None = None
+    held: int = 0  # threads of a call that has ended, which nobody can end
+    left: bool = False  # given up, but for these
 
 
 class _Ahead:
@@ -83,11 +85,25 @@ class Admission:
         return ticket
 
     def withdraw(self, ticket: Ticket) -> None:
-        """Give the place up, before or after admission."""
+        """Give the place up, before or after admission; one that is held is kept until it is let go."""
+        if ticket.held:
+            ticket.left = True
+            return
         for tickets in (self.waiting, self.active):
             if ticket in tickets:
                 tickets.remove(ticket)
                 self._admit()
+
+    def hold(self, ticket: Ticket) -> Callable[[], None]:
+        """Keep the place until the function that this gives is called."""
+        ticket.held += 1
+
+        def let_go() -> None:
+            ticket.held -= 1
+            if ticket.left and not ticket.held:
+                self.withdraw(ticket)
+
+        return let_go
 
     def admitted(self, ticket: Ticket) -> _Admitted:
         """Wait until `ticket` may run; give its place up on exit."""

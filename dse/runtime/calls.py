@@ -57,24 +57,30 @@ class Calls:
         return self.keys[call_id]
 
     def refused(
-        self, exc: BaseException, call_id: int, receipt: dict[str, Any], record: CallRecord | None, wire: dict[str, Any] | None
+        self, exc: BaseException, call_id: int, receipt: dict[str, Any], record: CallRecord | None, wire: dict[str, Any] | None,
+        given: Mapping[str, Any],
     ) -> None:
         """Receipt and journal of a call that was not executed.
 
         Args:
             wire: its arguments, where they were valid.
+            given: what else the journal says of them.
         """
         if isinstance(exc, DseError):
             fault, message, remedy = exc.code, exc.what, exc.remedy
         else:
             cancelled = isinstance(exc, asyncio.CancelledError)
             fault, message, remedy = None, "cancelled" if cancelled else safe_message(exc), ""
+        recording, before = self._run.journal.recording, None if record is None else record.refused
+        if recording is not None and before is not None and recording.ended_after(before) is not None:
+            receipt.update(fault=before["fault"], message=self._run.secrets.text(before["message"]))
+            return  # it was refused when its attempt ended, and that is what is told again
         receipt.update(fault=fault, message=self._run.secrets.text(message))
         if isinstance(exc, RunSuspended):
             return  # it waits, and nobody has refused it
-        if record is None or record.refused is None or record.refused["fault"] != fault:
+        if before is None or before["fault"] != fault:
             self._run.journal.add("tool_refused", call_id=call_id, tool=receipt["tool"], fault=fault, message=message,
-                                 remedy=remedy, **({} if wire is None else {"arguments": wire}))  # fmt: skip
+                                 remedy=remedy, **({} if wire is None else {"arguments": wire, **given}))  # fmt: skip
 
     def ended(
         self, contract: ToolContract, entry: Mapping[str, Any], receipt: dict[str, Any], text: bytes | None = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import functools
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from dse.runtime.approval import ApprovalRequest, Approvals
 from dse.runtime.calls import Calls
 from dse.runtime.execution import Execution, Middleware, invalid
 from dse.runtime.history import NESTED
+from dse.runtime.made import hash_of, may_differ
 from dse.runtime.nesting import Caller
 from dse.runtime.rates import Rates
 from dse.runtime.replay import Replay
@@ -97,8 +99,10 @@ class Dispatcher:
 
     def anew(self) -> Dispatcher:
         """One that begins to count again, for the same run."""
-        return Dispatcher(self.run, self.toolbox, deps=self.deps, approve=self.approve, middleware=self.middleware,
-                          rates=self.rates)  # fmt: skip
+        new = Dispatcher(self.run, self.toolbox, deps=self.deps, approve=self.approve, middleware=self.middleware,
+                         rates=self.rates)  # fmt: skip
+        new.admission = self.admission  # a thread may still be at work for a call of before
+        return new
 
     def begin_stage(self, allow: Iterable[str]) -> None:
         """From here on only these tools may be called."""
@@ -132,16 +136,19 @@ class Dispatcher:
         record = recording.calls.get(call_id) if recording else None
         ticket: Ticket | None = None
         charged, wire = 0.0, None
+        given: Mapping[str, Any] = {}
         try:
             try:
                 tool, contract = self._allowed(name, self.allow if caller is None else caller.allow)
                 receipt["effect"] = contract.effect
-                wire, typed, arguments_hash = self._arguments(tool, args, kwargs or {}, malformed)
-                receipt["arguments_hash"] = arguments_hash
+                wire, typed, arguments_hash, given = self._arguments(tool, args, kwargs or {}, malformed)
             except ToolFault:
                 self._count(0.0)  # refused calls count too, or a loop of them would never end
                 raise
-            receipt["arguments"] = redact(wire, contract.sensitive)
+            if given and record is not None:
+                wire, typed, arguments_hash = self.replay.as_recorded(
+                    record, given, (wire, typed, arguments_hash), lambda known: self._arguments(tool, (), known, False)[:3])
+            receipt.update(arguments=redact(wire, contract.sensitive), arguments_hash=arguments_hash)
             if record is not None and record.intent is not None:
                 self.keys[call_id] = record.intent["idempotency_key"]
             key = self.calls.key(contract, arguments_hash, call_id)
@@ -156,13 +163,15 @@ class Dispatcher:
                         self.restore(nested)
                     return CallResult(self.replay.answer(contract, record.settled, receipt), call_id, receipt)
             if recording is not None:
-                self.replay.new_here(recording, record)
+                self.replay.new_here(recording, record, contract, receipt)
             if tool.fn is None:
                 raise InfrastructureError("A tool has no implementation", value=name, remedy="Bind one to the toolbox.")
             ticket = self.admission.ticket(contract.concurrency, nests=tool.nests is not None,
                                            parent=None if caller is None else caller.ticket)  # fmt: skip
             slot = None if contract.rate is None else await self.rates.slot(contract, contract.rate, call_id, caller)
             if contract.approval is not None:
+                if given and (record is None or (record.intent or record.proposed) is None):
+                    self.run.journal.add("tool_proposed", call_id=call_id, tool=name, arguments=wire, **given)
                 with contextlib.nullcontext() if caller is None else caller.waiting():
                     await self.approvals.require(contract, wire, arguments_hash, call_id, record, self.toolbox)
             async with self.admission.admitted(ticket):
@@ -172,12 +181,13 @@ class Dispatcher:
                     raise self.approvals.suspended(contract.name)  # the run is about to stop: nothing new takes effect
                 charged = 0.0
                 own = None if tool.nests is None else Caller(self, tool, ticket, call_id)
-                value = await self.execution.execute(tool, wire, typed, call_id, key, receipt, record, own)
+                hold = None if contract.concurrency == "parallel" else functools.partial(self.admission.hold, ticket)
+                value = await self.execution.execute(tool, wire, typed, call_id, key, receipt, record, given, own, hold)
             return CallResult(value, call_id, receipt)
         except BaseException as exc:
             if receipt["outcome"] == "refused":
                 self.run.meter.refund_tool(charged)
-                self.calls.refused(exc, call_id, receipt, record, wire)
+                self.calls.refused(exc, call_id, receipt, record, wire, given)
                 await self.run.journal.durable()
             raise
         finally:
@@ -207,8 +217,8 @@ class Dispatcher:
 
     def _arguments(
         self, tool: Tool, args: Sequence[Any], kwargs: Mapping[str, Any], malformed: bool
-    ) -> tuple[dict[str, Any], dict[str, Any], str]:
-        """Arguments in wire form, as Python values, and the hash of the wire form."""
+    ) -> tuple[dict[str, Any], dict[str, Any], str, Mapping[str, Any]]:
+        """Arguments in wire form, as Python values, the hash of the wire form, and what the journal says besides."""
         contract = tool.contract
         names = list(contract.parameters.get("properties", {}))
 
@@ -221,6 +231,7 @@ class Dispatcher:
             raise ToolArgumentError(f"{tool.name}() takes {len(names)} arguments but {len(args)} were given",
                                     remedy=remedy())  # fmt: skip
         given: dict[str, Any] = dict(zip(names, args, strict=False))
+        noted: Mapping[str, Any] = {}
         for key, value in kwargs.items():
             if key in given:
                 raise ToolArgumentError(f"{tool.name}() got two values for {key!r}", remedy="Give it once.")
@@ -233,6 +244,8 @@ class Dispatcher:
                 made = tool.params.model_validate(wire)
                 typed = model_values(made)
                 canonical = canonical_sets(dump_model(made), contract.parameters)
+                if canonical != wire and may_differ(tool.params):
+                    noted = {"given": hash_of(wire)}
             else:  # a contract bound as data
                 unknown = sorted(set(wire) - set(names))
                 if unknown and not contract.parameters.get("additionalProperties"):
@@ -247,7 +260,7 @@ class Dispatcher:
         except Exception as exc:  # also from a validator that cannot take what the model gave
             problem = invalid(exc, contract)
             raise ToolArgumentError(f"Invalid arguments for {tool.name}(): {problem}", remedy=remedy()) from None
-        return canonical, typed, f"sha256:{sha256_hex(text)}"
+        return canonical, typed, f"sha256:{sha256_hex(text)}", noted
 
     def _count(self, cost_usd: float) -> None:
         """One more call of all calls; as a failed step, the limit is a fault of this call."""

@@ -87,13 +87,16 @@ class Execution:
 
     async def execute(
         self, tool: Tool, wire: dict[str, Any], typed: dict[str, Any], call_id: int, key: str, receipt: dict[str, Any],
-        record: CallRecord | None, caller: Caller | None,
+        record: CallRecord | None, given: Mapping[str, Any], caller: Caller | None,
+        hold: Callable[[], Callable[[], Any]] | None = None,
     ) -> Any:  # fmt: skip
         """Execute a call; gives its result in wire form.
 
         Args:
             record: what an earlier execution left of it, without a result.
+            given: what the journal says of the arguments besides themselves.
             caller: what the implementation makes its own calls with, where it is a script tool.
+            hold: called when the call ends and its thread goes on; what it gives is called when that has ended.
 
         Raises:
             ToolFault: what the program may see and handle.
@@ -102,7 +105,8 @@ class Execution:
         contract, run = tool.contract, self._run
         started = time.perf_counter()
         if record is None or record.intent is None:
-            run.journal.add("tool_intent", call_id=call_id, tool=contract.name, arguments=wire, idempotency_key=key)
+            run.journal.add("tool_intent", call_id=call_id, tool=contract.name, arguments=wire, idempotency_key=key,
+                            **given)  # fmt: skip
         elif record.retried:  # the decision was about one more time
             run.journal.add("retrying", call_id=call_id, tool=contract.name)
         if contract.effect == "write":
@@ -116,7 +120,7 @@ class Execution:
             with anyio.CancelScope(deadline=deadline) as scope:
                 if caller is not None:
                     caller.within(scope)
-                raw = await self._through_middleware(tool, call, progress)
+                raw = await self._through_middleware(tool, call, progress, hold)
             if scope.cancelled_caught:
                 raise ToolTimeout(f"{contract.name} did not finish within {contract.timeout_s:g} s",
                                   remedy=f"Effects so far: {run.effects.summary()}." if caller is not None else "")  # fmt: skip
@@ -146,11 +150,13 @@ class Execution:
             raise error
         return value
 
-    async def _through_middleware(self, tool: Tool, call: ToolCall, progress: _Progress) -> Any:
+    async def _through_middleware(
+        self, tool: Tool, call: ToolCall, progress: _Progress, hold: Callable[[], Callable[[], Any]] | None
+    ) -> Any:
         async def implementation(call: ToolCall) -> Any:
             before, progress.state = progress.state, "unknown"
             try:
-                result = await _run_implementation(tool, call)
+                result = await _run_implementation(tool, call, hold)
             except ToolFailed:  # on purpose: the implementation declares that nothing was done
                 progress.state = "none" if before == "untouched" else before
                 raise
@@ -165,7 +171,7 @@ class Execution:
         return await step(call)
 
 
-async def _run_implementation(tool: Tool, call: ToolCall) -> Any:
+async def _run_implementation(tool: Tool, call: ToolCall, hold: Callable[[], Callable[[], Any]] | None) -> Any:
     arguments = dict(call.arguments)
     if tool.context_parameter:
         arguments[tool.context_parameter] = call.context
@@ -173,7 +179,7 @@ async def _run_implementation(tool: Tool, call: ToolCall) -> Any:
     assert fn is not None
     if tool.is_async:
         return await fn(**arguments)
-    result = await in_thread("dse-tool", lambda: fn(**arguments))
+    result = await in_thread("dse-tool", lambda: fn(**arguments), left=hold)
     return await result if inspect.isawaitable(result) else result  # a plain function may hand out a coroutine
 
 

@@ -222,7 +222,7 @@ async def run_guest(
         await session.aclose()
     text = "".join(printed)
     if isinstance(turn, sandbox.Failed):
-        raise _failed(turn.error, text, limits, bounds)
+        raise _failed(turn.error, text, limits, bounds, run)
     for one in turn.unawaited:
         text += f"{one.name}(...) was called without await: it did not run\n"
     return _outcome(turn.value, text, most_bytes)
@@ -282,10 +282,10 @@ def result_of(task: asyncio.Task[CallResult], contracts: Mapping[str, ToolContra
     return sandbox.Value(guest_from_wire(result.value, contracts[result.receipt["tool"]].returns))
 
 
-def _failed(error: sandbox.GuestError, printed: str, limits: Limits, bounds: Mapping[str, Any]) -> Exception:
+def _failed(error: sandbox.GuestError, printed: str, limits: Limits, bounds: Mapping[str, Any], run: Run) -> Exception:
     if error.kind == "crash":
-        return SandboxUnavailable("The interpreter worker died", value=error.message, lost=True,
-                                  remedy="Run it again; the run's receipt lists the effects so far.")  # fmt: skip
+        return run.guest_lost(SandboxUnavailable("The interpreter worker died", value=error.message,
+                                                 remedy="Run it again; the run's receipt lists the effects so far."))  # fmt: skip
     if error.kind == "limit":
         name = error.limit or "interpreter_s"
         outcome = limits.outcome(name)

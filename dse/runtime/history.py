@@ -23,7 +23,7 @@ PATH = frozenset({"model_call", "model_error", "feed", "print", "observation", "
 CALLS = frozenset({"tool_intent", "tool_outcome", "tool_refused", "approval"})
 """Kinds that belong to one tool call; parallel calls mix."""
 _INCIDENTAL = frozenset({"seq", "latency_s", "idempotency_key", "recorded", "shown", "dead", "usage_source", "cost_usd",
-                         "cost_source", "by", "at"})  # fmt: skip
+                         "cost_source", "by", "at", "given"})  # fmt: skip
 
 _text = json.JSONEncoder(sort_keys=True).encode  # made once: it compares every entry that is followed
 _path_text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
@@ -79,6 +79,7 @@ class CallRecord:
     outcome: Mapping[str, Any] | None = None
     refused: Mapping[str, Any] | None = None
     approval: Mapping[str, Any] | None = None
+    proposed: Mapping[str, Any] | None = None  # what was to be decided, where its arguments may differ when made again
     again: Mapping[str, Any] | None = None  # it begins once more, because of a decision
     retried: bool = False  # somebody decided that it may be executed again
 
@@ -123,12 +124,15 @@ class Recording:
         self.only = only
         self.path: list[Mapping[str, Any]] = []
         self.calls: dict[int, CallRecord] = {}
+        self.accepted: dict[int, Mapping[str, Any]] = {}  # outputs that may differ when made again, by their place in the path
         self.at = 0
         for entry in entries:
             kind = entry["kind"]
             if kind in PATH:
                 self.path.append(entry)
-            elif kind in CALLS or kind in ("decision", "retrying"):
+            elif kind == "accepted":
+                self.accepted[entry["place"]] = entry
+            elif kind in CALLS or kind in ("tool_proposed", "decision", "retrying"):
                 call = self.calls.setdefault(entry["call_id"], CallRecord())
                 if kind == "tool_intent":
                     call.intent, call.retried = entry, False
@@ -138,10 +142,17 @@ class Recording:
                     call.refused = entry
                 elif kind == "approval":
                     call.approval = entry
+                elif kind == "tool_proposed":
+                    call.proposed = entry
                 elif kind == "retrying":  # from here on, nobody knows again
                     call.again, call.retried = entry, False
                 elif entry["action"] == "retry":
                     call.retried = True
+
+    @property
+    def length(self) -> int:
+        """How far it goes: what is recorded of a call without a result or a fault takes the run no further."""
+        return len(self.path) + sum(call.settled is not None for call in self.calls.values())
 
     def peek(self) -> Mapping[str, Any] | None:
         return self.path[self.at] if self.at < len(self.path) else None
@@ -209,6 +220,13 @@ class Journal:
         """Wait until everything added so far is safe, where a store keeps it."""
         if self.log is not None:
             await self.log.durable()
+
+    @property
+    def place(self) -> int:
+        """How many entries of the path come before what happens now."""
+        if self.recording is not None and self.recording.peek() is not None:
+            return self.recording.at
+        return sum(entry["kind"] in PATH for entry in self.entries)
 
     def follow(self, *, only: bool = False) -> None:
         """Execute again along what is there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dse.canonical import canonical_json, sha256_hex
@@ -15,6 +15,8 @@ from dse.runtime.history import NESTED, CallRecord, Recording, diverged
 from dse.runtime.run import Run
 
 __all__ = ["Replay"]
+
+Arguments = tuple[dict[str, Any], dict[str, Any], str]  # in wire form, as Python values, hash of the wire form
 
 
 class Replay:
@@ -37,11 +39,43 @@ class Replay:
             if entry is not None and (entry["tool"] != name or (arguments is not None and arguments != wire)):
                 raise diverged(entry, f"{name}()", {"arguments": dict(wire)})
 
-    def new_here(self, recording: Recording, record: CallRecord | None) -> None:
-        """A call without a recorded result may be executed where the record ends, and only there."""
+    def as_recorded(self, record: CallRecord, given: Mapping[str, Any], made: Arguments,
+                    read: Callable[[dict[str, Any]], Arguments]) -> Arguments:  # fmt: skip
+        """The arguments that were made of the same before, instead of those that were `made` of it now.
+
+        Args:
+            read: makes arguments of recorded ones.
+
+        Raises:
+            ReplayDiverged: they are needed as Python values, and cannot be read again.
+        """
+        known = next((entry for entry in (record.intent, record.proposed, record.settled)
+                      if entry is not None and entry.get("given") == given["given"] is not None), None)  # fmt: skip
+        if known is None or known["arguments"] == made[0]:
+            return made
+        wire = copy.deepcopy(known["arguments"])
+        if record.settled is not None:
+            return wire, {}, f"sha256:{sha256_hex(canonical_json(wire))}"
+        try:
+            again = read(wire)
+        except ToolFault:
+            again = made
+        if again[0] != wire:
+            raise diverged(known, f"other arguments of {known['tool']}()", {"arguments": again[0]})
+        return again
+
+    def new_here(self, recording: Recording, record: CallRecord | None, contract: ToolContract, receipt: dict[str, Any]) -> None:
+        """A call without a recorded result may be executed where the record ends, and only there.
+
+        Raises:
+            LimitExceeded: its attempt ended there. ReplayDiverged: something else was recorded.
+        """
         last = None if record is None else record.outcome or record.refused
         ended = recording.ended_after(last) if last is not None else None
         if ended is not None and ended.get("limit"):  # it was cancelled when its attempt ended
+            if record is not None and record.outcome is not None:
+                self._calls.ended(contract, record.outcome, receipt)
+            self._run.ran_out(ended)
             raise self._run.limit(ended["limit"], "all", "all")
         if ended is not None or recording.only:
             raise diverged(ended, "a call that was not recorded", {})

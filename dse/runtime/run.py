@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import datetime as dt
 import json
 import time
@@ -23,17 +24,20 @@ from dse.contracts.script import Script, scripts_in
 from dse.contracts.signature import SignatureSpec
 from dse.errors import (
     InfrastructureError,
+    InputError,
     LimitExceeded,
     ModelError,
     ModelUnavailable,
     OutputInvalid,
+    SandboxUnavailable,
     SignatureError,
     Unserialisable,
 )
 from dse.limits import Meter
 from dse.plan import Plan
 from dse.redaction import Secrets, safe_message
-from dse.runtime.history import Journal, diverged, shown_id
+from dse.runtime.history import CALLS, Journal, diverged, shown_id
+from dse.runtime.made import may_differ
 
 if TYPE_CHECKING:
     from dse.models.lm import Completion, LanguageModel, Request
@@ -117,6 +121,7 @@ class Run:
         self._texts: _Texts = {}
         self.attempt = 0
         self.decisions: dict[int, Decided] = {}  # by call id, from elsewhere
+        self.lost: SandboxUnavailable | None = None  # what says that the guest of this run died
         self.own_guest = False  # its script does not run in one that has run before
         self.frozen: Frozen | None = None  # a guest to go on with, instead of executing its scripts again
         self.expires_s: float | None = None  # how long a decision may take
@@ -212,6 +217,31 @@ class Run:
         self._occurrences.clear()
         self.attempt = 0
 
+    def check_inputs(self, given: Mapping[str, Any]) -> None:
+        """Hold inputs to what is written down of them: models and scripts see that, and a run that goes on reads it again.
+
+        Raises:
+            SignatureError
+        """
+        if _canonical(given) == canonical_json(self.wire_inputs):
+            return  # the same would be read again
+        try:
+            again = self.spec.wire_inputs(self.spec.validate_inputs(self.wire_inputs))
+            changed = _first_difference(self.wire_inputs, again)
+        except InputError as exc:
+            changed = str(exc.value)
+        except Exception as exc:  # a validator that cannot take what it gave itself
+            changed = type(exc).__name__ if self.spec.sensitive else safe_message(exc)
+        if changed is not None:
+            raise SignatureError("An input changes when what was written down is read again", value=changed,
+                                 remedy="Use a type that reads its own JSON form: no field that is only written, only "
+                                        "read or read by another name, and no serializer with a form of its own.")  # fmt: skip
+
+    def guest_lost(self, exc: SandboxUnavailable) -> SandboxUnavailable:
+        """Mark `exc` as the loss of this run's own guest: what a tool raises may look the same, and is none."""
+        self.lost = exc
+        return exc
+
     def recorded(self, *kinds: str) -> Mapping[str, Any] | None:
         """The entry of what happens now, where an earlier execution left one; None where nobody was before.
 
@@ -239,6 +269,15 @@ class Run:
             allowed = f"{self.limits.active_s:g} s"
             raise self.meter.exceeded("active_s", allowed, allowed)
 
+    def _ended_after(self, entry: Mapping[str, Any]) -> None:
+        """As `ran_out`, where time ran out after `entry` and before anything was called."""
+        then = self.journal.recording.peek() if self.journal.recording is not None else None
+        if then is None or then.get("limit") != "active_s":
+            return
+        calls = (one["seq"] for one in self.journal.entries[entry["seq"] : then["seq"]] if one["kind"] in CALLS)
+        if not any(calls):
+            self.ran_out(then)
+
     # --- the model
 
     async def complete(self, request: Request, *, predictor: str) -> Completion:
@@ -250,12 +289,12 @@ class Run:
         await anyio.lowlevel.checkpoint()  # where neither model nor tools wait, limits on time still end the run
         key = self._request_id(request)
         occurrence = self._occurrences[key]
+        self.meter.before_model_call()  # first: what ends the run here left no entry of a call
         recorded = self.recorded("model_call", "model_error")
         if recorded is not None and (recorded["request"], recorded["occurrence"]) != (key, occurrence):
             raise diverged(recorded, "another request", {"predictor": predictor, "request": key})
         if recorded is None and self.model is None:
             raise InfrastructureError("This run has no model", remedy="Give the program an lm.")
-        self.meter.before_model_call()
         self._occurrences[key] += 1
         try:
             completion = _completion(recorded) if recorded else await self._ask(request, predictor, occurrence)
@@ -282,6 +321,8 @@ class Run:
             latency_s=completion.latency_s, recorded=completion.recorded,
         )  # fmt: skip
         await self.journal.durable()  # it is paid for
+        if recorded is not None:
+            self._ended_after(recorded)
         if self.limits.cost_usd is not None and completion.cost_usd is None:
             raise ModelError("A limit on cost cannot be kept: the model's cost is unknown", value=self._model_name,
                              remedy="Give prices (dse.PriceTable), or remove Limits(cost_usd=...).")  # fmt: skip
@@ -320,6 +361,9 @@ class Run:
             if self.secrets.names:
                 self.secrets.remember(wire, self.spec.sensitive)
             text = canonical_json(wire)
+            if text != given and any(may_differ(field.adapter) for field in self.spec.outputs.values()):
+                wire = self._as_accepted(wire, given)
+                text = canonical_json(wire)
             changed = None if text == given else self._changed(wire)  # the same would be read again
             size = len(text)
         except ValidationError:
@@ -339,6 +383,17 @@ class Run:
             await self._check_script(path, script)
         return wire
 
+    def _as_accepted(self, wire: dict[str, Any], given: bytes | None) -> dict[str, Any]:
+        """Outputs as they were made of the same before; what is made here first is noted."""
+        journal, noted = self.journal, None if given is None else f"sha256:{sha256_hex(given)}"
+        place = journal.place
+        known = journal.recording.accepted.get(place) if journal.recording is not None else None
+        if known is None:
+            journal.add("accepted", place=place, given=noted, outputs=wire)
+        elif known["given"] == noted:
+            return copy.deepcopy(dict(known["outputs"]))
+        return wire
+
     async def _check_script(self, path: str, script: Script) -> None:
         """A script among the outputs may call what the plan allows (in a mode without tools: what the signature declares).
 
@@ -355,8 +410,7 @@ class Run:
 
     def _changed(self, wire: Mapping[str, Any]) -> str | None:
         """Name of an output whose stored form reads as something else; results are stored, scored and shown in it."""
-        again = self.spec.wire_outputs(self.spec.validate_outputs(wire))
-        return next((name for name in wire if canonical_json(again[name]) != canonical_json(wire[name])), None)
+        return _first_difference(wire, self.spec.wire_outputs(self.spec.validate_outputs(wire)))
 
     def invalid(self, problem: str) -> OutputInvalid:
         return OutputInvalid("No output that fits the signature", value=problem,
@@ -364,6 +418,10 @@ class Run:
 
     def limit(self, name: str, used: Any, allowed: Any) -> LimitExceeded:
         return self.meter.exceeded(name, used, allowed)
+
+
+def _first_difference(wire: Mapping[str, Any], again: Mapping[str, Any]) -> str | None:
+    return next((name for name in wire if canonical_json(again[name]) != canonical_json(wire[name])), None)
 
 
 def _canonical(values: Mapping[str, Any]) -> bytes | None:

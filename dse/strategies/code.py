@@ -351,8 +351,8 @@ class _CodeSession(ResumableGuest):
     async def _guest_failed(self, error: Any) -> str:
         run = self.run
         if error.kind == "crash":
-            raise SandboxUnavailable("The interpreter worker died", value=error.message, lost=True,
-                                     remedy="Run it again; the run's receipt lists the effects so far.")  # fmt: skip
+            raise run.guest_lost(SandboxUnavailable("The interpreter worker died", value=error.message,
+                                                    remedy="Run it again; the run's receipt lists the effects so far."))  # fmt: skip
         if error.kind == "limit":
             name = error.limit or "interpreter_s"
             outcome = run.limits.outcome(name)

@@ -259,6 +259,6 @@ class ResumableGuest:
                                                      clock=run.clock, imports=IMPORTS, **self._names())  # fmt: skip
         except SandboxUnavailable as exc:
             run.frozen = None  # its scripts are executed again instead
-            exc.details["lost"] = True
+            run.guest_lost(exc)
             raise
         self.frozen_at_s, self.frozen_calls = self.session.interpreter_s, run.dispatcher.next_id

@@ -205,6 +205,15 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def _unsendable(calls: Iterable[ToolRequest]) -> str | None:
+    """Why calls cannot be shown to the model again, as half a surrogate pair cannot; None if they can."""
+    try:
+        json.dumps([one.model_dump() for one in calls], ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "A call holds half a surrogate pair: write whole characters"
+    return None
+
+
 class _Native(_Rounds):
     def _user(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         return inputs_message(_inputs_only(dspy_signature(self.run.spec)), inputs)
@@ -273,6 +282,8 @@ class _Text(_Rounds):
             completion = await run.complete({"messages": predictor.messages(inputs), "tools": []}, predictor="act")
             try:
                 parsed = predictor.parse(completion.text or "")["tool_calls"]
+                if problem := _unsendable(parsed):
+                    raise ValueError(problem)
             except ValueError as exc:
                 self.repair(str(exc))
                 transcript.append(f"Your last reply could not be used: {exc}")
