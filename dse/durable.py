@@ -25,6 +25,7 @@ from dse.errors import (
 from dse.plan import Plan
 from dse.runtime.history import Frozen, Recording, shown_id
 from dse.runtime.run import Decided, Run
+from dse.threads import have
 
 if TYPE_CHECKING:
     from dse.models.lm import LanguageModel
@@ -107,9 +108,12 @@ async def taken(store: Store, run_id: str, program_id: str, *, take_over: bool, 
     Raises:
         RunNotResumable, RunTaken, JournalTampered
     """
-    kept: Kept = await store.threaded(
-        lambda: store.take_run(run_id, program_id, take_over=take_over, snapshots=snapshots))  # fmt: skip
-    return kept
+
+    def give_back(kept: Kept) -> None:
+        if kept.log is not None:
+            store.release(kept.log, kept.row["outcome"])
+
+    return await have(lambda: store.take_run(run_id, program_id, take_over=take_over, snapshots=snapshots), give_back, store.threaded)
 
 
 def revive(kept: Kept, spec: SignatureSpec, plan: Plan, model: LanguageModel | None, *, only: bool = False) -> Run:

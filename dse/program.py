@@ -389,10 +389,11 @@ class Program:
             run = durable.revive(kept, self.spec, self.plan, self.lm)
             durable.settle(run, self.toolbox, decisions or {})
             run.journal.add("resumed", reason=kept.row["outcome"])
+            return await self.execute(run, deps=deps)
         except BaseException:
-            await store.threaded(store.release, log, kept.row["outcome"])
+            if store.has(log):  # it ended before it could be stopped, or beside that: as it was, others may go on with it
+                await asyncio.shield(asyncio.ensure_future(store.threaded(store.release, log, kept.row["outcome"])))
             raise
-        return await self.execute(run, deps=deps)
 
     def replay(self, run_id: str) -> Prediction:
         """Execute a finished run again from its journal alone, from synchronous code; see `areplay`."""

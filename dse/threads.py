@@ -12,7 +12,7 @@ import contextvars
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ import anyio.lowlevel
 
 from dse.errors import SandboxUnavailable
 
-__all__ = ["Threads", "being_cancelled", "in_thread", "shared"]
+__all__ = ["Threads", "being_cancelled", "have", "in_thread", "shared"]
 
 T = TypeVar("T")
 _OF_A_NAME = 512  # plain functions of users that run at the same time: tools, and who is asked for decisions
@@ -179,6 +179,34 @@ class _Going:
                     loop.call_soon_threadsafe(then)
 
             self._tell = tell
+
+
+async def have(take: Callable[[], T], give_back: Callable[[T], None], threaded: Callable[[Callable[[], T]], Awaitable[T]]) -> T:
+    """What ``take()`` gives, in a thread; given back there where this task is cancelled meanwhile: somebody else may want it.
+
+    Args:
+        threaded: awaits a function in a thread.
+    """
+    lock, left, had = threading.Lock(), False, False
+    taken: list[T] = []
+
+    def work() -> T:
+        nonlocal had
+        taken.append(take())
+        with lock:
+            had = not left
+        if left:
+            give_back(taken[0])
+        return taken[0]
+
+    try:
+        return await threaded(work)
+    except BaseException:
+        with lock:
+            left = True
+        if had:  # it was about to be told
+            give_back(taken[0])
+        raise
 
 
 def being_cancelled(error: BaseException) -> bool:

@@ -479,6 +479,57 @@ def test_a_run_that_is_on_cannot_be_taken_and_nothing_is_lost(tmp_path: Path) ->
     assert case.ledger.calls == [("note", 1)]
 
 
+def test_a_resume_that_fails_before_it_began_leaves_the_run_for_the_next_one(tmp_path: Path) -> None:
+    """Without what its tools need, cancelled while the store is asked, or on another path: it is not this process's for good."""
+    first = Case(tmp_path / "runs.db", "code", paying("code"))
+    run_id = suspended(first)
+    for one in first.store.pending(run_id):
+        first.store.approve(run_id, one["call_id"], arguments_hash=one["arguments_hash"], by="ann")
+    bare = dse.Program(Settle, "code", lm=first.model, store=first.store)
+    with pytest.raises(dse.DseError, match="deps"):
+        bare.resume(run_id)
+
+    async def cancelled() -> None:
+        going = asyncio.ensure_future(first.again().program.aresume(run_id))
+        for _ in range(3):  # as far as the store's thread
+            await asyncio.sleep(0)
+        going.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await going
+
+    asyncio.run(cancelled())
+    assert [run["outcome"] for run in first.store.runs()] == ["suspended"]
+    assert "paid 5" in first.again().program.resume(run_id).report
+
+
+@pytest.mark.parametrize("snapshots", [True, False], ids=["snapshot", "replay"])
+def test_a_script_that_ran_out_of_time_in_a_call_is_followed_past_it(tmp_path: Path, snapshots: bool) -> None:
+    @dse.tool(effect="read")
+    async def wait_long(n: int) -> int:
+        """Wait."""
+        await asyncio.sleep(3600)
+        return n
+
+    class Slow(dse.Signature):
+        """Wait, then pay."""
+
+        matter: str = dse.InputField()
+        report: str = dse.OutputField()
+        tools = [pay, dse.script_tool([wait_long], limits={"active_s": 5.0})]
+
+    reply = rounds(call(("run_script", {"code": "await wait_long(1)"})), call(("pay", {"amount": 1})), call(("submit", {"report": "done"})))
+    program = dse.Program(Slow, "tool_call", lm=ScriptedModel(reply), deps=Ledger(), store=tmp_path / "runs.db")
+    with pytest.raises(RunSuspended) as caught:
+        program(matter="x")
+    run_id = str(caught.value.details["run_id"])
+    (one,) = program.store.pending(run_id)  # type: ignore[union-attr]
+    program.store.approve(run_id, one["call_id"], arguments_hash=one["arguments_hash"], by="ann")  # type: ignore[union-attr]
+    prediction = program.resume(run_id, snapshots=snapshots)
+    assert prediction.report == "done"
+    assert [c["outcome"] for c in prediction.receipt["calls"]] == ["fault", "cancelled", "ok"], prediction.receipt["calls"]
+    assert program.replay(run_id).receipt["calls"] == prediction.receipt["calls"]
+
+
 def test_a_run_belongs_to_its_program(tmp_path: Path) -> None:
     case = Case(tmp_path / "runs.db", "code", paying("code"))
     run_id = suspended(case)

@@ -11,7 +11,6 @@ import ast
 import asyncio
 import contextlib
 import math
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -44,6 +43,7 @@ from dse.plan import Plan
 from dse.portal import run_sync
 from dse.store.tables import UNTESTED
 from dse.strategies.base import baseline_plan, check_plan, needs_model, seed_plan
+from dse.threads import have
 
 if TYPE_CHECKING:
     from dse.evaluation.dataset import Dataset, Example
@@ -223,7 +223,9 @@ class _Compile(Emit):
         key = digest(self._inputs())
         champion, self.notes = self._champion()
         state: dict[str, Any] = {"parent": champion.artifact_id if champion else None, "notes": self.notes}
-        state, spent = await self._begin(key, state)
+        state, spent = await have(
+            lambda: self.store.begin_compile(key, state, take_over=self.take_over), lambda _: self.store.leave_compile(key),
+            self.store.threaded)  # fmt: skip
         try:
             compiled = await self._begun(key, state, spent)
             await self.store.threaded(self.store.finish_compile, key)
@@ -235,28 +237,6 @@ class _Compile(Emit):
         finally:
             self.models.purse.kept = None
             await asyncio.shield(asyncio.ensure_future(self.store.threaded(self.store.leave_compile, key)))
-
-    async def _begin(self, key: str, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Be the one process that is at this compile; cancelled while the store is asked, be it no longer."""
-        lock, left, begun = threading.Lock(), False, False
-
-        def begin() -> tuple[dict[str, Any], dict[str, Any] | None]:
-            nonlocal begun
-            made = self.store.begin_compile(key, state, take_over=self.take_over)
-            with lock:
-                begun = not left
-            if left:
-                self.store.leave_compile(key)
-            return made
-
-        try:
-            return await self.store.threaded(begin)
-        except BaseException:  # the thread goes on when this task is cancelled
-            with lock:
-                left = True
-            if begun:
-                self.store.leave_compile(key)
-            raise
 
     async def _begun(self, key: str, state: Mapping[str, Any], spent: Mapping[str, Any] | None) -> CompileResult:
         parent = self._parent(state)

@@ -100,6 +100,8 @@ class Replay:
         recording = self._run.journal.recording
         record = recording.calls.get(call_id) if recording else None
         entry = record.settled if record else None
+        if entry is None and record is not None and call_id >= NESTED:
+            entry = record.outcome or record.refused  # cancelled with the script's call, which is what was told
         if entry is None:
             raise diverged(None, f"call {call_id}", {})
         return entry
@@ -146,6 +148,9 @@ class Replay:
                 meter.charge_tool(contract.name, 0.0)  # it came as far as being counted, and cost nothing
             return
         meter.charge_tool(contract.name, contract.cost_usd)
+        if entry["outcome"] == "cancelled":
+            self._calls.ended(contract, entry, receipt)
+            return
         try:
             self.answer(contract, entry, receipt)
         except ToolFault:

@@ -184,6 +184,10 @@ class RunTables(ReviewTables):
         _open.discard((self.place, log.run_id))
         self.writer.forget(log.run_id)
 
+    def has(self, log: RunLog) -> bool:
+        """Whether this process is at a run."""
+        return (self.place, log.run_id) in _open
+
     def release(self, log: RunLog, outcome: str) -> None:
         """Give a run back as it was."""
         self._release(log.run_id, log.epoch, outcome)
