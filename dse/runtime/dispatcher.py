@@ -22,6 +22,7 @@ import anyio
 
 from dse import telemetry
 from dse.canonical import canonical_json, sha256_hex
+from dse.contracts.names import also_called, declared_names
 from dse.contracts.schema import canonical_sets, model_values, wire_from_guest
 from dse.contracts.serialise import dump_model
 from dse.contracts.tool import Rate, Tool, ToolContract
@@ -90,10 +91,15 @@ class Dispatcher:
         self.next_id = 1
         self._clock = clock
         self._sleep = sleep
-        for tool in filter(None, map(toolbox.get, self.allow)):
-            run.secrets.names.update(n for n in tool.contract.sensitive if n != "return")
+        tools = [*filter(None, map(toolbox.get, self.allow))]
+        for tool in tools:
+            run.secrets.names.update(n for n in _called(tool) if n != "return")
             if "return" in tool.contract.sensitive:
                 run.secrets.results.add(tool.name)
+        if run.secrets.names or run.secrets.results:
+            schemas = [schema for tool in tools for schema in (tool.contract.parameters, tool.contract.returns)]
+            schemas += [run.spec.input_schema, run.spec.output_schema]
+            run.secrets.fields = frozenset(declared_names(schemas)) | run.secrets.names
 
     def anew(self) -> Dispatcher:
         """One that begins to count again, for the same run."""
@@ -228,7 +234,7 @@ class Dispatcher:
         try:
             wire = {key: wire_from_guest(value, key) for key, value in given.items()}
             if contract.sensitive:
-                self.run.secrets.remember(wire, contract.sensitive)
+                self.run.secrets.remember(wire, _called(tool))
             if isinstance(tool.params, type):
                 made = tool.params.model_validate(wire)
                 typed = model_values(made)
@@ -240,6 +246,8 @@ class Dispatcher:
                 canonical = tool.params.validate(wire)
                 typed = copy.deepcopy(canonical)
             text = canonical_json(canonical)
+            if contract.sensitive and canonical != wire:  # what the implementation gets, and may quote
+                self.run.secrets.remember(canonical, contract.sensitive)
         except ToolArgumentError:
             raise
         except Unserialisable as exc:
@@ -279,6 +287,12 @@ class Dispatcher:
         if wait > 0:
             await self._sleep(wait)
         return now + wait
+
+
+def _called(tool: Tool) -> frozenset[str]:
+    """The sensitive names of a tool, with those that the same fields may be given by."""
+    names = frozenset(tool.contract.sensitive)
+    return names | also_called(tool.params, names) if names and isinstance(tool.params, type) else names
 
 
 async def gather_calls(calls: Sequence[Awaitable[Any]]) -> list[Any]:
