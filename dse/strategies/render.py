@@ -144,7 +144,8 @@ def _with_names_of_members(signature: Any, text: str) -> str | None:
     for name, said in _sections(signature, text):
         kind = signature.output_fields[name].annotation
         if isinstance(kind, enum.EnumMeta) and said not in kind.__members__:
-            for member in kind.__members__.values():
+            members: list[enum.Enum] = list(kind)
+            for member in members:
                 if not isinstance(member.value, str) and said in (str(member.value), json.dumps(str(member.value))):
                     said, changed = member.name, True
                     break
