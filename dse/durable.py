@@ -60,7 +60,8 @@ class Decision:
 def head(run: Run, model: LanguageModel | None) -> dict[str, Any]:
     """What the store notes about a run besides its journal."""
     secrets = run.secrets
-    hidden = {"names": sorted(secrets.names), "results": sorted(secrets.results), "replies": secrets.replies}
+    hidden = {"names": sorted(secrets.names), "results": sorted(secrets.results), "replies": secrets.replies,
+              **({} if secrets.fields is None else {"fields": sorted(secrets.fields)})}  # fmt: skip
     return {"signature": run.spec.name, "mode": run.plan.mode, "model": model.name if model else None, "hidden": hidden}
 
 

@@ -979,11 +979,11 @@ def test_approval_operators(operator: str, expected: Any, asked: list[bool]) -> 
 
 
 def test_every_approval_operator_has_a_meaning() -> None:
-    from dse.runtime.approval import _OPERATORS
+    from dse.contracts.conditions import OPERATORS
 
     inner = dse.Approval.model_fields["when"].annotation
     literal = get_args(get_args(get_args(inner)[0])[1])[0]
-    assert set(get_args(literal)) == set(_OPERATORS)
+    assert set(get_args(literal)) == set(OPERATORS)
 
 
 def test_all_conditions_must_hold() -> None:
@@ -1004,7 +1004,6 @@ def test_dates_are_compared_as_dates() -> None:
 
 def test_values_that_cannot_be_compared_need_a_decision() -> None:
     assert approved_when({"gt": 5}, int | None, None, 1) == [True, False]
-    assert approved_when({"lt": "x"}, int, 1) == [True]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapte
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 
 from dse.canonical import digest
+from dse.contracts.conditions import Condition, in_wire, read_conditions
 from dse.contracts.readable import holds, is_alias, unreadable
 from dse.contracts.revision import source_revision
 from dse.contracts.schema import make_model, schema_of
@@ -53,8 +54,8 @@ class Approval(Declared):
     """When a call needs a decision before it runs.
 
     Exactly one of: ``always=True``; ``when={argument: {operator: value}}`` (all conditions must hold;
-    operators ``eq ne gt ge lt le in not_in``); ``rule="name"`` with a ``version`` (a callable registered
-    with the toolbox under ``name@version``).
+    operators ``eq ne gt ge lt le in not_in``; values of the parameter's type, lists of them for ``in`` and
+    ``not_in``); ``rule="name"`` with a ``version`` (a callable registered with the toolbox under ``name@version``).
     """
 
     always: bool = False
@@ -120,6 +121,11 @@ class ToolContract(BaseModel):
         """Changes exactly when anything outside the interface changes."""
         data = self.model_dump(mode="json")
         return digest({key: value for key, value in data.items() if key not in self.INTERFACE})
+
+    @functools.cached_property
+    def conditions(self) -> list[Condition]:
+        """Those of the approval, as they are compared."""
+        return read_conditions(self.approval.when or {}, self.parameters) if self.approval else []
 
     @property
     def repeatable(self) -> bool:
@@ -315,6 +321,9 @@ def build_contract(*, name: str, params: type[BaseModel], returns: TypeAdapter[A
     except (PydanticInvalidForJsonSchema, PydanticUserError) as exc:
         raise ContractError(f"Tool {name!r} uses a type that has no JSON form", value=_first_line(exc),
                             remedy="Use models, dataclasses, TypedDict (of typing_extensions before Python 3.12), Literal, Enum, list, dict and plain types.") from exc  # fmt: skip
+    approval = policy.get("approval")
+    if isinstance(approval, Approval) and approval.when:
+        policy["approval"] = Approval(when=in_wire(name, approval.when, params, parameters))
     try:
         return ToolContract(name=name, parameters=parameters, returns=result, **policy)
     except ValueError as exc:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dse.contracts.schema import guest_from_wire
+from dse.contracts.conditions import all_hold
 from dse.contracts.tool import ToolContract
 from dse.contracts.toolbox import Toolbox
 from dse.errors import CassetteMiss, InfrastructureError, RunSuspended, ToolDenied
@@ -20,12 +19,6 @@ from dse.runtime.run import Run
 from dse.threads import being_cancelled, in_thread
 
 __all__ = ["ApprovalRequest", "Approvals"]
-
-_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
-    "eq": operator.eq, "ne": operator.ne, "gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le,
-    "in": lambda a, b: a in b, "not_in": lambda a, b: a not in b,
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class ApprovalRequest:
@@ -53,19 +46,7 @@ def _needs_approval(contract: ToolContract, wire: Mapping[str, Any], toolbox: To
             return True if answer is None else bool(answer)
         except Exception:
             return True
-    properties, defs = contract.parameters.get("properties", {}), contract.parameters.get("$defs", {})
-    for name, conditions in (approval.when or {}).items():
-        for op, expected in conditions.items():
-            try:
-                # Compared as what they are: decimals as numbers, dates as dates.
-                value = guest_from_wire(wire.get(name), properties[name], defs)
-                many = op in ("in", "not_in")
-                wanted = [guest_from_wire(one, properties[name], defs) for one in (expected if many else [expected])]
-                if not _OPERATORS[op](value, wanted if many else wanted[0]):
-                    return False
-            except Exception:
-                return True  # values that cannot be compared need a person
-    return True
+    return all_hold(contract.conditions, wire, contract.parameters)
 
 
 class Approvals:

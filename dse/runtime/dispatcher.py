@@ -23,6 +23,7 @@ import anyio
 
 from dse import telemetry
 from dse.canonical import canonical_json, sha256_hex
+from dse.contracts.names import also_called, declared_names
 from dse.contracts.schema import canonical_sets, model_values, wire_from_guest
 from dse.contracts.serialise import dump_model
 from dse.contracts.tool import Tool, ToolContract
@@ -92,10 +93,15 @@ class Dispatcher:
         self.execution = Execution(run, self.calls, deps=deps, middleware=self.middleware)
         self.rates = Rates(run, toolbox, clock, sleep) if rates is None else rates
         self.next_id = 1
-        for tool in filter(None, map(toolbox.get, self.allow)):
-            run.secrets.names.update(n for n in tool.contract.sensitive if n != "return")
+        tools = [*filter(None, map(toolbox.get, self.allow))]
+        for tool in tools:
+            run.secrets.names.update(n for n in _called(tool) if n != "return")
             if "return" in tool.contract.sensitive:
                 run.secrets.results.add(tool.name)
+        if run.secrets.names or run.secrets.results:
+            schemas = [schema for tool in tools for schema in (tool.contract.parameters, tool.contract.returns)]
+            schemas += [run.spec.input_schema, run.spec.output_schema]
+            run.secrets.fields = frozenset(declared_names(schemas)) | run.secrets.names
 
     def anew(self) -> Dispatcher:
         """One that begins to count again, for the same run."""
@@ -239,7 +245,7 @@ class Dispatcher:
         try:
             wire = {key: wire_from_guest(value, key) for key, value in given.items()}
             if contract.sensitive:
-                self.run.secrets.remember(wire, contract.sensitive)
+                self.run.secrets.remember(wire, _called(tool))
             if isinstance(tool.params, type):
                 made = tool.params.model_validate(wire)
                 typed = model_values(made)
@@ -253,6 +259,8 @@ class Dispatcher:
                 canonical = tool.params.validate(wire)
                 typed = copy.deepcopy(canonical)
             text = canonical_json(canonical)
+            if contract.sensitive and canonical != wire:  # what the implementation gets, and may quote
+                self.run.secrets.remember(canonical, contract.sensitive)
         except ToolArgumentError:
             raise
         except Unserialisable as exc:
@@ -281,6 +289,12 @@ class Dispatcher:
             raise ToolLimitReached(f"{contract.name} may be called {min(bounds)} times in one run, and was",
                                    remedy="Go on with the results you have.", limit=min(bounds))  # fmt: skip
         meter.charge_tool(contract.name, contract.cost_usd)
+
+
+def _called(tool: Tool) -> frozenset[str]:
+    """The sensitive names of a tool, with those that the same fields may be given by."""
+    names = frozenset(tool.contract.sensitive)
+    return names | also_called(tool.params, names) if names and isinstance(tool.params, type) else names
 
 
 async def gather_calls(calls: Sequence[Awaitable[Any]]) -> list[Any]:

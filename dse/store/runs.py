@@ -415,7 +415,7 @@ _open: set[tuple[str, str]] = set()
 
 def hidden(entries: Sequence[Mapping[str, Any]], names: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A journal without what is sensitive."""
-    secrets = Secrets(names["names"], replies=names["replies"])
+    secrets = Secrets(names["names"], replies=names["replies"], fields=names.get("fields"))
     secrets.results.update(names["results"])
     for entry in entries:
         if entry["kind"] == "run_started":

@@ -6,10 +6,13 @@ dspy's; the model is asked by the run, so that limits, journal and recordings se
 
 from __future__ import annotations
 
+import enum
 import functools
+import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from dse.canonical import digest
@@ -98,7 +101,14 @@ class Predictor:
         from dspy.utils.exceptions import AdapterParseError
 
         try:
-            values = dict(_adapter().parse(self.base, text))
+            try:
+                values = dict(_adapter().parse(self.base, text))
+            except AdapterParseError:
+                named = _with_names_of_members(self.base, text)
+                if named is None:
+                    raise
+                values = dict(_adapter().parse(self.base, named))
+            values |= _exact_decimals(self.base, text)
         except AdapterParseError as exc:
             raise ValueError(_parse_problem(exc, self.base, text)) from None
         except Exception as exc:
@@ -108,6 +118,74 @@ class Predictor:
             if isinstance(values[name], str) and values[name] in ("null", "None") and _may_be_none(field.annotation):
                 values[name] = None
         return values
+
+
+def _sections(signature: Any, text: str) -> Iterator[tuple[str, str]]:
+    """The output fields in a reply with their texts, as dspy finds them."""
+    from dspy.adapters.chat_adapter import field_header_pattern
+
+    found: list[tuple[str, list[str]]] = []
+    for line in text.splitlines():
+        match = field_header_pattern.match(line.strip())
+        if match:
+            found.append((match.group(1), [line[match.end() :].strip()]))
+        elif found:
+            found[-1][1].append(line)
+    seen: set[str] = set()
+    for name, lines in found:
+        if name in signature.output_fields and name not in seen:
+            seen.add(name)
+            yield name, "\n".join(lines).strip()
+
+
+def _with_names_of_members(signature: Any, text: str) -> str | None:
+    """The reply with names of enum members in place of values that are no text, which dspy finds by their names only."""
+    changed, parts = False, []
+    for name, said in _sections(signature, text):
+        kind = signature.output_fields[name].annotation
+        if isinstance(kind, enum.EnumMeta) and said not in kind.__members__:
+            members: list[enum.Enum] = list(kind)
+            for member in members:
+                if not isinstance(member.value, str) and said in (str(member.value), json.dumps(str(member.value))):
+                    said, changed = member.name, True
+                    break
+        parts.append(f"[[ ## {name} ## ]]\n{said}\n")
+    return "\n".join(parts) if changed else None
+
+
+def _exact_decimals(signature: Any, text: str) -> dict[str, Any]:
+    """Decimals whose digits do not fit into the float that dspy reads numbers as; nothing where they do."""
+    from pydantic import TypeAdapter
+
+    exact: dict[str, Any] = {}
+    for name, said in _sections(signature, text):
+        annotation = signature.output_fields[name].annotation
+        if not _has_decimals(annotation):
+            continue
+        lost: list[str] = []
+
+        def number(digits: str, lost: list[str] = lost) -> Any:
+            if Decimal(digits) == Decimal(repr(float(digits))):
+                return float(digits)
+            lost.append(digits)
+            return digits
+
+        try:
+            value = json.loads(said, parse_float=number)
+            if lost:
+                exact[name] = TypeAdapter(annotation).validate_python(value)
+        except (ValueError, ArithmeticError, RecursionError):
+            continue  # what dspy made of it stays
+    return exact
+
+
+@functools.lru_cache(maxsize=512)
+def _has_decimals(annotation: Any) -> bool:
+    from pydantic import TypeAdapter
+
+    from dse.contracts.schema import schema_of
+
+    return '"decimal"' in json.dumps(schema_of(TypeAdapter(annotation), "validation"), default=str)
 
 
 def _parse_problem(exc: Any, signature: Any, text: str) -> str:
