@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from dse.analysis.frames import _artifact
 from dse.analysis.report import _interval, _money, openings_note, race_lines
 from dse.analysis.verdict import gate_lines, new_clusters
-from dse.artifacts.registry import Registry
 
 __all__ = ["explain"]
 
@@ -20,8 +19,7 @@ def explain(artifact: Any) -> str:
 
     `artifact` may also be a reference (``artifacts/Name@champion``) or a file.
     """
-    if isinstance(artifact, (str, Path)):
-        artifact = Registry.resolve(artifact)
+    artifact = _artifact(artifact)
     sections = (_tried, _mode, _prompts, _tools, _gate, _spent, _not_known)
     program = artifact.program
     first = f"{program.signature['name']} runs in mode {program.plan.mode} with {program.model.name}."

@@ -34,6 +34,7 @@ __all__ = ["DEFAULT_ROOT", "Listed", "Registry", "Release"]
 DEFAULT_ROOT = "artifacts"
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _PREFIX = re.compile(r"sha256:[0-9a-f]{8,64}")
+_SHORT = re.compile(r"[0-9a-f]{8,64}")
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ class Registry:
         """The artifact that `ref` names, read and checked.
 
         Args:
-            ref: ``Audit@champion`` (any alias), ``Audit@sha256:1234abcd`` (8 or more hex digits of the id), either
-                with this registry's folder before it (``artifacts/Audit@champion``), or the path of a ``.json`` file.
+            ref: ``Audit@champion`` (any alias), ``Audit@sha256:1234abcd`` or, where no alias has that name,
+                ``Audit@1234abcd`` (8 or more hex digits of the id), each with this registry's folder before it (``artifacts/Audit@champion``), or the path of a ``.json`` file.
 
         Raises:
             ArtifactNotFound: not a reference, or nothing has this name.
@@ -107,9 +108,12 @@ class Registry:
             raise ArtifactNotFound("The reference is to another registry", value=str(ref),
                                    remedy=f"This one is {self.root}; use dse.Registry({str(root)!r}).")  # fmt: skip
         signature, target = _names(name)
+        self._check_there(signature)
         if _PREFIX.fullmatch(target):
             return self._by_prefix(signature, target)
         aliases = self.aliases(signature)
+        if target not in aliases and _SHORT.fullmatch(target):  # as `dse artifacts list` shows ids
+            return self._by_prefix(signature, f"sha256:{target}")
         if target not in aliases:
             moved = " A promoted candidate is the champion now." if target == "candidate" and "champion" in aliases else ""
             raise ArtifactNotFound(f"{signature} has no artifact called {target!r}", value=str(ref),
@@ -197,7 +201,7 @@ class Registry:
         if not _ALIAS.fullmatch(alias) or alias == "previous" or (alias == "champion" and ref is None):
             raise Refused("This alias cannot be set", value=alias,
                           remedy="Use promote or rollback for releases; other aliases are lower-case names.")  # fmt: skip
-        if ref is not None and _PREFIX.fullmatch(ref):
+        if ref is not None and (_PREFIX.fullmatch(ref) or _SHORT.fullmatch(ref)):
             ref = f"{signature}@{ref}"
         artifact = None if ref is None else self._stored(ref, signature)
         if artifact is not None and alias == "champion":
@@ -283,6 +287,19 @@ class Registry:
         return artifact
 
     # ---- inside
+
+    def _check_there(self, signature: str) -> None:
+        """
+        Raises:
+            ArtifactNotFound: no such registry, or nothing of a signature in it.
+        """
+        if not self.root.is_dir():
+            raise ArtifactNotFound("There is no registry here", value=str(self.root),
+                                   remedy="Name its folder before the artifact: FOLDER/Name@champion.")  # fmt: skip
+        if not self._folder(signature).is_dir():
+            there = sorted(folder.name for folder in _entries(self.root) if folder.is_dir() and _is_name(folder.name))
+            raise ArtifactNotFound(f"The registry has nothing of a signature of this name: {self.root}", value=signature,
+                                   remedy=f"It has: {', '.join(there) or 'nothing'}.")  # fmt: skip
 
     def _folder(self, signature: str) -> Path:
         if not _is_name(signature):
@@ -401,7 +418,7 @@ def _split_root(ref: str | Path) -> tuple[Path | None, str]:
 
 def _names(name: str) -> tuple[str, str]:
     signature, at, target = name.partition("@")
-    if not at or not _is_name(signature) or not (_ALIAS.fullmatch(target) or _PREFIX.fullmatch(target)):
+    if not at or not _is_name(signature) or not any(form.fullmatch(target) for form in (_ALIAS, _PREFIX, _SHORT)):
         raise ArtifactNotFound("This is not a reference to an artifact", value=name,
                                remedy="Write Name@champion, Name@sha256:<8 or more hex digits>, or the path of a .json "
                                       "file.")  # fmt: skip
