@@ -48,10 +48,10 @@ def load(
     from dse.artifacts.artifact import Artifact
     from dse.artifacts.registry import Registry
 
+    spec = spec_of(signature)
     artifact = ref if isinstance(ref, Artifact) else Registry.resolve(ref)
     if require_signature:
         artifact.require_seal()
-    spec = spec_of(signature)
     program = artifact.program
     if program.signature.get("signature_id") != spec.signature_id:
         raise SignatureMismatch(

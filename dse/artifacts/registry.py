@@ -41,7 +41,8 @@ _SHORT = re.compile(r"[0-9a-f]{8,64}")
 class Listed:
     """One artifact file of a registry. ``error`` says why it cannot be used; then most else is None.
 
-    ``baseline``: it is the program that its compile measured the candidates against, and was not tested itself.
+    ``baseline`` or ``champion``: it is the program that its compile measured the candidates against (the task's baseline, or
+    the champion of that time), and was not tested itself.
     """
 
     signature: str
@@ -54,6 +55,7 @@ class Listed:
     created: str | None = None
     error: str | None = None
     baseline: bool = False
+    champion: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path), "aliases": list(self.aliases)}
@@ -385,10 +387,12 @@ class Registry:
             artifact = self._checked(path, signature, f"sha256:{path.stem}")
         except DseError as exc:
             return Listed(signature, path, error=str(exc))
+        incumbent = artifact.evidence.incumbent
+        same = incumbent.program_id == artifact.program_id
         held = tuple(sorted(name for name, target in names.items() if target == artifact.artifact_id))
         return Listed(signature, path, artifact.artifact_id, held, artifact.plan.mode, artifact.model_name, artifact.verdict,
-                      artifact.envelope.created, broken,
-                      artifact.evidence.incumbent.program_id == artifact.program_id)  # fmt: skip
+                      artifact.envelope.created, broken, same and incumbent.kind == "baseline",
+                      same and incumbent.kind == "champion")  # fmt: skip
 
 
 def _check_words(reason: Any, by: Any) -> None:

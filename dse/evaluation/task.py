@@ -81,7 +81,7 @@ class Task:
                 given = kind(**given)
                 object.__setattr__(self, name, given)
             if not isinstance(given, kind):
-                raise InvalidValue(f"A task's {name} is a dse.{kind.__name__}, or a mapping of its fields", value=repr(given),
+                raise InvalidValue(f"dse.Task takes {name}= as a dse.{kind.__name__}, or a mapping of its fields", value=repr(given),
                                    remedy=f"Write {name}=dse.{kind.__name__}(...).")  # fmt: skip
         if self.environment is not None and not isinstance(self.environment, Environment):
             object.__setattr__(self, "environment", environment(self.environment))
