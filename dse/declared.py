@@ -35,7 +35,7 @@ def known_fields(cls: type[T]) -> type[T]:
                                remedy=f"Its fields: {', '.join(names)}.")  # fmt: skip
         made(self, *args, **given)
 
-    cls.__init__ = init  # type: ignore[assignment]
+    cls.__init__ = init  # type: ignore[method-assign]
     return cls
 
 

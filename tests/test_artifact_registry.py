@@ -158,7 +158,7 @@ def test_short_ids_name_an_artifact_where_no_alias_does(registry: Registry) -> N
 
 
 def test_what_is_not_there_is_told_apart(registry: Registry) -> None:
-    with pytest.raises(ArtifactNotFound, match="no registry here.*FOLDER/Name@champion"):
+    with pytest.raises(ArtifactNotFound, match=r"no registry here.*FOLDER/Name@champion"):
         registry.get("Audit@champion")
     releases(registry, 1)
     with pytest.raises(ArtifactNotFound, match=r"nothing of a signature of this name.*\(got: Audt\). It has: Audit"):

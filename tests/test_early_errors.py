@@ -190,7 +190,7 @@ def test_limits_as_a_mapping_hold_in_an_evaluation_and_in_a_compile(tmp_path: Pa
 
 
 def test_what_analysis_looks_at(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no store.*Pass a dse.Store"):
+    with pytest.raises(UserError, match=r"no store.*Pass a dse.Store"):
         dse.analysis.runs(tmp_path / "runs.db")
     for _ in range(2):  # also when it was used before
         with pytest.raises(UserError, match="no artifact"):
@@ -207,7 +207,7 @@ def test_rows_that_say_where_their_mistake_is(tmp_path: Path) -> None:
         Dataset.from_rows(rows, **options)
     path = tmp_path / "asked.csv"
     path.write_text("id;question;titles\n" + "".join(f"{word};{' '.join([word] * 9)};2\n" for word in words))
-    with pytest.raises(DatasetError, match='several names in it.*id;question;titles.*delimiter=";"'):
+    with pytest.raises(DatasetError, match=r'several names in it.*id;question;titles.*delimiter=";"'):
         Dataset.from_csv(path, **options)
     Dataset.from_csv(path, delimiter=";", json_fields="titles", **options).check(Ask)
     with pytest.raises(DatasetError, match=r"no argument of this name \(got: json_fields\).*of from_csv"):
