@@ -132,8 +132,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "telemetry":  # a module, and no part of what everybody needs
-        return importlib.import_module("dse.telemetry")
+    if name in ("analysis", "telemetry"):  # modules, and no part of what everybody needs
+        return importlib.import_module(f"dse.{name}")
     module = _EXPORTS.get(name)
     if module is None:
         raise AttributeError(f"module 'dse' has no attribute {name!r}")

@@ -342,7 +342,8 @@ def artifacts_list(
             broken.append(f"{row.path}: {row.error}")
         if row.artifact_id:
             aliases = ", ".join(row.aliases)
-            verdict = f"{row.verdict} (baseline)" if row.baseline else row.verdict
+            against = "baseline" if row.baseline else "champion" if row.champion else ""  # it is what it was measured against
+            verdict = f"{row.verdict} ({against})" if against else row.verdict
             cells = (row.signature, row.artifact_id[7:19], row.mode, row.model, verdict, aliases, row.created)
             table.add_row(*(escape(cell or "") for cell in cells))
     out.print(table if table.row_count else f"no artifacts of {signature or 'any signature'} in {where.root}", soft_wrap=True)

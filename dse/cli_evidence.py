@@ -45,7 +45,7 @@ def monitor_command(
 
 def explain_command(ref: Annotated[str, typer.Argument(help="Artifact reference.")]) -> None:
     """Say in words and numbers why this mode, these prompts and this allow-list, what it cost, and what is not known."""
-    from dse.analysis.explain import explain
+    from dse.analysis.explanation import explain
     from dse.artifacts.registry import Registry
 
     say(explain(Registry.resolve(ref)))

@@ -1,8 +1,10 @@
-"""Frozen pydantic models that a developer writes out: a wrong field is a coded error, not a page of pydantic."""
+"""What a developer writes out: a wrong field is a coded error, not a page of pydantic, nor a bare TypeError."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -13,7 +15,28 @@ if TYPE_CHECKING:
 else:
     ModelMetaclass = type(BaseModel)
 
-__all__ = ["Declared"]
+__all__ = ["Declared", "known_fields"]
+
+T = TypeVar("T")
+
+
+def known_fields(cls: type[T]) -> type[T]:
+    """A class decorator for dataclasses: a field that there is not is a coded error.
+
+    Raises:
+        InvalidValue: when the class is called with it.
+    """
+    made, names = cls.__init__, [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
+
+    @functools.wraps(made)
+    def init(self: Any, *args: Any, **given: Any) -> None:
+        if unknown := sorted(set(given) - set(names)):
+            raise InvalidValue(f"dse.{cls.__name__} has no field of this name", value=", ".join(unknown),
+                               remedy=f"Its fields: {', '.join(names)}.")  # fmt: skip
+        made(self, *args, **given)
+
+    cls.__init__ = init  # type: ignore[method-assign]
+    return cls
 
 
 class _Coded(ModelMetaclass):
@@ -26,8 +49,12 @@ class _Coded(ModelMetaclass):
         try:
             return super().__call__(*args, **fields)
         except ValidationError as exc:
-            known: Any = cls
             first = exc.errors(include_url=False)[0]
+            known: Any = cls
+            for part in first["loc"][:-1]:  # of what is inside, its own fields
+                inner = getattr(known, "model_fields", {}).get(part)
+                known = getattr(inner, "annotation", None)
+            known = known if isinstance(known, type) and issubclass(known, BaseModel) else cls
             place = ".".join(str(part) for part in first["loc"])
             told = first["msg"].removeprefix("Value error, ")
             raise InvalidValue(

@@ -11,7 +11,7 @@ from dse.contracts.check import Check
 from dse.contracts.signature import Signature
 from dse.contracts.toolbox import Toolbox
 from dse.errors import ContractMismatch, SignatureMismatch, UnprovenModel
-from dse.plan import Plan
+from dse.plan import Plan, spec_of
 from dse.program import Program
 from dse.runtime.execution import Middleware
 from dse.strategies.base import needs_model
@@ -48,10 +48,10 @@ def load(
     from dse.artifacts.artifact import Artifact
     from dse.artifacts.registry import Registry
 
+    spec = spec_of(signature)
     artifact = ref if isinstance(ref, Artifact) else Registry.resolve(ref)
     if require_signature:
         artifact.require_seal()
-    spec = signature.spec()
     program = artifact.program
     if program.signature.get("signature_id") != spec.signature_id:
         raise SignatureMismatch(

@@ -7,16 +7,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from dse.canonical import canonical_json, digest
 from dse.contracts.check import Check
-from dse.contracts.signature import SignatureSpec
+from dse.contracts.signature import Signature, SignatureSpec
 from dse.contracts.toolbox import Toolbox
-from dse.errors import AllowListError, PlanError
+from dse.declared import Declared
+from dse.errors import AllowListError, PlanError, SignatureError
 from dse.limits import Limits
 
-__all__ = ["ESCALATIONS", "SEMANTICS_VERSION", "Plan", "Prompt", "program_id"]
+__all__ = ["ESCALATIONS", "SEMANTICS_VERSION", "Plan", "Prompt", "program_id", "spec_of"]
 
 # Part of every rollout's identity: raised whenever the same plan and completions could take another path.
 SEMANTICS_VERSION = 1
@@ -25,11 +26,21 @@ ESCALATIONS = ("abstain", "check", "exception", "validation")
 _STAGED = re.compile(r"stage([1-9]\d*)_(.+)", re.DOTALL)
 
 
-class _Data(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+def spec_of(signature: Any) -> SignatureSpec:
+    """What a signature class declares.
+
+    Raises:
+        SignatureError: it is something else.
+    """
+    if not (isinstance(signature, type) and issubclass(signature, Signature)):
+        task = hasattr(signature, "signature")
+        raise SignatureError("This is no signature class", value=type(signature).__name__ if task else repr(signature),
+                             remedy="Pass task.signature (and toolbox=task.toolbox where it has its own)." if task else
+                             "Pass a class that derives from dse.Signature.")  # fmt: skip
+    return signature.spec()
 
 
-class Prompt(_Data):
+class Prompt(Declared):
     """Instructions and demonstrations of one predictor. Tool stubs and sandbox rules are never part of it."""
 
     instructions: str
@@ -46,7 +57,7 @@ def _unset(value: Any) -> bool:
     return not value
 
 
-class Plan(_Data):
+class Plan(Declared):
     """How a signature is executed.
 
     Attributes:
@@ -61,6 +72,9 @@ class Plan(_Data):
             parameters and policy stay what they are.
 
     The last three are not in the dump and not in the ids of a plan that does without.
+
+    Raises:
+        InvalidValue: a field is unknown, of the wrong type or out of range.
     """
 
     mode: str

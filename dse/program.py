@@ -33,7 +33,7 @@ from dse.errors import (
     ToolboxError,
     UserError,
 )
-from dse.plan import Plan, program_id
+from dse.plan import Plan, program_id, spec_of
 from dse.portal import finish_sync, run_sync, start_soon
 from dse.redaction import REDACTED, redact, safe_message
 from dse.runtime.dispatcher import Dispatcher
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["Prediction", "Program", "RunHandle"]
 
 
+_LONGEST_S = 10**9  # thirty years: what comes later may have no date
 _LOSSES_IN_PLACE = 3  # of an interpreter, without getting any further
 
 
@@ -143,7 +144,7 @@ class Program:
         stamp: Mapping[str, Any] | None = None, checks: Sequence[Check] = (),
     ) -> None:  # fmt: skip
         self.signature = signature
-        self.spec: SignatureSpec = signature.spec()
+        self.spec: SignatureSpec = spec_of(signature)
         self.plan = seed_plan(self.spec, plan) if isinstance(plan, str) else plan
         check_plan(self.spec, self.plan)
         check_limits(self.spec, self.plan)
@@ -163,6 +164,9 @@ class Program:
         elif needed:
             raise ModelError(f"Mode {self.plan.mode!r} needs a model", remedy="Pass lm='provider/model' or 'replay:FILE'.")
         self.deps = deps
+        if approve is not None and not callable(approve):
+            raise UserError("approve= is a function that decides about one call", value=repr(approve),
+                            remedy="Write approve=lambda request: ...; only True, or (True, reason), approves.")  # fmt: skip
         self.approve = approve
         if callable(middleware) or isinstance(middleware, str):
             raise UserError("middleware= is a list", value=repr(middleware), remedy="Write middleware=[function].")
@@ -171,6 +175,11 @@ class Program:
         if durability not in ("exit", "call", "power"):
             raise PlanError("No such durability", value=durability, remedy="Choose exit, call or power.")
         self.durability: Durability = durability
+        if approval_expires_s is not None and (
+            isinstance(approval_expires_s, bool) or not isinstance(approval_expires_s, (int, float)) or not 0 < approval_expires_s <= _LONGEST_S
+        ):
+            raise UserError("approval_expires_s= is a number of seconds above 0", value=repr(approval_expires_s),
+                            remedy=f"Write approval_expires_s=86400 for a day; at most {_LONGEST_S}.")  # fmt: skip
         self.approval_expires_s = approval_expires_s
         self.stamp = dict(stamp or {})
         name, params = (self.lm.name, self.lm.params) if self.lm else ("none", {})

@@ -17,7 +17,7 @@ from rich.console import Console
 
 import dse
 from dse import analysis
-from dse.analysis.explain import explain
+from dse.analysis.explanation import explain
 from dse.analysis.plots import pareto_front
 from dse.analysis.report import decision_table, print_compile, print_eval
 from dse.analysis.verdict import gain_parts

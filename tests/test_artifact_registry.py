@@ -16,7 +16,11 @@ import pytest
 from artifact_examples import (
     ENVELOPE,
     KEY,
+    MODEL,
+    SPEC,
+    TOOLS,
     a_plan,
+    evidence,
     make,
     run,
     sha,
@@ -134,8 +138,46 @@ def test_prefixes_must_be_unique(registry: Registry) -> None:
     with pytest.raises(ArtifactNotFound, match="Several"):
         registry.get(f"Audit@sha256:{path.stem[:8]}")
     assert registry.get(f"Audit@sha256:{path.stem}") == made
+    assert registry.get(f"Audit@{path.stem[:12]}") == made, "as it is listed"
+    with pytest.raises(ArtifactNotFound, match="Several"):
+        registry.get(f"Audit@{path.stem[:8]}")
     with pytest.raises(ArtifactNotFound):
         registry.get(f"Audit@sha256:{path.stem}{'0' * 48}")
+
+
+def test_short_ids_name_an_artifact_where_no_alias_does(registry: Registry) -> None:
+    one, other = releases(registry, 2)
+    short = one.artifact_id[7:19]
+    assert registry.get(f"Audit@{short}") == one == Registry.resolve(f"{registry.root}/Audit@{short}")
+    registry.set_alias("Audit", "deadbeef", short, by="ann")
+    assert registry.get("Audit@deadbeef") == one, "an alias comes first"
+    assert registry.promote(f"Audit@{short}", reason="back", by="ann") is not None
+    assert registry.aliases("Audit") == {"champion": one.artifact_id, "previous": other.artifact_id, "deadbeef": one.artifact_id}
+    with pytest.raises(ArtifactNotFound, match=r"begins like this \(got: sha256:00000000\)"):
+        registry.get("Audit@00000000")
+
+
+def test_what_is_not_there_is_told_apart(registry: Registry) -> None:
+    with pytest.raises(ArtifactNotFound, match=r"no registry here.*FOLDER/Name@champion"):
+        registry.get("Audit@champion")
+    releases(registry, 1)
+    with pytest.raises(ArtifactNotFound, match=r"nothing of a signature of this name.*\(got: Audt\). It has: Audit"):
+        registry.get("Audt@champion")
+    with pytest.raises(ArtifactNotFound, match="nothing of a signature"):
+        Registry.resolve(f"{registry.root}/Audt@sha256:00000000")
+
+
+def test_a_compile_that_found_the_incumbent_says_which_it_was(registry: Registry) -> None:
+    plan = a_plan()
+    measured, kinds = evidence(plan, better=0, incumbent=plan), {}
+    for kind, parent in (("baseline", None), ("champion", sha("champion"))):
+        about = {**measured["incumbent"], "kind": kind, "artifact_id": parent}
+        kinds[kind] = Artifact.build(signature=SPEC.to_dict(), plan=plan, contracts={n: TOOLS[n].contract for n in plan.allow},
+                                     model=MODEL, evidence={**measured, "incumbent": about}, envelope=ENVELOPE)  # fmt: skip
+    for one in kinds.values():
+        registry.put(one)
+    found = {row.artifact_id: (row.baseline, row.champion) for row in registry.list()}
+    assert found == {kinds["baseline"].artifact_id: (True, False), kinds["champion"].artifact_id: (False, True)}
 
 
 def test_a_signature_can_be_added_to_a_stored_artifact(registry: Registry) -> None:

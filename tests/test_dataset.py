@@ -1016,7 +1016,7 @@ def test_rows_that_are_no_rows():
         make([*make_rows(), "row"])  # type: ignore[list-item]
     with pytest.raises(MalformedRow, match="field name"):
         make([{**make_rows()[0], 7: 1}])
-    with pytest.raises(TypeError, match="clusterkey"):
+    with pytest.raises(DatasetError, match="clusterkey"):
         make(clusterkey="scenario")
 
 

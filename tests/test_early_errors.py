@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import dse
-from dse.errors import AllowListError, ContractError, InvalidValue, PlanError, ToolboxError, UserError
+from dse.errors import (
+    AllowListError,
+    ArtifactNotFound,
+    ContractError,
+    DatasetError,
+    InvalidValue,
+    MetricError,
+    PlanError,
+    SignatureError,
+    ToolboxError,
+    UserError,
+)
 from dse.evaluation.dataset import Dataset
+from dse.evaluation.metric import exact_match
 from dse.testing.scripted import ScriptedModel, call, say
+from dse.testing.worlds import PRICES, PlantedWorld
 
 
 class Library:
@@ -50,6 +66,14 @@ def program(mode: str = "tool_call", **options: Any) -> dse.Program:
     (lambda: dse.Approval(), ("exactly one of",)),
     (lambda: dse.Approval(when={"a": {"greater": 1}}), ("greater", "'gt'")),
     (lambda: dse.Rate(calls=0, per_s=1), ("calls", "greater than or equal to 1")),
+    (lambda: dse.Plan(mode="direct", prompts={}, alow=["get_titles"]), ("alow", "allow")),
+    (lambda: dse.Plan(mode="direct", prompts={}, limits={"tool_cals": 1}), ("limits.tool_cals", "tool_calls")),
+    (lambda: dse.Prompt(instructions="Answer.", demo=()), ("demo", "demos")),
+    (lambda: dse.Rows(serch=3), ("serch", "search")),
+    (lambda: dse.Task(Ask, datset=None, dataset=None, metric=exact_match()), ("datset", "dataset")),
+    (lambda: task(limits={"tool_cals": 3}), ("tool_cals", "tool_calls")),
+    (lambda: task(limits="tool_calls=3"), ("tool_calls=3", "dse.Limits(")),
+    (lambda: task(objective=4), ("4", "dse.Objective(")),
 ])  # fmt: skip
 def test_declared_values_are_refused_with_a_code(make: Any, words: tuple[str, ...]) -> None:
     with pytest.raises(InvalidValue) as caught:
@@ -116,6 +140,108 @@ def test_what_narrows_a_program() -> None:
         one.narrowed(limits={"tool_calls": 2000})
     with pytest.raises(UserError, match="middleware= is a list"):
         program(middleware=lambda call, proceed: proceed(call))
+
+
+@pytest.mark.parametrize("expires", ["1d", dt.timedelta(days=1), -5, 0, True, float("nan"), float("inf")])
+def test_the_time_for_a_decision_is_a_number_of_seconds(expires: Any) -> None:
+    with pytest.raises(UserError, match="approval_expires_s= is a number of seconds above 0"):
+        program(approval_expires_s=expires)
+    assert program(approval_expires_s=0.5).approval_expires_s == 0.5
+
+
+def test_what_is_given_for_something_else() -> None:
+    with pytest.raises(UserError, match=r"approve= is a function.*\(got: True\)"):
+        program(approve=True)
+    for make in (lambda one: dse.Program(one, "direct", lm=ScriptedModel([])),
+                 lambda one: dse.load(object(), signature=one),
+                 lambda one: dse.Task(one, dataset=None, metric=exact_match())):  # fmt: skip
+        with pytest.raises(SignatureError, match=r"task\.signature"):
+            make(task())
+        with pytest.raises(SignatureError, match=r"derives from dse\.Signature"):
+            make(Library)
+
+
+def task(**options: Any) -> dse.Task:
+    return dse.Task(Ask, dataset=dataset(), **{"metric": exact_match(), **options})
+
+
+def test_what_a_task_is_made_of() -> None:
+    assert task(limits={"tool_calls": 3}).limits == dse.Limits(tool_calls=3)
+    assert task(objective={"cost_weight": 2.0}).objective == dse.Objective(cost_weight=2.0)
+    with pytest.raises(PlanError, match=r"limits name tools.*\(got: get_titels\)"):
+        task(limits={"calls_per_tool": {"get_titels": 1}})
+    with pytest.raises(UserError, match=r"cost_wieght"):
+        task(objective={"cost_wieght": 2.0})
+    with pytest.raises(UserError, match=r"environment is a function.*\(got: 'office'\)"):
+        task(environment="office")
+    with pytest.raises(MetricError, match=r"when it is called.*Write metric=exact_match\(\.\.\.\)"):
+        task(metric=exact_match)
+    with pytest.raises(MetricError, match="not its name"):
+        task(metric="exact_match")
+
+
+def test_limits_as_a_mapping_hold_in_an_evaluation_and_in_a_compile(tmp_path: Path) -> None:
+    world = PlantedWorld({"direct": 0.2, "tool_call": 0.9, "code": 1.0}, clusters=40)
+    made = world.task(limits={"model_calls": 7})
+    result = dse.compile(made, lm=world.model(), prices=PRICES, registry=tmp_path)
+    assert result.artifact.plan.limits == dse.Limits(model_calls=7)
+    records = dse.evaluate(made, "direct", lm=world.model(), max_rows=2)
+    assert len(records) == 2
+
+
+def test_what_analysis_looks_at(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no store.*Pass a dse.Store"):
+        dse.analysis.runs(tmp_path / "runs.db")
+    for _ in range(2):  # also when it was used before
+        with pytest.raises(UserError, match="no artifact"):
+            dse.analysis.explain(dse.Store(":memory:"))
+    with pytest.raises(ArtifactNotFound, match="no registry here"):
+        dse.analysis.explain(f"{tmp_path}/nowhere/Ask@champion")
+
+
+def test_rows_that_say_where_their_mistake_is(tmp_path: Path) -> None:
+    words = ["tent", "lamp", "sofa", "book", "coat", "bike", "pen", "shoe", "cup", "hat"]
+    rows = [{"question": f"{word} " * 9, "titles": 2} for word in words]
+    options: dict[str, Any] = {"name": "ask", "fields": {"question": "input", "titles": "label"}}
+    with pytest.raises(DatasetError, match=r"the id of the row.*id_field=None makes ids"):
+        Dataset.from_rows(rows, **options)
+    path = tmp_path / "asked.csv"
+    path.write_text("id;question;titles\n" + "".join(f"{word};{' '.join([word] * 9)};2\n" for word in words))
+    with pytest.raises(DatasetError, match=r'several names in it.*id;question;titles.*delimiter=";"'):
+        Dataset.from_csv(path, **options)
+    Dataset.from_csv(path, delimiter=";", json_fields="titles", **options).check(Ask)
+    with pytest.raises(DatasetError, match=r"no argument of this name \(got: json_fields\).*of from_csv"):
+        Dataset.from_rows(rows, id_field=None, json_fields=["titles"], **options)
+    jsonl = tmp_path / "asked.jsonl"
+    jsonl.write_text("".join(f'{{"question": "{" ".join([word] * 9)}", "titles": 2}}\n' for word in words))
+    pandas = pytest.importorskip("pandas")
+    for read in (lambda **more: Dataset.from_rows(rows, **more), lambda **more: Dataset.from_jsonl(jsonl, **more),
+                 lambda **more: Dataset.from_pandas(pandas.DataFrame(rows), **more)):  # fmt: skip
+        assert len(read(id_field=None, drop=(), **options)) > 0
+        with pytest.raises(DatasetError, match="no row has the field 'reader' that is to be dropped"):
+            read(id_field=None, drop=["reader"], **options)
+
+
+class Price(dse.Signature):
+    """Give the price, if there is one."""
+
+    question: str = dse.InputField()
+    price: Decimal | None = dse.OutputField()
+
+
+def test_empty_cells_are_null_where_that_is_said(tmp_path: Path) -> None:
+    words = ["tent", "lamp", "sofa", "book", "coat", "bike", "pen", "shoe", "cup", "hat"]
+    path = tmp_path / "prices.csv"
+    path.write_text("id,question,price\n" + "".join(f"{w},{' '.join([w] * 9)},{'' if w == 'tent' else '1.50'}\n" for w in words))
+    options: dict[str, Any] = {"name": "prices", "fields": {"question": "input", "price": "label"}}
+    with pytest.raises(DatasetError, match=r"it is empty text.*null_fields="):
+        Dataset.from_csv(path, **options).check(Price)
+    with pytest.raises(DatasetError, match="no column 'prize'"):
+        Dataset.from_csv(path, null_fields=["prize"], **options)
+    data = Dataset.from_csv(path, null_fields=["price"], **options)
+    data.check(Price)
+    found = {row.id: row.price for split in ("search", "select") for row in data.split(split)}
+    assert {found[word] for word in found if word != "tent"} == {"1.50"} and found.get("tent") is None
 
 
 def dataset() -> Dataset:

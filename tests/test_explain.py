@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import dse
-from dse.analysis.explain import explain
+from dse.analysis.explanation import explain
 from dse.artifacts.artifact import SCHEMA_VERSION
 from dse.artifacts.content import Content
 from dse.testing.worlds import PRICES, PlantedWorld
@@ -170,6 +170,21 @@ def test_scripts_and_cascades(artifact: Any) -> None:
     staged = changed(artifact, {"mode": "cascade", "stages": (plan, plan), "knobs": {"escalate": ["abstain", "exception"]}, "prompts": {}})
     assert "Stage 2: mode code, tools: find_item, get_stock, reserve." in staged
     assert "A stage hands over on: abstain, exception." in staged
+
+
+def test_a_script_that_does_not_look_things_up_any_more(artifact: Any) -> None:
+    plan, union = artifact.program.plan, list(artifact.evidence.allow_lists["union"])
+    assert {"find_item", "get_stock"} <= set(union)
+    told = "used get_stock, get_weather, which {} does not call: not looked up at run time any more"
+    source = "found = await find_item(name)\nsubmit(left=4)"
+    text = changed(artifact, {"mode": "script", "script": source})
+    assert told.format("the script") in text and "may stand in the script as constants" in text
+    script = plan.model_copy(update={"mode": "script", "script": source})
+    cascade = {"mode": "cascade", "stages": (script, plan), "knobs": {"escalate": ["abstain"]}, "prompts": {}}
+    text = changed(artifact, cascade)
+    assert told.format("the script of stage 1") in text and "of stage 2 does not" not in text
+    every = source + "".join(f"\nawait {name}()" for name in union)
+    assert "not looked up" not in changed(artifact, {"mode": "script", "script": every})
 
 
 def test_writes_that_are_gone(artifact: Any) -> None:

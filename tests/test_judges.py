@@ -217,13 +217,31 @@ def test_a_judge_needs_a_judge_metric() -> None:
         dse.metric(lambda example, prediction, ctx: 1.0, kind="judge", judge="openai/gpt-5")
 
 
-@pytest.mark.parametrize(("text", "value"), [("4", 0.75), ("Out of 5 I give 2.", 0.25), ("1.5", 0.125), ("", None), ("0", None)])
+@pytest.mark.parametrize(("text", "value"), [
+    ("4", 0.75), ("Out of 5 I give 2.", 0.25), ("1.5", 0.125), ("", None), ("0", None), ("3 out of 5", 0.5), ("4/5", 0.75),
+    ("**4** / 5", 0.75), ("4 (out of 5)", 0.75), ("3 von 5 Punkten", 0.5), ("4.5/5.0", 0.875), ("Rating: **4**", 0.75),
+    ("1-5: 3", 0.5), ("On a scale from 1 to 5 it is a 2", 0.25), ("I looked at 10 things: 4", 0.75), ("4, yes, 4", 0.75),
+    ("It has 2 faults.\n\n**Rating:** 4", 0.75), ("It has 2 faults.\n4/5", 0.75), ("3 of 5 lines are rude.\nRating: 2", 0.25),
+    ("between 2 and 3", None), ("3-4", None), ("4,5", None), ("I give it 4. (5 would be perfect)", None), ("10", None),
+    ("3/5 for tone, 4/5 for content", None), ("7/5", None), ("4/10", None), ("Rating: 3\n5 would be perfect", None),
+])  # fmt: skip
 def test_ratings(text: str, value: float | None) -> None:
     if value is None:
         with pytest.raises(ValueError):
             rating(1, 5)(text)
     else:
         assert rating(1, 5)(text) == value
+
+
+def test_an_ambiguous_rating_is_asked_for_again() -> None:
+    asked: list[Any] = []
+
+    def reply(request: Any) -> Any:
+        asked.append(request)
+        return say("I give it 4. (5 would be perfect)" if len(asked) == 1 else "4 out of 5")
+
+    [record] = evaluate(polite(Judge(ScriptedModel(reply, "scripted/judge"))), dse.Store(":memory:"), rows=ROWS[:1])
+    assert record.score == 0.75 and "several numbers" in asked[1]["messages"][-1]["content"]
 
 
 # --- metered

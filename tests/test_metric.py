@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import pickle
 from decimal import Decimal
@@ -14,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import dse
 from dse.errors import BudgetExhausted, CassetteMiss, MetricError, ModelUnavailable, RunFailed
 from dse.evaluation.dataset import Example
 from dse.evaluation.metric import Metric, MetricContext, Score, exact_match, metric, numeric, same_wire, set_f1
+from dse.testing.scripted import ScriptedModel, call
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
@@ -377,12 +380,63 @@ def test_long_feedback_is_cut():
     assert "and 4 more" in made.feedback and "…" in made.feedback and len(made.feedback) < 1000
 
 
+# ---- equal values of a field's type, written in two ways ---------------------------------------------------
+
+
+class Quote(dse.Signature):
+    """Give the quote."""
+
+    q: str = dse.InputField()
+    amount: Decimal = dse.OutputField()
+    when: dt.datetime = dse.OutputField()
+    parts: list[Decimal | None] = dse.OutputField()
+    text: str = dse.OutputField()
+
+
+LABELS = {"amount": "425.10", "when": "2025-01-01T09:00:00Z", "parts": ["1.50", None], "text": "1.0"}
+
+
+def quoted(metric: Any, **given: Any) -> tuple[float, str]:
+    """The score of a run that gives `given` for LABELS."""
+    words = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet"]
+    data = dse.Dataset.from_rows([{"id": w, "q": f"{w} " * 8, **LABELS} for w in words], name="quotes",
+                                 fields={"q": "input", **dict.fromkeys(LABELS, "label")})  # fmt: skip
+    model = ScriptedModel(lambda _: call(("submit", {**LABELS, **given})))
+    task = dse.Task(Quote, dataset=data, metric=metric)
+    [record] = dse.evaluate(task, "tool_call", lm=model, split="select", max_rows=1)
+    return record.score, record.feedback
+
+
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [
+        ({"amount": "425.1"}, True),
+        ({"amount": "4.251E2"}, True),
+        ({"amount": "425.1000000000000000000000000000000001"}, False),
+        ({"when": "2025-01-01T10:00:00+01:00"}, True),
+        ({"when": "2025-01-01T09:00:00"}, False),
+        ({"parts": ["1.5", None]}, True),
+        ({"parts": [None, "1.5"]}, False),
+        ({"text": "1.00"}, False),
+    ],
+)
+def test_exact_match_compares_values_of_the_fields_type(given: dict[str, Any], right: bool):
+    value, feedback = quoted(exact_match(), **given)
+    assert (value == 1.0) == right, feedback
+    assert (quoted(exact_match(normalise="text"), **given)[0] == 1.0) == right
+
+
+def test_set_f1_compares_items_of_the_fields_type():
+    assert quoted(set_f1("parts"), parts=[None, "1.5"]) == (1.0, "parts: all 2 items right.")
+    assert quoted(set_f1("parts"), parts=["1.51", None])[0] == 0.5
+
+
 # ---- identity of the shipped ------------------------------------------------------------------------------
 
 
 def test_shipped_revisions_are_stable_and_cover_the_parameters():
     # stored scores are found by name and revision: these may change only when the meaning does
-    assert (exact_match().name, exact_match().revision) == ("exact_match_outputs", "1-95cb9b4f84ce")
+    assert (exact_match().name, exact_match().revision) == ("exact_match_outputs", "2-95cb9b4f84ce")
     assert (numeric("n", 0.5).name, numeric("n", 0.5).revision) == ("numeric_n", numeric("n", abs_tol=0.5).revision)
     variants = [
         exact_match(), exact_match("a"), exact_match("b"), exact_match(["a", "b"]), exact_match("a", "text"),

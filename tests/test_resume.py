@@ -296,6 +296,8 @@ def test_a_write_of_which_nobody_knows_needs_a_decision(tmp_path: Path, dead: Pa
     with pytest.raises(EffectUnknown) as caught:
         case.program.resume(run_id)
     assert caught.value.details["unknown"] == [{"call_id": 2, "tool": "note", "arguments": {"n": 7}}]
+    assert [run["outcome"] for run in case.store.runs()] == ["lost"], "a refused resume leaves it as it was"
+    assert [run["run_id"] for run in case.store.runs(outcome="lost")] == [run_id] and not case.store.runs(outcome="running")
     before = list(case.ledger.calls)
     with pytest.raises(DecisionRefused, match="need no decision"):
         case.program.resume(run_id, decisions={1: dse.Decision("retry"), 2: dse.Decision("retry")})

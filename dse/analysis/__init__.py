@@ -7,7 +7,7 @@ from typing import Any
 _EXPORTS = {
     "calls": "dse.analysis.frames", "candidates": "dse.analysis.frames", "paired": "dse.analysis.frames",
     "rollouts": "dse.analysis.frames", "runs": "dse.analysis.frames", "plot_pareto": "dse.analysis.plots",
-    "plot_quality": "dse.analysis.plots", "plot_wins": "dse.analysis.plots", "explain": "dse.analysis.explain",
+    "plot_quality": "dse.analysis.plots", "plot_wins": "dse.analysis.plots", "explain": "dse.analysis.explanation",
 }  # fmt: skip
 __all__ = sorted(_EXPORTS)
 

@@ -148,7 +148,7 @@ def runs(store: Store, signature: str | None = None) -> pd.DataFrame:
     ``judged.<name>`` for every name of a judgement, with its value.
     """
     judged: dict[str, dict[str, float]] = {}
-    for one in store.judgements():
+    for one in _store(store).judgements():
         judged.setdefault(one["run_id"], {})[f"judged.{one['name']}"] = one["value"]
     rows = []
     for run in store.receipts(signature=signature):

@@ -34,13 +34,15 @@ __all__ = ["DEFAULT_ROOT", "Listed", "Registry", "Release"]
 DEFAULT_ROOT = "artifacts"
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _PREFIX = re.compile(r"sha256:[0-9a-f]{8,64}")
+_SHORT = re.compile(r"[0-9a-f]{8,64}")
 
 
 @dataclass(frozen=True)
 class Listed:
     """One artifact file of a registry. ``error`` says why it cannot be used; then most else is None.
 
-    ``baseline``: it is the program that its compile measured the candidates against, and was not tested itself.
+    ``baseline`` or ``champion``: it is the program that its compile measured the candidates against (the task's baseline, or
+    the champion of that time), and was not tested itself.
     """
 
     signature: str
@@ -53,6 +55,7 @@ class Listed:
     created: str | None = None
     error: str | None = None
     baseline: bool = False
+    champion: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path), "aliases": list(self.aliases)}
@@ -93,8 +96,8 @@ class Registry:
         """The artifact that `ref` names, read and checked.
 
         Args:
-            ref: ``Audit@champion`` (any alias), ``Audit@sha256:1234abcd`` (8 or more hex digits of the id), either
-                with this registry's folder before it (``artifacts/Audit@champion``), or the path of a ``.json`` file.
+            ref: ``Audit@champion`` (any alias), ``Audit@sha256:1234abcd`` or, where no alias has that name,
+                ``Audit@1234abcd`` (8 or more hex digits of the id), each with this registry's folder before it (``artifacts/Audit@champion``), or the path of a ``.json`` file.
 
         Raises:
             ArtifactNotFound: not a reference, or nothing has this name.
@@ -107,9 +110,12 @@ class Registry:
             raise ArtifactNotFound("The reference is to another registry", value=str(ref),
                                    remedy=f"This one is {self.root}; use dse.Registry({str(root)!r}).")  # fmt: skip
         signature, target = _names(name)
+        self._check_there(signature)
         if _PREFIX.fullmatch(target):
             return self._by_prefix(signature, target)
         aliases = self.aliases(signature)
+        if target not in aliases and _SHORT.fullmatch(target):  # as `dse artifacts list` shows ids
+            return self._by_prefix(signature, f"sha256:{target}")
         if target not in aliases:
             moved = " A promoted candidate is the champion now." if target == "candidate" and "champion" in aliases else ""
             raise ArtifactNotFound(f"{signature} has no artifact called {target!r}", value=str(ref),
@@ -197,7 +203,7 @@ class Registry:
         if not _ALIAS.fullmatch(alias) or alias == "previous" or (alias == "champion" and ref is None):
             raise Refused("This alias cannot be set", value=alias,
                           remedy="Use promote or rollback for releases; other aliases are lower-case names.")  # fmt: skip
-        if ref is not None and _PREFIX.fullmatch(ref):
+        if ref is not None and (_PREFIX.fullmatch(ref) or _SHORT.fullmatch(ref)):
             ref = f"{signature}@{ref}"
         artifact = None if ref is None else self._stored(ref, signature)
         if artifact is not None and alias == "champion":
@@ -284,6 +290,19 @@ class Registry:
 
     # ---- inside
 
+    def _check_there(self, signature: str) -> None:
+        """
+        Raises:
+            ArtifactNotFound: no such registry, or nothing of a signature in it.
+        """
+        if not self.root.is_dir():
+            raise ArtifactNotFound("There is no registry here", value=str(self.root),
+                                   remedy="Name its folder before the artifact: FOLDER/Name@champion.")  # fmt: skip
+        if not self._folder(signature).is_dir():
+            there = sorted(folder.name for folder in _entries(self.root) if folder.is_dir() and _is_name(folder.name))
+            raise ArtifactNotFound(f"The registry has nothing of a signature of this name: {self.root}", value=signature,
+                                   remedy=f"It has: {', '.join(there) or 'nothing'}.")  # fmt: skip
+
     def _folder(self, signature: str) -> Path:
         if not _is_name(signature):
             raise ArtifactNotFound("This is not the name of a signature", value=signature,
@@ -368,10 +387,12 @@ class Registry:
             artifact = self._checked(path, signature, f"sha256:{path.stem}")
         except DseError as exc:
             return Listed(signature, path, error=str(exc))
+        incumbent = artifact.evidence.incumbent
+        same = incumbent.program_id == artifact.program_id
         held = tuple(sorted(name for name, target in names.items() if target == artifact.artifact_id))
         return Listed(signature, path, artifact.artifact_id, held, artifact.plan.mode, artifact.model_name, artifact.verdict,
-                      artifact.envelope.created, broken,
-                      artifact.evidence.incumbent.program_id == artifact.program_id)  # fmt: skip
+                      artifact.envelope.created, broken, same and incumbent.kind == "baseline",
+                      same and incumbent.kind == "champion")  # fmt: skip
 
 
 def _check_words(reason: Any, by: Any) -> None:
@@ -401,7 +422,7 @@ def _split_root(ref: str | Path) -> tuple[Path | None, str]:
 
 def _names(name: str) -> tuple[str, str]:
     signature, at, target = name.partition("@")
-    if not at or not _is_name(signature) or not (_ALIAS.fullmatch(target) or _PREFIX.fullmatch(target)):
+    if not at or not _is_name(signature) or not any(form.fullmatch(target) for form in (_ALIAS, _PREFIX, _SHORT)):
         raise ArtifactNotFound("This is not a reference to an artifact", value=name,
                                remedy="Write Name@champion, Name@sha256:<8 or more hex digits>, or the path of a .json "
                                       "file.")  # fmt: skip

@@ -12,6 +12,7 @@ from dse.compiler.choose import Removal
 from dse.compiler.gate import GateResult
 from dse.compiler.race import RaceResult
 from dse.compiler.space import Candidate
+from dse.declared import known_fields
 from dse.errors import UserError
 from dse.evaluation.evaluator import RolloutRecord
 from dse.plan import Plan
@@ -19,6 +20,7 @@ from dse.plan import Plan
 __all__ = ["CompileResult", "Rows"]
 
 
+@known_fields
 @dataclass(frozen=True)
 class Rows:
     """How many rows of each split to use, spread over clusters; None for all."""

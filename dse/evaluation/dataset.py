@@ -150,11 +150,13 @@ class Dataset:
     @classmethod
     def from_csv(
         cls, path: str | Path, *, name: str, fields: Mapping[str, str], id_field: str | None = "id",
-        json_fields: Iterable[str] = (), drop: Iterable[str] = (), delimiter: str = ",", **about: Any,
+        json_fields: Iterable[str] = (), drop: Iterable[str] = (), delimiter: str = ",",
+        null_fields: Iterable[str] = (), **about: Any,
     ) -> Dataset:  # fmt: skip
-        """From a CSV file with a header. Cells are strings, but JSON in `json_fields`. Else as `from_rows`."""
+        """From a CSV file with a header. Cells are strings, but JSON in `json_fields`, and null where they are empty in
+        `null_fields`. Else as `from_rows`."""
         source = Path(path)
-        rows = importers.read_csv(source, json_fields, drop, delimiter)
+        rows = importers.read_csv(source, json_fields, drop, delimiter, null_fields)
         return cls._import(rows, str(source), name, fields, id_field, about)
 
     @classmethod
@@ -218,9 +220,11 @@ class Dataset:
         about: dict[str, Any],
     ) -> Dataset:  # fmt: skip
         known = {"cluster_key", "quota", "salt", "assignment", "signature", "license", "source", "builder"}
-        for key in about:
-            if key not in known:
-                raise TypeError(f"unknown argument {key!r}; known: {', '.join(sorted(known))}")
+        for key in sorted(set(about) - known):
+            own = " json_fields=, null_fields= and delimiter= are of from_csv: other sources say themselves what type a value has."
+            raise DatasetError("A dataset has no argument of this name", value=key, argument=key,
+                               remedy=f"It takes: {', '.join(sorted(known))}."
+                                      + (own if key in ("json_fields", "null_fields", "delimiter") else ""))  # fmt: skip
         assignment = check_assignment(about.pop("assignment", {}), source)
         data = {"salt": f"{name}-1", "quota": DEFAULT_QUOTA, **about, "name": name, "fields": fields}
         canonical_json([assignment, str(name), *(about.get(key) for key in ("salt", "signature", "license", "source", "builder"))])

@@ -374,7 +374,8 @@ class Evaluator:
             return {"value": 0.0, "components": {}, "feedback": f"{row['error_class']}: {error.get('what', '')}"
                     + (f" ({error['value']})" if error.get("value") else "")}  # fmt: skip
         prediction = Prediction(program.spec.validate_outputs(row["outputs"]), row["outputs"], row["receipt"])
-        context = MetricContext(run=row["receipt"], state=row["end_state"], lm=None)
+        context = MetricContext(run=row["receipt"], state=row["end_state"], lm=None,
+                                schemas={name: field.schema for name, field in program.spec.outputs.items()})  # fmt: skip
         if self.task.metric.judge is None:
             score = await self.task.metric.score(example, prediction, context)
         else:

@@ -95,24 +95,40 @@ def read_rows(rows: Iterable[Any], source: str, drop: Iterable[str] = ()) -> Ite
 
     Raises:
         MalformedRow: a row is not a mapping, or a value has no JSON form (NaN, sets, bytes ...).
+        DatasetError: no row has a key that `drop` names.
     """
-    unwanted = frozenset(drop)
+    unwanted = frozenset(_names(drop))
+    unseen = set(unwanted)
     for line, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
             raise malformed("the row is not a dictionary", source, line, value=repr(row),
                             remedy="Give one dictionary of field: value a row.")  # fmt: skip
+        unseen.difference_update(row)
         yield line, _checked({k: v for k, v in row.items() if k not in unwanted} if unwanted else row, source, line)
+    _all_seen(unseen, source)
+
+
+def _names(drop: Iterable[str]) -> Iterable[str]:
+    """`drop`; a string by itself is one name."""
+    return (drop,) if isinstance(drop, str) else drop
+
+
+def _all_seen(unseen: Iterable[str], source: str) -> None:
+    for name in sorted(unseen):
+        raise DatasetError(f"{source}: no row has the field {name!r} that is to be dropped", value=name, field=name,
+                           remedy="Correct drop=; a field that stays is never left out by mistake.")  # fmt: skip
 
 
 def read_jsonl(path: Path, drop: Iterable[str] = ()) -> Iterator[Row]:
     """One strict JSON object a line, UTF-8; lines end with a line feed.
 
     Raises:
-        DatasetError: the file cannot be read.
+        DatasetError: the file cannot be read, or no row has a key that `drop` names.
         MalformedRow: empty line, not JSON, not an object, duplicate key, NaN or infinity, lone surrogate, or a line of
             more than `MAX_ROW_BYTES`.
     """
-    unwanted = frozenset(drop)
+    unwanted = frozenset(_names(drop))
+    unseen = set(unwanted)
     file = str(path)
     with _open(path) as lines:
         for line, text in enumerate(iter(lambda: lines.readline(MAX_ROW_BYTES + 1), b""), 1):
@@ -135,17 +151,21 @@ def read_jsonl(path: Path, drop: Iterable[str] = ()) -> Iterator[Row]:
             if body.count(b"[") + body.count(b"{") > MAX_DEPTH // 2 and deeper_than(row, _MAX_LEVELS):
                 _checked(row, file, line)
             if unwanted:
+                unseen.difference_update(row)
                 row = {key: value for key, value in row.items() if key not in unwanted}
             yield line, row
+    _all_seen(unseen, file)
 
 
 def read_csv(
-    path: Path, json_fields: Iterable[str] = (), drop: Iterable[str] = (), delimiter: str = ","
-) -> Iterator[Row]:
+    path: Path, json_fields: Iterable[str] = (), drop: Iterable[str] = (), delimiter: str = ",",
+    null_fields: Iterable[str] = (),
+) -> Iterator[Row]:  # fmt: skip
     """A CSV file with a header line, UTF-8 (a byte-order mark is fine). Cells are strings.
 
     Args:
         json_fields: columns whose cells hold JSON (numbers, booleans, null, lists, objects).
+        null_fields: columns whose empty cells are null; elsewhere an empty cell is the empty text.
 
     Raises:
         DatasetError: the file cannot be read, or the header has no, empty or repeated names or lacks a named column,
@@ -155,7 +175,7 @@ def read_csv(
     A cell that begins like a formula (``=``, ``+``, ``@``) is text as any other: nothing here evaluates it.
     """
     file = str(path)
-    parsed, unwanted = frozenset(json_fields), frozenset(drop)
+    parsed, unwanted, nulls = (frozenset(_names(some)) for some in (json_fields, drop, null_fields))
     with _open(path) as raw:
         data = raw.read(MAX_CSV_BYTES + 1)
     if len(data) > MAX_CSV_BYTES:
@@ -180,7 +200,7 @@ def read_csv(
             raise DatasetError(f"{file}: the header line has {'an empty or repeated name' if repeated else 'no names'}",
                                value=repeated or None, remedy="Name every column once in the first line.",
                                file=file, line=1)  # fmt: skip
-        for name in sorted((parsed | unwanted) - set(header)):
+        for name in sorted((parsed | unwanted | nulls) - set(header)):
             raise DatasetError(f"{file}: there is no column {name!r}", value=header, file=file, line=1, field=name,
                                remedy="Name a column of the header.")  # fmt: skip
         for cells in reader:
@@ -193,12 +213,15 @@ def read_csv(
                 if name in unwanted:
                     continue
                 row[name] = cell
-                if name in parsed:
+                if name in nulls and not cell.strip():
+                    row[name] = None
+                elif name in parsed:
                     try:
                         row[name] = parse_json(cell, source="the cell")
                     except MalformedJSON as exc:
                         raise malformed(f"the field {name!r} is not JSON", file, line, name, value=cell,
-                                        remedy=f"{exc.remedy} Write null where there is no value.") from None  # fmt: skip
+                                        remedy=f"{exc.remedy} Write null where there is no value, or name the column "
+                                               "in null_fields=, too.") from None  # fmt: skip
             yield line, _checked(row, file, line)
     except csv.Error as exc:
         raise malformed(f"the line is not CSV: {exc}", file, reader.line_num,
@@ -209,7 +232,7 @@ def read_pandas(frame: Any, source: str = "DataFrame", drop: Iterable[str] = ())
     """The rows of a ``pandas.DataFrame`` (the index is not used). `line` counts rows from 1.
 
     Raises:
-        DatasetError: not a DataFrame, or column names that are not unique strings.
+        DatasetError: not a DataFrame, column names that are not unique strings, or no column that `drop` names.
         MalformedRow: NaN, NaT or NA (None gives null), or a value without a JSON form.
     """
     import pandas as pd
@@ -219,7 +242,8 @@ def read_pandas(frame: Any, source: str = "DataFrame", drop: Iterable[str] = ())
     names = list(frame.columns)
     if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
         raise DatasetError("The columns are not unique strings", value=names, remedy="Rename the columns.")
-    unwanted = frozenset(drop)
+    unwanted = frozenset(_names(drop))
+    _all_seen(unwanted - set(names), source)
     names = [name for name in names if name not in unwanted]
     columns = [frame[name].tolist() for name in names]
     for line in range(1, len(frame) + 1):

@@ -33,7 +33,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Judge", "JudgeLM", "Meter", "judge_summary", "rating", "score_repeatedly"]
 
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_VALUE = r"(?:(?<![\w.])-)?\d+(?:\.\d+)?"
+_NUMBER = re.compile(_VALUE)
+_MARKUP = r"[\s*_`()\[\]]*"
+_OF = r"(?:/|\b(?:out\s+of|of|von|sur|de|su|van)\b)"
+_SHARE = re.compile(rf"({_VALUE}){_MARKUP}{_OF}{_MARKUP}({_VALUE})", re.IGNORECASE)  # 4/5, 4 out of 5
+_TOP = re.compile(rf"\b(?:out\s+of|von|sur){_MARKUP}({_VALUE})", re.IGNORECASE)  # out of 5, ...
+_SCALE = re.compile(rf"({_VALUE})\s*(?:-|–|\.\.|\b(?:to|bis|à|a)\b)\s*({_VALUE})", re.IGNORECASE)  # 1-5, 1 to 5
+_ALONE = re.compile(rf"(?:[\W_]*(?:[^\W\d]+\s+){{0,2}}[^\W\d]+{_MARKUP}[:=])?{_MARKUP}({_VALUE})[\s.*_`]*")  # 4, Rating: 4
 _SAME = 1e-9
 Wrap = Callable[["LanguageModel", bool], "LanguageModel"]
 _wrap: ContextVar[Callable[[LanguageModel], LanguageModel] | None] = ContextVar("dse_judge_wrap", default=None)
@@ -258,18 +265,41 @@ class JudgeLM:
 
 
 def rating(low: float, high: float) -> Callable[[str], float]:
-    """A parser: the last number of a reply, on a scale from `low` (0.0) to `high` (1.0)."""
+    """A parser: the number of a reply, on a scale from `low` (0.0) to `high` (1.0).
+
+    ``4``, ``Rating: 4``, ``4/5``, ``4 out of 5`` and ``on a scale from 1 to 5: 4`` are read; so is a last line that holds
+    nothing but the number, whatever is said before. Any other reply with several numbers of the scale raises ValueError,
+    after which `JudgeLM.ask` asks again: which of them is the rating would be guessed.
+    """
 
     def parse(text: str) -> float:
-        found = _NUMBER.findall(text)
-        if not found:
+        values = [float(value) for value in _ratings(text, low, high)]
+        if not values:
             raise ValueError("it holds no number")
-        value = float(found[-1])
+        value = values[-1]
         if not low <= value <= high:
-            raise ValueError(f"{found[-1]} is not between {low:g} and {high:g}")
+            raise ValueError(f"{value:g} is not between {low:g} and {high:g}")
+        others = sorted({one for one in values if low <= one <= high})
+        if len(others) > 1:
+            raise ValueError(f"it holds several numbers between {low:g} and {high:g}: {', '.join(f'{one:g}' for one in others)}")
         return (value - low) / (high - low)
 
     return parse
+
+
+def _ratings(text: str, low: float, high: float) -> list[str]:
+    """What may be the rating of a reply, in its order."""
+    lines = text.strip().splitlines() or [""]
+    for part in (lines[-1], text):
+        shares = [value for value, top in _SHARE.findall(part) if float(top) == high]
+        if shares:
+            return shares
+        if len(lines) > 1 and part is lines[-1] and (alone := _ALONE.fullmatch(part)):
+            return [alone[1]]
+    # Words about the scale are no rating.
+    text = _SCALE.sub(lambda found: "" if (float(found[1]), float(found[2])) == (low, high) else found[0], text)
+    text = _TOP.sub(lambda found: "" if float(found[1]) == high else found[0], text)
+    return _NUMBER.findall(text)
 
 
 async def score_repeatedly(

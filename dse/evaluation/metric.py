@@ -7,6 +7,8 @@ again. What a metric gets wrong is an error of its own, never a bad score for th
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import functools
 import inspect
 import json
@@ -88,11 +90,13 @@ class MetricContext:
         run: the receipt of the run.
         state: end state of the environment, or None without one.
         lm: of a metric with a judge, its model for this judgement (`dse.evaluation.judge.JudgeLM`); else None.
+        schemas: the JSON Schema of each output by name, from the signature; without it values are compared as written.
     """
 
     run: Mapping[str, Any] = field(default_factory=dict)
     state: Any = None
     lm: Any = None
+    schemas: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 class Metric:
@@ -228,6 +232,46 @@ def same_wire(a: Any, b: Any) -> bool:
     return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
 
 
+def _meant(value: Any, schema: Any) -> Any:
+    """A plain JSON value in the one form that all equal values of a field's type have: 425.10 as 425.1, times in UTC.
+
+    Raises:
+        ValueError, TypeError, ArithmeticError: the type does not read it.
+    """
+    from dse.contracts.schema import guest_from_wire
+
+    return _one_form(guest_from_wire(value, schema))
+
+
+def _one_form(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _one_form(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_one_form(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((_one_form(item) for item in value), key=lambda item: json.dumps(item, sort_keys=True))
+    if isinstance(value, Decimal):
+        if not value.is_finite():
+            return str(value)
+        sign, digits, exponent = value.as_tuple()  # normalize() rounds to the digits of the context
+        text = "".join(map(str, digits)).lstrip("0")
+        kept = text.rstrip("0")
+        return f"{'-' * sign}{kept}E{int(exponent) + len(text) - len(kept)}" if kept else "0"
+    if isinstance(value, dt.datetime) and value.tzinfo is not None:
+        return value.astimezone(dt.UTC).isoformat()
+    return value if isinstance(value, (str, int, float)) or value is None else str(value)
+
+
+def _same(a: Any, b: Any, schema: Any) -> bool:
+    """Whether two plain JSON values are equal as written or, where its type reads both, as values of their field."""
+    if schema is None or same_wire(a, b):
+        return same_wire(a, b)
+    try:
+        return same_wire(_meant(a, schema), _meant(b, schema))
+    except (ValueError, TypeError, ArithmeticError):
+        return False
+
+
 def _show(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 160 else f"{text[:159]}…"
@@ -278,7 +322,8 @@ def _identity(part: Any) -> Any:
 def exact_match(
     field: str | Sequence[str] | None = None, normalise: str | Callable[[Any], Any] | None = None
 ) -> Metric:
-    """1 when outputs equal their labels as plain JSON data, else 0.
+    """1 when outputs equal their labels as values of their fields, else 0: the decimal 425.1 equals 425.10, and a time
+    the same moment in another zone. What a type does not read is compared as plain JSON data.
 
     Args:
         field: an output, or several; default all outputs, each of which then needs a label.
@@ -304,7 +349,8 @@ def exact_match(
         parts: dict[str, float] = {}
         for name in names or tuple(prediction.outputs):
             label, given = _sides(example, prediction, name)
-            parts[name] = float(same_wire(clean(given), clean(label)))
+            schema = ctx.schemas.get(name)
+            parts[name] = float(_same(clean(given), clean(label), schema) or _same(given, label, schema))
             if not parts[name]:
                 wrong.append(f"{name}: expected {_show(label)}, got {_show(given)}")
         if not parts:
@@ -312,7 +358,7 @@ def exact_match(
         return Score(float(not wrong), ". ".join(wrong) or "All as expected.", parts)
 
     shown = "outputs" if names is None else "_".join(names)
-    return _shipped(compare, f"exact_match_{shown}", "2" if normalise == "text" else "1", [names, _identity(normalise)])
+    return _shipped(compare, f"exact_match_{shown}", "3" if normalise == "text" else "2", [names, _identity(normalise)])
 
 
 def _each_string(change: Callable[[str], str], value: Any) -> Any:
@@ -369,15 +415,18 @@ def set_f1(field: str, key: str | Sequence[str] | Callable[[Any], Any] | None = 
     """F1 of the items of a list output against those of its label, as sets: order and repetition do not count.
 
     Args:
-        key: what makes two items the same: by default all of their plain JSON data, else the named fields of the items,
-            or a function of an item (plain JSON data in and out).
+        key: what makes two items the same: by default all of their data, else the named fields of the items, both as values
+            of their type (see `exact_match`); or a function of an item (plain JSON data in and out).
 
     Both empty is 1. Null counts as no list: it matches null only. Components: ``precision``, ``recall``. Feedback
     names missing, extra and repeated items.
     """
     names = None if key is None or callable(key) else (key,) if isinstance(key, str) else tuple(key)
 
-    def item_key(item: Any, label: bool) -> str:
+    def item_key(item: Any, label: bool, schema: Any) -> str:
+        if schema is not None and not callable(key):
+            with contextlib.suppress(ValueError, TypeError, ArithmeticError):  # not read: as it is written
+                item = _meant([item], schema)[0]
         if callable(key):
             item = key(item)
         elif names is not None and isinstance(item, dict):
@@ -398,11 +447,12 @@ def set_f1(field: str, key: str | Sequence[str] | Callable[[Any], Any] | None = 
             right = label is None and given is None
             return Score(right, "" if right else f"{field}: expected {_show(label)}, got {_show(given)}",
                          {"precision": float(right), "recall": float(right)})  # fmt: skip
-        wanted = {item_key(item, True): item for item in label}
+        schema = ctx.schemas.get(field)
+        wanted = {item_key(item, True, schema): item for item in label}
         found: dict[str, Any] = {}
         repeated: list[Any] = []
         for item in given:
-            one = item_key(item, False)
+            one = item_key(item, False, schema)
             if one in found:
                 repeated.append(item)
             found.setdefault(one, item)
@@ -423,4 +473,4 @@ def set_f1(field: str, key: str | Sequence[str] | Callable[[Any], Any] | None = 
                      {"precision": precision, "recall": recall})  # fmt: skip
 
     parameters = [field, _identity(key) if callable(key) else names]
-    return _shipped(compare, f"set_f1_{field}", "1", parameters)
+    return _shipped(compare, f"set_f1_{field}", "2", parameters)

@@ -313,7 +313,14 @@ def place(header: Header, rows: Iterable[Row], source: str, id_field: str | None
 def _refuse_shape(header: Header, row: Mapping[str, Any], source: str, line: int, id_field: str | None) -> NoReturn:
     for name in (*(() if id_field is None else (id_field,)), *header.fields):
         if name not in row:
-            raise malformed(f"the field {name!r} is missing", source, line, name,
+            if len(row) == 1 and len(header.fields) > 1 and any(mark in next(iter(row)) for mark in ";\t|"):
+                raise malformed(f"the field {name!r} is missing; the only column has several names in it", source, line, name,
+                                value=next(iter(row)), remedy='Name what separates the cells: delimiter=";".')  # fmt: skip
+            if name == id_field:
+                raise malformed(f"the field {name!r} is missing: the id of the row", source, line, name, value=list(row),
+                                remedy='Name the column that holds it: id_field="..."; id_field=None makes ids from the '
+                                       "content.")  # fmt: skip
+            raise malformed(f"the field {name!r} is missing", source, line, name, value=list(row),
                             remedy="Add it, with null where there is no value.")  # fmt: skip
     extra = next(name for name in row if name not in header.fields and name != id_field)
     raise malformed(f"the field {extra!r} is not declared", source, line, extra, value=row[extra],
@@ -353,10 +360,20 @@ def _input_check(spec: Any) -> _Check:
         except ValidationError as exc:
             first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
             place = ".".join(map(str, first["loc"]))
+            if value == "" and _takes_null(spec):
+                return "does not fit its type: it is empty text", ("Write null where there is no value; from_csv reads empty "
+                                                                   "cells as null in the columns of null_fields=.")  # fmt: skip
             return f"does not fit its type: {place + ': ' if place else ''}{first['msg']}", "Correct the row or the type."
         return None
 
     return check
+
+
+def _takes_null(spec: Any) -> bool:
+    try:
+        return spec.adapter.validate_python(None) is None
+    except ValidationError:
+        return False
 
 
 def _label_check(spec: Any) -> _Check:

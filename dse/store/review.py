@@ -154,8 +154,9 @@ class ReviewTables:
 
 
 def outcome_of(row: Mapping[str, Any]) -> str:
-    """The outcome of a row of runs; ``lost`` where its process on this machine is gone."""
+    """The outcome of a row of runs; ``lost`` where nobody has it (a resume of it was refused) or its process on this
+    machine is gone."""
     has = row["owner"]
-    if row["outcome"] == "running" and has and owner.is_here(has) and not owner.is_alive(has):
+    if row["outcome"] == "running" and (not has or (owner.is_here(has) and not owner.is_alive(has))):
         return "lost"
     return str(row["outcome"])

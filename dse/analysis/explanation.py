@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from dse.analysis.frames import _artifact
 from dse.analysis.report import _interval, _money, openings_note, race_lines
 from dse.analysis.verdict import gate_lines, new_clusters
-from dse.artifacts.registry import Registry
 
 __all__ = ["explain"]
 
@@ -20,8 +19,7 @@ def explain(artifact: Any) -> str:
 
     `artifact` may also be a reference (``artifacts/Name@champion``) or a file.
     """
-    if isinstance(artifact, (str, Path)):
-        artifact = Registry.resolve(artifact)
+    artifact = _artifact(artifact)
     sections = (_tried, _mode, _prompts, _tools, _gate, _spent, _not_known)
     program = artifact.program
     first = f"{program.signature['name']} runs in mode {program.plan.mode} with {program.model.name}."
@@ -90,8 +88,10 @@ def _mode(artifact: Any) -> Iterator[str]:
     mine, plan = _own(artifact), artifact.program.plan
     if plan.mode == "script":
         yield f"Mode script: a program of {len((plan.script or '').splitlines())} lines, no model call at run time."
+        yield from _constants(artifact, plan, "the script")
     for number, stage in enumerate(getattr(plan, "stages", ()), 1):
         yield f"Stage {number}: mode {stage.mode}, tools: {', '.join(stage.allow) or 'none'}."
+        yield from _constants(artifact, stage, f"the script of stage {number}")
     if getattr(plan, "stages", ()):
         yield f"A stage hands over on: {', '.join(plan.knobs.get('escalate', ()))}."
     others: dict[str, Any] = {}
@@ -103,6 +103,21 @@ def _mode(artifact: Any) -> Iterator[str]:
     yield f"Why mode {plan.mode}: on select rows"
     for mode, row in others.items():
         yield f"  against {mode} at its best ({row['candidate']}): {_compared(mine, row)}"
+
+
+def _constants(artifact: Any, plan: Any, whose: str) -> Iterator[str]:
+    """Tools that successful runs looked things up with, and a script does not call."""
+    from dse.runtime.guest import names_used
+
+    if plan.mode != "script":
+        return
+    effects = {t["name"]: t["effect"] for t in artifact.evidence.removed_tools}
+    effects.update({name: contract.effect for name, contract in artifact.program.contracts.items()})
+    called = names_used(plan.script or "")
+    gone = [name for name in artifact.evidence.allow_lists.get("union", ()) if name not in called and effects.get(name) != "write"]
+    if gone:
+        yield (f"  successful runs used {', '.join(gone)}, which {whose} does not call: not looked up at run time any more; "
+               "what they gave in search rows may stand in the script as constants")  # fmt: skip
 
 
 def _compared(mine: Any, row: Any) -> str:
