@@ -40,6 +40,11 @@ def where(n: int) -> int:
     return os.getpid()
 
 
+@dse.check(revision="1")
+def twice(inputs: Any, outputs: Any) -> bool:
+    return bool(outputs["result"] == 2 * inputs["n"])
+
+
 class Count(dse.Signature):
     """Count."""
 
