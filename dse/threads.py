@@ -70,17 +70,25 @@ class Threads:
     def hand(self, job: Callable[[], _Job | None]) -> None:
         """Has ``job()`` done by and by, and then what it returns. Nobody waits for it; it must not raise.
 
+        Where the system gives no further thread, the threads that there are do it.
+
         Raises:
-            SandboxUnavailable: :meth:`stop` was called.
+            SandboxUnavailable: :meth:`stop` was called, or there is no thread and none can be started.
         """
         with self._lock:
             if self._stopped:
                 raise SandboxUnavailable("the sandbox is closed", remedy="Create a new one")
-            self.busy += 1
-            if len(self._threads) < min(self.busy, self._most):
+            if len(self._threads) < min(self.busy + 1, self._most):
                 thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
-                self._threads.add(thread)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError as exc:
+                    if not self._threads:
+                        raise SandboxUnavailable("a thread could not be started", value=f"{self._name}: {exc}",
+                                                 remedy="Run it again when there are fewer threads or processes") from exc  # fmt: skip
+                else:
+                    self._threads.add(thread)
+            self.busy += 1
             self._queue.put(job)
 
     def stop(self, timeout_s: float = 0.0) -> None:

@@ -46,6 +46,11 @@ def dear(n: int) -> int:
     return n
 
 
+@dse.check(revision="1")
+def twice(inputs: Any, outputs: Any) -> bool:
+    return bool(outputs["result"] == 2 * inputs["n"])
+
+
 class Count(dse.Signature):
     """Count."""
 

@@ -599,6 +599,42 @@ def test_a_check_that_takes_too_long_is_an_answer() -> None:
     run(main())
 
 
+def test_a_check_that_a_slow_machine_did_not_finish_says_nothing_about_the_code() -> None:
+    async def main() -> None:
+        async with Checker(max_workers=1, request_timeout_s=3.0) as checker:
+            for name in ("check", "validate"):
+                stubs = f"async def {name}(n: int) -> int: ...\n"
+
+                async def once(name: str = name, stubs: str = stubs) -> list[str]:
+                    if name == "check":
+                        return [found.rule for found in await checker.check(stubs=stubs, code="await check(2)")]
+                    try:
+                        await checker.validate_stubs(stubs)
+                    except SandboxUnavailable as late:
+                        assert late.remedy
+                        return [late.what]
+                    return []
+
+                assert await checker.check(stubs=stubs, code=f"await {name}(1)") == []
+                os.kill(checker._idle[0].guest.worker_pid, signal.SIGSTOP)
+                assert await once() == ["too-complex" if name == "check" else "checking the tool stubs took too long"]
+                assert await once() == []  # as if nothing had been
+
+    run(main())
+
+
+def test_verdicts_about_stubs_are_kept_up_to_a_number() -> None:
+    async def main() -> None:
+        async with Checker(max_workers=1, cache_size=2) as checker:
+            for name in "abc":
+                await checker.validate_stubs(f"def {name}(x: int) -> int: ...\n")
+                with pytest.raises(ContractError):
+                    await checker.validate_stubs(f"def {name}(x: int -> int: ...\n")
+            assert len(checker._valid) == 2
+
+    run(main())
+
+
 def test_a_worker_that_died_is_replaced() -> None:
     async def main() -> None:
         async with Checker(max_workers=1) as checker:

@@ -624,6 +624,22 @@ def test_encryption_keys_that_are_missing_wrong_or_new(tmp_path: Path, no_keys: 
     assert _resumed(_waiting_shop(tmp_path, keys=None), keys=None).answer
 
 
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_reason_may_look_as_if_it_were_encrypted(tmp_path: Path, no_keys: pytest.MonkeyPatch, encrypted: bool) -> None:
+    cipher = Fernet(Fernet.generate_key())
+    if encrypted:
+        no_keys.setenv("DSE_ENCRYPTION_KEY", Fernet.generate_key().decode())
+    for number, reason in enumerate(("gAAAA looks wrong", "gAAAA", cipher.encrypt(b"").decode(), "-gAAAA", "--gAAAA", "-", "")):
+        place = tmp_path / f"{number}.db"
+        with opened(place, keys=None) as shop:
+            run_id = shop.suspended(shop.program())
+            (one,) = shop.store.pending(run_id)
+            shop.store.deny(run_id, one["call_id"], arguments_hash=one["arguments_hash"], by="ann", reason=reason)
+            assert shop.sql("SELECT reason FROM approvals")[0][0] != reason or not encrypted
+        with opened(place, keys=None) as shop:
+            assert [made["reason"] for made in shop.store.journal(run_id).decisions.values()] == [reason]
+
+
 def test_encryption_switched_on_for_a_store_that_has_runs(tmp_path: Path, no_keys: pytest.MonkeyPatch) -> None:
     place = _waiting_shop(tmp_path, keys=None)
     no_keys.setenv("DSE_ENCRYPTION_KEY", Fernet.generate_key().decode())

@@ -14,7 +14,7 @@ from typing import Any
 
 import anyio
 import pytest
-from ray_examples import COUNT, another, counting, counting_model, failing, leaving, rare, rows, stateless
+from ray_examples import COUNT, another, counting, counting_model, failing, leaving, rare, rows, stateless, twice
 
 import dse
 from dse.compiler.budget import Budget, BudgetedModel, Purse
@@ -24,6 +24,7 @@ from dse.evaluation.executor import Executor, LocalExecutor
 from dse.store.cassette import RecordModel
 from dse.store.journal import Store
 from dse.strategies.base import seed_plan
+from dse.strategies.script import script_plan
 from dse.testing.scripted import ScriptedModel
 from dse.testing.worlds import AskWarehouse, PlantedWorld
 
@@ -148,6 +149,16 @@ def test_tools_run_in_the_workers_and_the_model_here(workers: Executor) -> None:
     places = {r.outputs["result"] for r in records if r.outputs}
     assert len(places) == 2 and os.getpid() not in places and asked_in == {os.getpid()}
     assert places == set(anyio.run(workers.pids))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("check", [twice, dse.check(lambda i, o: o["result"] == 2 * i["n"], name="twice", revision="1")],
+                         ids=["of a module", "of nobody"])  # fmt: skip
+def test_a_check_of_a_cascade_goes_with_the_task(workers: Executor, check: Any) -> None:
+    script = script_plan(COUNT, "submit(result=2 * n if n < 4 else 1)")
+    plan = dse.Plan.cascade(script, seed_plan(COUNT, "tool_call"), check=check)
+    model = counting_model("double")
+    records = run(counting(checks=[check]), model, {"checked": plan}, executor=workers)
+    assert [r.score for r in records] == [1.0] * 8 and len(model.requests) == 8  # two for each row that the script got wrong
 
 
 def test_a_rate_holds_for_all_workers_together(workers: Executor) -> None:

@@ -789,3 +789,34 @@ def test_no_error_shows_the_password_of_a_url(url: str) -> None:
     with pytest.raises(StoreError) as caught:
         Store(url)
     assert "t0p" not in str(caught.value) and "ann" in str(caught.value)
+
+
+def test_a_url_is_read_once_and_a_tilde_is_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("DSE_KEY", raising=False)
+    monkeypatch.chdir(here)
+    for number, (url, file) in enumerate({
+        "~/x/0.db": home / "x/0.db", f"sqlite+pysqlite:///{home}/1.db": home / "1.db", "sqlite:///~/2.db": home / "2.db",
+        "3?a=b#c%41.db": here / "3?a=b#c%41.db", "sqlite:///y/4.db": here / "y/4.db",
+        f"sqlite:///file:{home}/z/5.db?uri=true": home / "z/5.db",
+    }.items()):  # fmt: skip
+        store = Store(url)
+        store.save_compile(f"{number}", "S", "a", {})
+        assert store.keys.current and store.place == str(file) and file.exists() and Path(f"{file}.key").exists()
+        store.close()
+        with contextlib.closing(Store(file)) as again:
+            assert [one["compile_id"] for one in again.compiles()] == [f"{number}"]
+    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.suffix == ".db" or path.is_dir()}
+    assert made == {"home", "here", "home/x", "home/z", "here/y", "home/x/0.db", "home/1.db", "home/2.db", "home/z/5.db",
+                    "here/3?a=b#c%41.db", "here/y/4.db"}  # fmt: skip
+    before = set(tmp_path.rglob("*"))
+    for url in ("sqlite://", "sqlite:///:memory:", ":memory:", "sqlite:///file::memory:?uri=true"):
+        Store(url).close()
+    with pytest.raises(StoreError):
+        Store(f"sqlite:///file:{home}/none.db?uri=true&mode=ro")
+    with pytest.raises(StoreError):
+        Store("")
+    assert set(tmp_path.rglob("*")) == before

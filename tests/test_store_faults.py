@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import gc
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -824,6 +826,106 @@ def test_a_store_that_is_closed_while_runs_are_on(place: Place) -> None:
                 place.sound(run_id)
     paid = Counter(place.world.paid())
     assert paid[2] == paid[3] <= 12
+
+
+def test_a_thread_that_cannot_be_started_costs_one_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, refused = threading.Thread.start, []
+
+    def start_if_there_is_room(self: threading.Thread) -> None:
+        if self.name == "dse-store" and len(refused) < 2:  # once for the run, once for how it stopped
+            refused.append(self)
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start_if_there_is_room)
+
+    async def both() -> dse.Prediction:
+        with pytest.raises(StoreUnavailable, match="could not be started"):
+            await place.program().acall(matter="x")
+        assert len(refused) == 2
+        return await place.program().acall(matter="y")
+
+    assert asyncio.run(asyncio.wait_for(both(), 60)).report == f"done {PAD}"
+    (left,) = (run["run_id"] for run in place.store.runs() if run["outcome"] != "ok")
+    assert place.finish(left)[0].report == f"done {PAD}"
+    place.sound(left)
+    assert place.world.paid() == [2, 3, 2, 3]
+
+
+def writers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "dse-store"}
+
+
+def test_stores_that_nobody_has_any_more_leave_neither_threads_nor_files(tmp_path: Path) -> None:
+    before, ended = writers(), 0
+    for number in range(4):
+        place = Place(tmp_path)
+        place.store.close()
+        program = place.program(store=f"{place.path}")
+        assert program(matter=f"{number}").report == f"done {PAD}"
+        (mine,) = writers() - before
+        del program
+        gc.collect()
+        mine.join(30)
+        ended += not mine.is_alive()
+        with contextlib.closing(place.opened()) as store:
+            assert [run["outcome"] for run in store.runs()] == ["ok"] * (number + 1)
+    assert ended == 4
+    if (files := Path("/proc/self/fd")).exists():
+        assert not [one for one in files.iterdir() if os.path.realpath(one).startswith(str(tmp_path))]
+
+
+def test_what_was_submitted_is_written_although_nobody_has_the_store(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.store.close()
+    before = writers()
+
+    async def submitted() -> str:
+        store = place.opened()
+        log = store.new_log("left", "p", "call")
+        log.put({"seq": 0, "kind": "run_started"}, 0.0)
+        store.open_run(log, {"signature": "S", "mode": "direct", "model": "m", "hidden": []})
+        with sqlite3.connect(place.path, isolation_level=None) as beside:
+            beside.execute("BEGIN IMMEDIATE")  # the writer waits
+            log.put({"seq": 1, "kind": "print"}, 0.0)
+            waiting = asyncio.ensure_future(log.durable())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            gone = weakref.ref(store)
+            del store, log, waiting
+            gc.collect()
+            assert gone() is not None  # what waits has it
+            beside.execute("ROLLBACK")
+        beside.close()
+        (thread,) = writers() - before
+        for _ in range(3_000):
+            await asyncio.sleep(0.01)
+            gc.collect()
+            if not thread.is_alive():
+                break
+        assert gone() is None and not thread.is_alive()
+        return "left"
+
+    run_id = asyncio.run(submitted())
+    assert place.sql("SELECT seq FROM events WHERE run_id = ?", run_id) == [(0,), (1,)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+def test_a_new_store_is_for_its_user_alone_and_one_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
+    old = os.umask(0o022)
+    try:
+        place = Place(tmp_path / "new")
+        assert place.program()(matter="x").report == f"done {PAD}"
+        modes = {path.name: path.stat().st_mode & 0o777 for path in place.folder.glob("runs.db*")}
+        assert modes == {"runs.db": 0o600, "runs.db-wal": 0o600, "runs.db-shm": 0o600}
+        place.path.chmod(0o640)
+        place.reopened()
+        assert place.program()(matter="x").report == f"done {PAD}"
+        assert place.path.stat().st_mode & 0o777 == (place.folder / "runs.db-wal").stat().st_mode & 0o777 == 0o640
+        place.store.close()
+    finally:
+        os.umask(old)
 
 
 def test_a_store_in_memory(tmp_path: Path) -> None:

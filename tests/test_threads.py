@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from dse.errors import SandboxUnavailable
 from dse.threads import Threads, shared
 
 
@@ -85,3 +86,32 @@ def test_several_event_loops_share_threads_and_each_hears_of_its_own() -> None:
         asker.join()
     assert sorted(found) == [(base, list(range(base, base + 50))) for base in (0, 1000, 2000)]
     assert shared("of-the-test", 4) is threads
+
+
+def test_a_thread_that_cannot_be_started_is_an_error_or_the_others_do_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, start, full, going = Threads(2, "crowded"), threading.Thread.start, True, threading.Event()
+
+    def start_if_there_is_room(self: threading.Thread) -> None:
+        if full and self.name == "crowded":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start_if_there_is_room)
+
+    async def main() -> None:
+        nonlocal full
+        with pytest.raises(SandboxUnavailable, match="crowded: can't start new thread"):
+            await threads.run(lambda: 1)
+        full = False
+        first = asyncio.create_task(threads.run(going.wait))
+        await asyncio.sleep(0)  # it has the one thread
+        full = True
+        second = asyncio.create_task(threads.run(lambda: 2))
+        await asyncio.sleep(0)
+        going.set()
+        assert await first and await second == 2
+        full = False
+        assert await asyncio.gather(*(threads.run(lambda i=i: i) for i in range(9))) == list(range(9))
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert threads.busy == 0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from dse.declared import known_fields
 from dse.errors import BudgetExhausted, DseError, ModelUnavailable, PriceMissing, UserError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _TELLING_TOKENS = 100  # of a request, from which on the estimate of its size ca
 _OUTPUT_BOUNDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
+@known_fields
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """What a compile may spend, on proposals, rollouts and judges together. None means no bound.

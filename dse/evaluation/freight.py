@@ -1,4 +1,4 @@
-"""What a worker needs of a task: signature, toolbox, dependencies and environment, as bytes.
+"""What a worker needs of a task: signature, toolbox, dependencies, environment and checks, as bytes.
 
 What can be imported goes by its name: the worker imports the same module, whose state is then the worker's own. The rest
 goes by value. Dataset and metric stay with the driver: no worker can see a sealed row that it does not run.
@@ -13,9 +13,11 @@ import os
 import pickle
 import sys
 import types
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from dse.contracts.check import Check
 from dse.contracts.tool import Tool
 from dse.contracts.toolbox import Toolbox
 from dse.errors import UserError
@@ -33,12 +35,14 @@ class Freight:
     rules: dict[str, Any]
     deps: Any
     environment: Environment | None
+    checks: tuple[Check, ...] = ()
 
     @classmethod
-    def of(cls, signature: Any, toolbox: Toolbox, deps: Any, environment: Environment | None) -> Freight:
+    def of(cls, signature: Any, toolbox: Toolbox, deps: Any, environment: Environment | None,
+           checks: Iterable[Check] = ()) -> Freight:  # fmt: skip
         own = {tool.name: tool for tool in signature.spec().tools}
         tools = {tool.name: None if own.get(tool.name) is tool else tool for tool in toolbox}
-        return cls(signature, tools, dict(toolbox.rules), deps, environment)
+        return cls(signature, tools, dict(toolbox.rules), deps, environment, tuple(checks))
 
     def toolbox(self) -> Toolbox:
         own = {tool.name: tool for tool in self.signature.spec().tools}
@@ -54,7 +58,7 @@ def pack(freight: Freight) -> bytes:
 
     class Pickler(CloudPickler):  # type: ignore[misc]
         def persistent_id(self, value: Any) -> Any:
-            if isinstance(value, (Tool, Environment)):
+            if isinstance(value, (Tool, Environment, Check)):
                 return _name_of(value)
             script = isinstance(value, (type, types.FunctionType)) and value.__module__ == "__main__"
             return _name_of(value) if script else None  # all else that has a name is named by cloudpickle
@@ -69,7 +73,7 @@ def pack(freight: Freight) -> bytes:
         pickler.dump(freight)
     except Exception as exc:
         raise UserError("A task cannot be sent to workers", value=f"{type(exc).__name__}: {exc}",
-                        remedy="Declare its tools and environment at the top of a module that workers can import, and give "
+                        remedy="Declare its tools, checks and environment at the top of a module that workers can import, and give "
                                "deps= that can be pickled.") from exc  # fmt: skip
     return file.getvalue()
 
@@ -98,7 +102,7 @@ def unpack(data: bytes) -> Freight:
 
 def _name_of(value: Any) -> tuple[str, str] | None:
     """Where it can be imported from, by which module and which name in it."""
-    made_of = value.factory if isinstance(value, Environment) else value
+    made_of = value.factory if isinstance(value, Environment) else value.fn if isinstance(value, Check) else value
     module, name = getattr(made_of, "__module__", None), getattr(made_of, "__qualname__", None)
     if not module or not name or module not in sys.modules:
         return None

@@ -179,10 +179,11 @@ class RayExecutor:
 
     def _pack(self, rollout: Rollout) -> tuple[str, Any]:
         program, environment = rollout.program, rollout.environment
-        parts = (program.signature, program.toolbox, rollout.deps, environment)
+        checks = tuple(program.checks.values())
+        parts = (program.signature, program.toolbox, rollout.deps, environment, *checks)
         mine = tuple(map(id, parts))
         if mine not in self._packed:
-            data = pack(Freight.of(program.signature, program.toolbox, rollout.deps, environment))
+            data = pack(Freight.of(program.signature, program.toolbox, rollout.deps, environment, checks))
             self._packed[mine] = sha256_hex(data), self._ray.put(data), parts  # kept, so that their ids stay theirs
         key, data, _ = self._packed[mine]
         return key, data

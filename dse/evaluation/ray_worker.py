@@ -145,7 +145,8 @@ class Worker:
         if found is None:
             toolbox = freight.toolbox()
             toolbox.elsewhere = _slot
-            found = self._programs[mine] = Program(freight.signature, job.plan, lm=model, toolbox=toolbox, deps=freight.deps)
+            found = self._programs[mine] = Program(freight.signature, job.plan, lm=model, toolbox=toolbox, deps=freight.deps,
+                                                    checks=freight.checks)  # fmt: skip
         return found
 
 

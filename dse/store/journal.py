@@ -13,6 +13,7 @@ import os
 import secrets
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -25,6 +26,7 @@ from dse.canonical import canonical_json, digest
 from dse.errors import StoreError, StoreUnavailable
 from dse.store import postgresql
 from dse.store.keys import Keys
+from dse.store.place import make_file, parsed
 from dse.store.progress import ProgressTables
 from dse.store.rollouts import RolloutTables
 from dse.store.runs import RunTables
@@ -49,7 +51,7 @@ class Store(RunTables, RolloutTables, ProgressTables):
     """One database of runs, rollouts, scores and holdout openings.
 
     Args:
-        url: a file path, or an SQLAlchemy URL of SQLite or PostgreSQL (``postgresql://user@host/base``, which needs
+        url: a file path (``~`` is the user's home), or an SQLAlchemy URL of SQLite or PostgreSQL (``postgresql://user@host/base``, which needs
             ``pip install 'dse-compiler[postgresql]'`` and a key in ``DSE_KEY`` or ``DSE_KEY_FILE``); ``:memory:`` keeps it
             in the process.
         keys: what journals are signed and encrypted with; default `Keys.find`.
@@ -64,29 +66,21 @@ class Store(RunTables, RolloutTables, ProgressTables):
         from sqlalchemy.pool import StaticPool
 
         self.url = str(url)
-        target = self.url if "://" in self.url else f"sqlite:///{self.url}"
-        if target.startswith(("postgresql://", "postgres://")):
-            target = f"postgresql+psycopg://{target.partition('://')[2]}"
-        memory = target.endswith(":memory:") or target == "sqlite://"
-        self.dialect = target.partition(":")[0].partition("+")[0]
+        target, file = parsed(self.url)
+        self.dialect = target.drivername.partition("+")[0]
+        memory = self.dialect == "sqlite" and file is None
         self._mark = "?" if self.dialect == "sqlite" else "%s"
         named = postgresql.shown(self.url)
-        if self.dialect not in ("sqlite", "postgresql"):
-            raise StoreError("No such kind of store", value=named, remedy="Use a file path, sqlite:// or postgresql://.")
-        if self.dialect == "sqlite" and not memory:
-            folder = Path(target.removeprefix("sqlite:///")).expanduser().absolute().parent
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as exc:
-                raise StoreError("The store's folder cannot be made", value=str(folder), remedy=str(exc)) from exc
+        if file is not None and target.query.get("mode", "rwc") == "rwc":
+            make_file(file)
         options: dict[str, Any] = {"poolclass": StaticPool} if memory else {}
         if self.dialect == "sqlite":
             options["connect_args"] = {"check_same_thread": False, "timeout": busy_s}
         else:
-            options.update(postgresql.connections(target, busy_s))
+            options.update(postgresql.connections(self.url, busy_s))
         self._sa = sa
         self._memory, self._busy_s = memory, busy_s
-        self.place = f"memory {id(self)}" if memory else self._file(target) if self.dialect == "sqlite" else named
+        self.place = f"memory {id(self)}" if memory else named if file is None else str(file)
         self._given_keys = keys
         self._keys: Keys | None = keys
         self.writer = Writer(self)
@@ -100,6 +94,7 @@ class Store(RunTables, RolloutTables, ProgressTables):
         except (sa.exc.ArgumentError, ValueError) as exc:
             raise StoreError("The store cannot be opened", value=named,
                              remedy="Correct its URL: postgresql://user@host:port/base.") from exc  # fmt: skip
+        weakref.finalize(self, self._engine.dispose).atexit = False  # when nobody has it any more
         if self.dialect == "sqlite":
             sa.event.listen(self._engine, "connect", _pragmas)
             sa.event.listen(self._engine, "begin", _begin)
@@ -172,10 +167,6 @@ class Store(RunTables, RolloutTables, ProgressTables):
                              remedy=f"This dse reads schemas up to {SCHEMA_VERSION}: update it.")  # fmt: skip
         if int(found) < SCHEMA_VERSION:
             migrate(c, meta.metadata, int(found))
-
-    @staticmethod
-    def _file(target: str) -> str:
-        return str(Path(target.removeprefix("sqlite:///")).expanduser().resolve())
 
     @property
     def keys(self) -> Keys:
@@ -349,7 +340,7 @@ class Store(RunTables, RolloutTables, ProgressTables):
                                                        remedy="Look for who can write to the store.")  # fmt: skip
                         continue
                     batch.events = [row for row in batch.events if row["seq"] not in there]
-                if not self.writer.follows(batch, ends):
+                if not batch.follows(ends):
                     batch.error = StoreUnavailable("An earlier part of the journal could not be written", value=batch.run_id,
                                                    remedy="Resume the run when the store can be written again.")  # fmt: skip
                     continue

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Mapping
@@ -19,9 +20,11 @@ from typing import Any
 
 from dse.errors import JournalTampered, StoreError
 
-__all__ = ["Keys", "Signer"]
+__all__ = ["Keys", "Signer", "rotate", "write_private"]
 
 _LEAST_BYTES = 16
+_TOKEN = re.compile(rb"gAAAA[\w-]{93,}={0,2}", re.ASCII)  # of Fernet: version, time, vector, a block or more, HMAC
+_LIKE_A_TOKEN = re.compile(rb"-*gAAAA")  # text in clear that begins like this is kept with a further "-" before it
 
 
 class Keys:
@@ -107,7 +110,9 @@ class Keys:
     # --- encryption
 
     def seal(self, text: str) -> str:
-        return self._cipher.encrypt(text.encode()).decode() if self._cipher is not None else text
+        if self._cipher is not None:
+            return self._cipher.encrypt(text.encode()).decode()  # type: ignore[no-any-return]
+        return f"-{text}" if _LIKE_A_TOKEN.match(text.encode()) else text
 
     def seal_bytes(self, data: bytes) -> bytes:
         return self._cipher.encrypt(data) if self._cipher is not None else data
@@ -120,8 +125,8 @@ class Keys:
         Raises:
             StoreError: encrypted, and the key for it is not here.
         """
-        if not data.startswith(b"gAAAA"):  # every Fernet token does; JSON and snapshots do not
-            return data
+        if not _TOKEN.fullmatch(data):
+            return data[1:] if data.startswith(b"-") and _LIKE_A_TOKEN.match(data) else data
         if self._cipher is None:
             raise StoreError("This store is encrypted", remedy="Set DSE_ENCRYPTION_KEY.")
         from cryptography.fernet import InvalidToken
@@ -141,7 +146,7 @@ def rotate(path: str | Path) -> str:
     place = Path(path)
     old = place.read_text(encoding="ascii") if place.exists() else ""
     fresh = secrets.token_hex(32)
-    _write(place, f"{fresh}\n{old}", replace=True)
+    write_private(place, f"{fresh}\n{old}", replace=True)
     return key_id(bytes.fromhex(fresh))
 
 
@@ -201,15 +206,19 @@ def _read(path: Path) -> list[bytes]:
 
 def _make(path: Path) -> None:
     try:
-        _write(path, secrets.token_hex(32) + "\n", replace=False)
+        write_private(path, secrets.token_hex(32) + "\n", replace=False)
     except FileExistsError:
         pass  # another process was faster: its key is the key
     except OSError as exc:
         raise StoreError("The key of the store cannot be made", value=str(path), remedy=str(exc)) from exc
 
 
-def _write(path: Path, text: str, *, replace: bool) -> None:
-    """All of it or nothing, and never readable by others."""
+def write_private(path: Path, text: str, *, replace: bool) -> None:
+    """A file with this text: all of it or nothing, and never readable by others.
+
+    Raises:
+        FileExistsError: there is one, and it is not to be replaced. OSError: it cannot be written.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
         file.write(text)

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from dse.errors import JournalTampered
+from dse.errors import JournalTampered, StoreUnavailable
 from dse.store.writer import Batch
 
 if TYPE_CHECKING:
@@ -66,7 +66,6 @@ class RunLog:
 
     def opened(self, epoch: int) -> None:
         """The store has the run, and everything that was put."""
-        self.store.writer.begins(self.run_id, self._length)
         self.epoch, self._rows, self._submitted = epoch, [], 0
 
     async def keep(self, frozen: Frozen) -> None:
@@ -95,11 +94,15 @@ class RunLog:
         loop = asyncio.get_running_loop()
         batch = self._last
         if self._submitted < len(self._rows) or self._snapshot is not None:
-            rows, self._submitted = self._rows[self._submitted :], len(self._rows)
+            rows = self._rows[self._submitted :]
             batch = Batch(self.run_id, self.epoch, rows, self._snapshot, self.durability == "power", loop, self._written,
                           head=self.head() if rows else None, size=len(rows))  # fmt: skip
-            self._snapshot, self._last = None, batch
-            self.store.writer.submit(batch)
+            try:
+                self.store.writer.submit(batch)
+            except StoreUnavailable as refused:  # nobody will ever tell what became of it
+                self._failure = refused
+                raise
+            self._snapshot, self._last, self._submitted = None, batch, len(self._rows)
         if batch is not None:
             # Everybody waits for a future of their own: the writer works on it whether or not this task goes on.
             waiter: asyncio.Future[None] = loop.create_future()

@@ -182,7 +182,6 @@ class RunTables(ReviewTables):
     def let_go(self, log: RunLog) -> None:
         """This process does nothing more with a run."""
         _open.discard((self.place, log.run_id))
-        self.writer.forget(log.run_id)
 
     def has(self, log: RunLog) -> bool:
         """Whether this process is at a run."""
@@ -199,7 +198,6 @@ class RunTables(ReviewTables):
                 c.execute(runs.update().where(runs.c.run_id == run_id, runs.c.epoch == epoch).values(owner=None, outcome=outcome))
         finally:  # where even that cannot be written, it still must not look as if this process were at it
             _open.discard((self.place, run_id))
-            self.writer.forget(run_id)
 
     # --- reading
 

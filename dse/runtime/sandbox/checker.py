@@ -50,12 +50,13 @@ _LEAN_AFTER = 2  # checks with the same stubs
 
 
 class Checker:
-    """Checks code against stubs. Answers are cached by content.
+    """Checks code against stubs. Answers are cached by content, but for those that took too long: the code may be what
+    takes long, or the machine may be what is slow.
 
     Args:
         max_workers: checks at the same time; a worker takes about 35 MiB.
         request_timeout_s: time for one check. Types can be made to explode, and no other limit covers that.
-        cache_size: how many answers are kept.
+        cache_size: how many answers are kept, and how many verdicts about stubs.
     """
 
     def __init__(self, max_workers: int = 2, *, request_timeout_s: float = 10.0, cache_size: int = 2048) -> None:
@@ -65,7 +66,7 @@ class Checker:
         self._busy = 0
         self._size = cache_size
         self._cache: OrderedDict[tuple[str, str, str], tuple[Diagnostic, ...]] = OrderedDict()
-        self._valid: dict[str, ContractError | None] = {}  # by stubs
+        self._valid: OrderedDict[str, ContractError | None] = OrderedDict()  # by stubs
         self._leans: dict[str, int | str] = {}  # by text without the prelude: checks so far, then "good" or "bad"
         self._validating = threading.Lock()
         self._lock = threading.Lock()
@@ -129,7 +130,10 @@ class Checker:
             return self._cache[key]
 
     def _check_and_keep(self, key: tuple[str, str, str], earlier: tuple[str, ...], code: str) -> tuple[Diagnostic, ...]:
-        found = tuple(self._check(key[0], key[1], earlier, code))
+        try:
+            found = tuple(self._check(key[0], key[1], earlier, code))
+        except _TookTooLong:
+            return (Diagnostic(0, 0, "too-complex", "the code takes too long to check", "write it more simply"),)
         with self._lock:
             self._cache[key] = found
             while len(self._cache) > self._size:
@@ -145,10 +149,12 @@ class Checker:
 
         Raises:
             ContractError: a syntax error, an unknown type, or calls that are not checked.
+            SandboxUnavailable: it took too long, which says nothing about the stubs, or no worker could be had.
         """
-        if stubs not in self._valid:
-            await self._in_thread(self._validate_once, stubs, declarations)
-        if (error := self._valid[stubs]) is not None:
+        known, error = self._validity(stubs)
+        if not known:
+            error = await self._in_thread(self._validate_once, stubs, declarations)
+        if error is not None:
             raise ContractError(error.what, value=error.value, remedy=error.remedy, **error.details)
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Any:
@@ -202,6 +208,9 @@ class Checker:
 
         Args:
             stubs: texts of which each will do, the best first.
+
+        Raises:
+            _TookTooLong: nobody knows what it would have found.
         """
         try:
             return self._gate_once(stubs, prefix, code)
@@ -229,18 +238,20 @@ class Checker:
                 return syntax[:1] or [d for d in every if d["line"] > 0]
             except pydantic_monty.MontyCrashedError as error:
                 bench.broken = True
-                if not error.timed_out and bench.feeds:
+                if error.timed_out:
+                    raise _TookTooLong from error
+                if bench.feeds:
                     raise _Died from error
-                if not error.timed_out:
-                    raise SandboxUnavailable("a checking worker ended unexpectedly", remedy="Check again") from error
-                return [Diagnostic(0, 0, "too-complex", "the code takes too long to check", "write it more simply")]
+                raise SandboxUnavailable("a checking worker ended unexpectedly", remedy="Check again") from error
             except (pydantic_monty.MontySyntaxError, pydantic_monty.MontyRuntimeError) as error:
                 frames = error.traceback()
                 if str(error) == _PASSED and [(f.line, f.function_name) for f in frames] == [(1, "<module>")]:
                     return []
+                fault = faults.from_exception(error, frames[-1].filename if frames else "")
+                if fault.limit == "interpreter_s":
+                    raise _TookTooLong from error
                 if frames and frames[-1].line <= shift:
                     return None
-                fault = faults.from_exception(error, frames[-1].filename if frames else "")
                 line = (fault.line or shift) - shift
                 return [Diagnostic(line, frames[-1].column if frames else 0, fault.kind, fault.message)]
             raise SandboxUnavailable("the checker ran what it checks", value=type(snapshot).__name__)  # cannot be
@@ -281,10 +292,29 @@ class Checker:
                         self._idle.append(bench)
                 self._free.notify()
 
-    def _validate_once(self, stubs: str, declarations: str) -> None:
-        with self._validating:  # many runs of a program that has just been started ask at the same time
+    def _validity(self, stubs: str) -> tuple[bool, ContractError | None]:
+        """Whether there is a verdict about stubs, and what it found."""
+        with self._lock:
             if stubs not in self._valid:
-                self._valid[stubs] = self._validate(stubs, declarations)
+                return False, None
+            self._valid.move_to_end(stubs)
+            return True, self._valid[stubs]
+
+    def _validate_once(self, stubs: str, declarations: str) -> ContractError | None:
+        with self._validating:  # many runs of a program that has just been started ask at the same time
+            known, error = self._validity(stubs)
+            if known:
+                return error
+            try:
+                error = self._validate(stubs, declarations)
+            except _TookTooLong as late:
+                raise SandboxUnavailable("checking the tool stubs took too long", value=f"{self._workers.request_timeout_s:g} s",
+                                         remedy="Run it again when the machine has less to do") from late  # fmt: skip
+            with self._lock:
+                self._valid[stubs] = error
+                while len(self._valid) > self._size:
+                    self._valid.popitem(last=False)
+            return error
 
     def _validate(self, stubs: str, declarations: str) -> ContractError | None:
         remedy = "Use types that stubs can express: TypedDict, Literal, lists, dicts, numbers, text, dates"
@@ -315,7 +345,6 @@ class Checker:
                 )
         return None
 
-
     def _missed(self, stubs: str, functions: list[_Function]) -> str | None:
         """A wrong call of a function next to the tools, or of one of them, that is not reported; None if all are."""
         probes = ['dse_canary("x")', *(f"{f.name}(dse_no_such_parameter=0)" for f in functions if f.args.kwarg is None)]
@@ -345,7 +374,10 @@ class Checker:
                 return (full,)
         if isinstance(seen, int):
             tree = _parsed(stubs)
-            seen = "good" if tree is not None and self._missed(lean, _functions(tree)) is None else "bad"
+            try:
+                seen = "good" if tree is not None and self._missed(lean, _functions(tree)) is None else "bad"
+            except _TookTooLong:
+                return (full,)  # nobody knows yet
             with self._lock:
                 self._leans[lean] = seen
         return (lean, full) if seen == "good" else (full,)
@@ -360,6 +392,10 @@ def _functions(tree: ast.AST) -> list[_Function]:
 
 class _Died(Exception):
     """The worker of a used session is gone."""
+
+
+class _TookTooLong(Exception):
+    """A check was not finished in time."""
 
 
 class _Bench:
