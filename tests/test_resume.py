@@ -517,9 +517,9 @@ def test_a_script_that_ran_out_of_time_in_a_call_is_followed_past_it(tmp_path: P
 
         matter: str = dse.InputField()
         report: str = dse.OutputField()
-        tools = [pay, dse.script_tool([wait_long], limits={"active_s": 5.0})]
+        tools = [pay, wait_long, dse.script_tool([wait_long], limits={"active_s": 5.0})]
 
-    reply = rounds(call(("run_script", {"code": "await wait_long(1)"})), call(("pay", {"amount": 1})), call(("submit", {"report": "done"})))
+    reply = rounds(call(("run_script", {"code": "a = await wait_long(1)\na"})), call(("pay", {"amount": 1})), call(("submit", {"report": "done"})))
     program = dse.Program(Slow, "tool_call", lm=ScriptedModel(reply), deps=Ledger(), store=tmp_path / "runs.db")
     with pytest.raises(RunSuspended) as caught:
         program(matter="x")
