@@ -25,10 +25,11 @@ class Objective(BaseModel):
 
     Args:
         cost_weight: utility per USD of model and tool cost of one run.
-        latency_weight: utility per second of one run.
+        latency_weight: utility per second of one run. Latency is what was waited for models, as recorded: seconds of tools
+            and of this machine would be other ones at every replay, and are not in it.
         exposure_weight: utility per effect that the incumbent can have and the plan cannot (a tool removed).
         max_cost: the most a run may cost on average, in USD.
-        max_p95_latency_s: the longest the 95th percentile of runs may take, in seconds.
+        max_p95_latency_s: the longest that the 95th percentile of runs may wait for models, in seconds.
         min_quality: mean score that must be shown, below 1 (no number of rows can show 1).
         max_quality_loss: how much lower than the incumbent's the mean score may be when another gain pays for
             it. 0 asks for no loss: see `dse.compiler.gate` for what that means on finite data.

@@ -41,6 +41,7 @@ from dse.evaluation.task import Task
 from dse.objective import unknown
 from dse.plan import Plan
 from dse.portal import run_sync
+from dse.store.place import parsed
 from dse.store.tables import UNTESTED
 from dse.strategies.base import baseline_plan, check_plan, needs_model, seed_plan
 from dse.threads import have
@@ -532,8 +533,8 @@ def _texts(plan: Plan) -> list[str]:
 def _if_there(store: Any) -> Any:
     """Where a store is, or one in memory in place of a file that would have to be made."""
     if isinstance(store, (str, Path)):
-        file = str(store).removeprefix("sqlite:///")
-        if "://" not in file and not Path(file).expanduser().exists():
+        file = parsed(str(store))[1]
+        if file is not None and not file.exists():
             return ":memory:"
     return store
 

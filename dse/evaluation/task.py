@@ -36,7 +36,7 @@ class Task:
         deps: dependencies for runs outside an environment.
         objective: what counts as better, a ``dse.Objective`` or its fields; default quality alone, nothing else has a price.
         limits: of every run, ``dse.Limits`` or a mapping of its fields.
-        required: tools that stay on every allow-list.
+        required: tools that stay on every allow-list; programs without them (mode ``direct`` has no tools) are left out.
         modes: strategies to consider; default all that fit the signature.
         checks: functions declared with ``@dse.check``, for plans that name one.
 
