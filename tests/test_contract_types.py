@@ -72,7 +72,7 @@ class TestContextParameter:
         Annotated[dse.ToolContext, "given"], Annotated[dse.ToolContext[dict] | None, "given"],
         Optional[Annotated[dse.ToolContext, "given"]], Context, Context | None, ContextOf[dict], Given,  # noqa: UP045
         "dse.ToolContext | None", "Optional[Annotated[dse.ToolContext[dict], 'given']]", "Context",
-    ], ids=str)  # fmt: skip
+    ])  # fmt: skip
     def test_however_it_is_annotated_the_model_neither_sees_nor_forges_it(self, kind: Any) -> None:
         def wipe(table, ctx=None):  # type: ignore[no-untyped-def]
             return "none" if ctx is None else repr(ctx.deps)
@@ -92,7 +92,7 @@ class TestContextParameter:
         list[dse.ToolContext], dse.ToolContext | str, dict[str, dse.ToolContext[int]], Optional[list[Given]],  # noqa: UP045
         Annotated[dse.ToolContext | int, "given"], "list[Context]", "Mine", "Holding",
         Annotated[dse.ToolContext | int, BeforeValidator(lambda value: value)],
-    ], ids=str)  # fmt: skip
+    ])  # fmt: skip
     def test_anywhere_else_it_is_refused(self, kind: Any) -> None:
         with pytest.raises(ContractError, match=r"'it' .*holds a ToolContext") as caught:
             taking(kind)
@@ -282,7 +282,7 @@ class TestReadable:
     @pytest.mark.parametrize("kind, wire", [
         (Half, 0.5), (Color, "red"), (Missing, "1.5"), (Literal["a", 1, None], 1), (list[Color] | None, ["red"]),
         (Annotated[Share, BeforeValidator(lambda value: Share(Decimal(value)))], "1.5"),
-    ], ids=str)  # fmt: skip
+    ])  # fmt: skip
     def test_what_can_be_read_goes_on_being_read(self, kind: Any, wire: Any) -> None:
         assert by_call(taking(kind), it=wire) == repr(TypeAdapter(kind).validate_python(wire))
 
@@ -391,7 +391,7 @@ class TestBinding:
     (Line, Line(amounts=[Decimal(1)], by={"a": Decimal(2)}, some={Decimal(3)})), (list[Decimal], [Decimal(1)]),
     (dict[str, list[Decimal]], {"a": [Decimal(1)]}), (set[int | Decimal], {1}), (dict[str, Line], {}),
     (list[tuple[Decimal, list[Decimal]]], [(Decimal(1), [])]),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_what_holds_many_decimals_may_be_passed_on(kind: Any, value: Any) -> None:
     assert by_code("submit(answer=await take(await give()))", giving(kind, value), taking(kind)) == repr(value)
     literal = "submit(answer=await take({'amounts': [1, 2.5], 'by': {}, 'some': []}))"

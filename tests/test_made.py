@@ -279,7 +279,7 @@ def test_an_input_that_cannot_be_read_again_is_refused_before_anything_happens(k
 @pytest.mark.parametrize(("kind", "value"), [
     (Tidy, Tidy(name=" a ", otherName=2)), (Tidy, {"name": " a "}), (bytes, b"abc"), (Decimal, Decimal("1E+3")),
     (dt.timedelta, dt.timedelta(1.5)), (float, 3), (set[int], {3, 1}), (dict[str, Any], {"a": [1, None]}),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_inputs_that_can_be_read_again_work(kind: Any, value: Any, tmp_path: Path) -> None:
     replies = [ModelUnavailable("down"), say("[[ ## answer ## ]]\nyes\n\n[[ ## completed ## ]]")]
     asked = dse.Program(asking(kind), "direct", lm=ScriptedModel(replies), store=tmp_path / "runs.db")
