@@ -202,10 +202,13 @@ def _signed(values: Sequence[float]) -> str:
 
 def render(cells: Sequence[Mapping[str, Any]]) -> str:
     """The section of SELECTION.md."""
+    other = sum(each.get("code") != code() for each in cells)
     lines = [
         f"{len(cells)} cells of {min(c['worlds'] for c in cells):,} worlds or more. Regret is in points of true utility "
         "lost by the choice, mean and 95th percentile over worlds; cost is the share of the full grid's. "
         "\"P(best)\" is how often the truly best candidate is chosen. Differences are paired by world, with 95% intervals.",
+        *(["", f"{other} of {len(cells)} cells are figures of other code of the race, the pooling, the gate or the statistics "
+           "than stands here now; `--fresh` runs them anew."] if other else []),
         "", *_worst(cells), "", "### Regret and cost", "",
         _row("world", "race", "P(best)", "cost", "full grid", "P(best)", "uniform at equal cost", "race - grid", "race - uniform"),
         _row("---", *["---:"] * 8),
