@@ -34,6 +34,7 @@ from dse.errors import (
     ToolRateLimited,
     ToolReturnError,
     ToolTimeout,
+    UserError,
 )
 from dse.runtime.admission import Admission
 from dse.runtime.dispatcher import CallResult, Dispatcher, gather_calls
@@ -1313,6 +1314,43 @@ async def test_middleware_is_outermost_first_and_may_cache_or_fail_a_call() -> N
     inner = make(look, middleware=[faults, caching])
     assert [(await inner.call("look", (n,))).value for n in (1, 1)] == [10, 10]
     assert log == ["faults", "miss", "look 1", "faults"]
+
+
+async def _forgets_return(call: Any, call_next: Any) -> Any:
+    await call_next(call)
+
+
+async def _forgets_await(call: Any, call_next: Any) -> Any:
+    return call_next(call)
+
+
+async def _passes(call: Any, call_next: Any) -> Any:
+    return await call_next(call)
+
+
+def _is_no_function_to_await(call: Any, call_next: Any) -> Any:
+    return 3
+
+
+@pytest.mark.parametrize("layer", [_forgets_return, _forgets_await, _is_no_function_to_await])
+@in_loop
+async def test_a_mistake_in_middleware_is_the_programs_and_no_models(layer: Any) -> None:
+    @dse.tool(effect="pure")
+    def add(a: int) -> int:
+        """Add."""
+        return a + 1
+
+    with pytest.raises(UserError, match="Middleware") as caught:
+        await make(add, middleware=[_passes, layer]).call("add", (1,))
+    assert layer.__name__ in str(caught.value.value) and "call_next" in caught.value.remedy
+
+    @dse.tool(effect="pure")
+    def maybe(a: int) -> int | None:
+        """Maybe."""
+        return a
+
+    if layer is _forgets_return:  # nothing is a result of this one
+        assert (await make(maybe, middleware=[layer]).call("maybe", (1,))).value is None
 
 
 @in_loop

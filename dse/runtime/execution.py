@@ -29,6 +29,7 @@ from dse.errors import (
     ToolOutputTooLarge,
     ToolReturnError,
     ToolTimeout,
+    UserError,
 )  # fmt: skip
 from dse.redaction import safe_message, without_paths
 from dse.runtime.calls import Calls, own_class
@@ -168,7 +169,11 @@ class Execution:
         step: Next = implementation
         for layer in reversed(self._middleware):
             step = _wrap(layer, step)
-        return await step(call)
+        raw = await step(call)
+        if raw is None and progress.state == "completed" and not _may_be_none(tool):
+            raise _Misused("Middleware lost what a tool returned", value=", ".join(map(_name_of, self._middleware)),
+                           remedy="Write: return await call_next(call).")  # fmt: skip
+        return raw
 
 
 async def _run_implementation(tool: Tool, call: ToolCall, hold: Callable[[], Callable[[], Any]] | None) -> Any:
@@ -183,18 +188,41 @@ async def _run_implementation(tool: Tool, call: ToolCall, hold: Callable[[], Cal
     return await result if inspect.isawaitable(result) else result  # a plain function may hand out a coroutine
 
 
+class _Misused(UserError):
+    """Middleware does not do what middleware has to: a mistake of the program, which no model can correct."""
+
+
 def _wrap(layer: Middleware, step: Next) -> Next:
     async def wrapped(call: ToolCall) -> Any:
-        return await layer(call, step)
+        going = layer(call, step)
+        result = await going if inspect.isawaitable(going) else going
+        if going is result or inspect.isawaitable(result):
+            if inspect.iscoroutine(result):
+                result.close()
+            raise _Misused("Middleware has to be an async function that awaits what it calls", value=_name_of(layer),
+                           remedy="Write: async def layer(call, call_next): return await call_next(call).")  # fmt: skip
+        return result
 
     return wrapped
+
+
+def _name_of(layer: Middleware) -> str:
+    return getattr(layer, "__qualname__", type(layer).__qualname__)
+
+
+def _may_be_none(tool: Tool) -> bool:
+    try:
+        tool.returns.validate_python(None)
+    except Exception:
+        return False
+    return True
 
 
 def _failure(tool: Tool, exc: BaseException, progress: _Progress) -> BaseException:
     """The fault that the program sees for whatever was raised, or `exc` itself where it ends the run."""
     contract = tool.contract
     fault: ToolFault
-    if being_cancelled(exc) or isinstance(exc, (InfrastructureError, BudgetExhausted, GeneratorExit, KeyboardInterrupt)):
+    if being_cancelled(exc) or isinstance(exc, (InfrastructureError, BudgetExhausted, GeneratorExit, KeyboardInterrupt, _Misused)):
         return exc
     if isinstance(exc, ToolFault):
         if isinstance(exc, ToolFailed) and progress.state == "untouched":
