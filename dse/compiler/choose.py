@@ -148,7 +148,8 @@ def winner(measured: Mapping[str, Measured], among: Iterable[str] | None = None,
             better = [n for n in names if n not in seen and _dominates(measured[n], mine) and not _narrower(mine, measured[n])]
             if not better:
                 return best, why
-            why, best = f"{min(better, key=rank)} is nowhere worse than {best} on select rows, and somewhere better", min(better, key=rank)
+            beaten, best = best, min(better, key=rank)
+            why = f"{best} is nowhere worse than {beaten} on select rows, and somewhere better"
 
 
 def _dominates(one: Measured, other: Measured) -> bool:

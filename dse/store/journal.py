@@ -367,7 +367,7 @@ class Store(RunTables, RolloutTables, ProgressTables):
 
         The same compile opening the same rows again for the same purpose is the same opening. Openings overlap that have a row hash or the
         inputs of a row in common; of those that an earlier version recorded only the row hashes are known. Openings in which
-        no two programs were compared (`UNTESTED`) are kept, and do not count.
+        no two programs were compared (`UNTESTED`) are kept, and do not count; the first of all counts as one.
 
         Args:
             entry: dataset, revision, compile_id, purpose, row_hashes, and input_hashes where they are known.
