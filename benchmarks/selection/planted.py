@@ -142,9 +142,10 @@ def _paired(differences: Any) -> list[float]:
 def code() -> str:
     """Digest of what decides: figures of other code are shown, and said to be."""
     from dse import statistics
-    from dse.compiler import allocation, gate, pooling, race
+    from dse.compiler import allocation, gate, pooling, race, verdict
 
-    files = [Path(module.__file__ or "") for module in (allocation, gate, pooling, race, statistics)]
+    files = [Path(module.__file__ or "") for module in (allocation, gate, pooling, race, verdict)]
+    files += sorted(Path(statistics.__file__ or "").parent.glob("*.py"))
     files.append(Path(__file__).with_name("worlds.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
