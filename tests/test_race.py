@@ -215,8 +215,18 @@ def test_where_all_agree_the_cheaper_stay() -> None:
 def test_a_wide_field_keeps_a_third_after_a_longer_first_stage() -> None:
     utility = drawn([0.6] * 48, 100, seed=2)
     wide, narrow = (run(make_race([Arm(f"a{i}") for i in range(count)], items_of(100)), utility) for count in (48, 12))
-    assert [(each.units, len(each.arms)) for each in wide.rounds[:3]] == [(15, 48), (26, 16), (45, 5)]
+    assert [(each.units, len(each.arms)) for each in wide.rounds[:3]] == [(15, 48), (25, 16), (42, 5)]
     assert (narrow.rounds[0].units, len(narrow.rounds[1].arms)) == (22, 6)
+
+
+def test_what_many_could_gain_together_counts_in_a_wide_field() -> None:
+    """A race of 12 lets go who would gain less than 0.0003; one of 48, less than a sixth of that."""
+    worlds = [specialists(48, seed)[0] for seed in range(4)]
+    left = {arms: [float(why.split()[-3]) for utility in worlds
+                   for each in run(make_race(grid_of(48)[:arms], items_of(100)), utility[:arms]).rounds
+                   for why in each.dropped.values() if "further items" in why] for arms in (12, 48)}  # fmt: skip
+    assert left[48] and max(left[48]) <= 0.00005 + 1e-9  # printed with one digit
+    assert max(left[12]) > 0.00005
 
 
 def test_equal_candidates_rank_by_cost() -> None:

@@ -4,8 +4,9 @@
 units: the longest best-ranked list that costs at most half), of a wide field the better third of a longer first stage.
 Seats go by pooled utility and, in turn, by what a candidate's own outcomes say: pooling takes a specialist, who is right
 on rare items where all others fail, for noise. Where there are many, the best of every mode stays through stage two. At
-most four finalists, with what is protected, run the whole select split in steps. After every step a candidate leaves that is not expected to change the choice: its chance to overtake on the items that are
-left, times by how much, is worth next to nothing. When nobody but the leader is left, the race ends.
+most four finalists, with what is protected, run the whole select split in steps. After every step a candidate leaves
+that is not expected to change the choice: its chance to overtake on the items that are left, times by how much, is worth
+next to nothing. When nobody but the leader is left, the race ends.
 """
 
 from __future__ import annotations
@@ -200,7 +201,8 @@ def _sign_test(wins: int, losses: int) -> float:
 class Halving(_Base):
     """Sequential halving in cost units with pooled ranking; see the module."""
 
-    #: A candidate that would gain less by further items, in expectation and in utility, cannot matter.
+    #: A candidate that would gain less by further items, in expectation and in utility, cannot matter. In a wide field
+    #: this is shared: many who leave for little each may be worth much together.
     TOLERANCE: ClassVar[float] = 0.0003
     #: With more than this many candidates the best of every mode stays through stage two.
     MANY: ClassVar[int] = 8
@@ -220,7 +222,7 @@ class Halving(_Base):
     #: steps: the first stage is where who shows on few items is lost.
     WIDE: ClassVar[int] = 24
     WIDE_FIRST_SHARE: ClassVar[float] = 0.65
-    WIDE_GROWTH: ClassVar[float] = 1.7
+    WIDE_GROWTH: ClassVar[float] = 1.65
     FINAL_STEPS: ClassVar[int] = 3
 
     def __init__(self, board: Board) -> None:
@@ -230,6 +232,7 @@ class Halving(_Base):
         self.fit: Posterior | None = None
         self.fresh = False
         self.many, self.wide = self.count > self.MANY, self.count >= self.WIDE
+        self.tolerance = self.TOLERANCE * self.MANY / self.count if self.wide else self.TOLERANCE
 
     def posterior(self) -> Posterior | None:
         if self.fit is None or not self.fresh:
@@ -300,7 +303,7 @@ class Halving(_Base):
             behind = posterior.mean[leader] - posterior.mean[arm]
             if arm not in keep:
                 leaving[arm] = f"place {place} of {len(ranked)}, {behind:.3g} behind"
-            elif sure and gains[arm] < self.TOLERANCE and arm not in modes.values():
+            elif sure and gains[arm] < self.tolerance and arm not in modes.values():
                 leaving[arm] = f"{behind:.3g} behind: further items are worth {gains[arm]:.1g} at most"
         self.along |= {arm for arm in leaving if arm in board.protected}
         self.leaving.update({arm: why for arm, why in leaving.items() if arm not in board.protected})
@@ -315,8 +318,9 @@ class Halving(_Base):
         for seat in range(1, len(ranked) + 1):
             order.append(next(arm for arm in (own if seat % every == 0 else pooled) if arm not in order))
         costs = self.board.unit_costs[order]
-        limit = costs.sum() / (3 if self.wide else 2)
-        kept = int((np.cumsum(costs) <= limit * (1 + 1e-9)).sum()) if limit > 0 else math.ceil(len(ranked) / (3 if self.wide else 2))
+        parts = 3 if self.wide else 2
+        limit = costs.sum() / parts
+        kept = int((np.cumsum(costs) <= limit * (1 + 1e-9)).sum()) if limit > 0 else math.ceil(len(ranked) / parts)
         return order[: max(FINALISTS, kept)]
 
 
