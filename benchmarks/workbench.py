@@ -181,8 +181,10 @@ def _table(stage: str, outcome: Outcome) -> str:
 def report(outcome: Outcome, cassette: Path = CASSETTE) -> str:
     """The results as Markdown; the same for the same recording."""
     from tests.workbench.data import dataset
+    from tests.workbench.task import make_task
     from tests.workbench.tools import TOOLS
 
+    task = make_task()
     result, header = outcome.result, Cassette.open(cassette).header
     templates = {split: part["clusters"] for split, part in dataset().describe()["splits"].items()}
     used = {stage: len({r.row_hash for r in records}) for stage, records in result.records.items()}
@@ -198,7 +200,8 @@ token counts are {header.usage}, and costs are what these tokens cost by `{PRICE
 olly-styles/WorkBench (MIT, arXiv 2405.00823); the tools are an implementation of our own.
 
 A template (ten requests of one wording) is a cluster and never spans splits: {templates["search"]} templates for search,
-{templates["select"]} for select, {templates["holdout"]} sealed. Used were {used["search"]} search rows, {used["select"]} select rows and {used["holdout"]} sealed rows of {sealed} templates.
+{templates["select"]} for select, {templates["holdout"]} sealed. Used were {used["search"]} search rows, {used["select"]} of {ROWS.select} select rows (the race ended where all candidates had solved the same) and {used["holdout"]} sealed rows
+of {sealed} templates. No prompts or scripts were searched: modes and allow-lists were.
 Quality is the share of rows whose databases end exactly as the gold calls leave them. *Minus idle* takes off what doing
 nothing scores. *Unwanted*: rows on which something was changed and the end state is wrong; *stray*: changes where none was
 to be made, or in another table. Failed runs count with what they changed.
@@ -215,7 +218,8 @@ Verdict: **{result.verdict}** for {result.winner} against {result.incumbent} (p 
 
 {_table("select", outcome)}
 
-The narrow list leaves out {len(removed)} of {len(result.lists.all)} tools, {writes} of them tools that write.
+The narrow list leaves out {len(removed)} of {len(result.lists.all)} tools, {writes} of them tools that write. The
+{len(task.required)} tools of the two toolkits that requests are about stay on every list: the task requires them.
 """
 
 
