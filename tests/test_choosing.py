@@ -99,3 +99,37 @@ def test_rows_of_other_splits_are_found_wherever_a_proposal_holds_them(tmp_path:
     if split == "select":
         fine = dse.compile(task, search=[Proposing((quoting(how, task, data.split("search")[0]),))], **options)
         assert any("mine" in name for name in {**fine.candidates, **fine.artifact.evidence.pruned})
+
+
+def answering(task: dse.Task, script: str, allow: Sequence[str]) -> dse.Plan:
+    """A cascade that begins with this script; its second stage may call these tools."""
+    second = seed_plan(task.spec, "tool_call", allow, task.limits)
+    return dse.Plan.cascade(script_plan(task.spec, script, limits=task.limits), second)
+
+
+def test_fewer_tools_are_priced_against_the_same_program_only(tmp_path: Path) -> None:
+    """Cascades share a label; one that begins otherwise, or goes on in another mode, is another program."""
+    task = WORLD.task(modes=["tool_call", "code"])
+    tools = list(task.spec.tool_names)
+    first, other = 'abstain("never sure")\n', 'abstain("not at all")\n'
+    plans = {
+        "wide": answering(task, first, tools), "narrow": answering(task, first, tools[:1]), "other": answering(task, other, tools[:1]),
+        "direct": dse.Plan.cascade(script_plan(task.spec, first, limits=task.limits), seed_plan(task.spec, "direct", limits=task.limits)),
+    }  # fmt: skip
+
+    class Named(Proposing):
+        async def propose(self, search: dse.Search) -> Sequence[dse.Proposal]:
+            return [dse.Proposal(plan, "cascade") for plan in self.plans]
+
+    result = dse.compile(task, lm=WORLD.model(), registry=tmp_path, allocation="grid", search=[Named(tuple(plans.values()))],
+                         rows=dse.Rows(8, 16, 16))  # fmt: skip
+    name_of = {plan.plan_id: name for name, plan in result.plans.items()}
+    names = {name: name_of[plan.plan_id] for name, plan in plans.items() if plan.plan_id in name_of}
+    assert set(names) == set(plans), "all of them ran"
+    cascades = {(one.wide, one.narrow) for one in result.removals if "cascade" in one.wide}
+    assert cascades == {(names["wide"], names["narrow"])}
+    priced = next(one for one in result.removals if one.wide == names["wide"])
+    scores = {name: {r.row_hash: r.score for r in result.records["select"] if r.candidate == names[name]} for name in ("wide", "narrow")}
+    change = [scores["narrow"][row] - score for row, score in scores["wide"].items()]
+    assert priced.rows == len(change) > 8 and priced.change == pytest.approx(sum(change) / len(change)) != 0
+    assert set(priced.removed) == set(tools[1:])

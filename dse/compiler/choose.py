@@ -11,6 +11,7 @@ from dse.compiler.allowlist import exposure
 from dse.compiler.space import Candidate
 from dse.evaluation.evaluator import RolloutRecord
 from dse.objective import Objective, unknown
+from dse.plan import Plan
 from dse.statistics import clopper_pearson, lower_bound, paired_interval, quantile, score_interval, sign_flip
 
 __all__ = ["Measured", "Removal", "front", "measure", "out_of_limits", "removals", "winner"]
@@ -112,8 +113,8 @@ def winner(measured: Mapping[str, Measured], among: Iterable[str] | None = None,
     """The candidate for the gate, and why not the one with the highest mean, where that is another one.
 
     Highest mean utility within the limits; among equals fewer effects, fewer tokens, then by name. A wider allow-list
-    has to earn its gain: its narrower twin (same mode, prompt and model) is taken unless the wider one is better on the
-    same rows with p <= 0.1 (sign-flip, one-sided). Nothing is taken while another one is nowhere worse and somewhere better:
+    has to earn its gain: its narrower twin (the same but for tools and demonstrations) is taken unless the wider one is
+    better on the same rows with p <= 0.1 (sign-flip, one-sided). Nothing is taken while another one is nowhere worse and somewhere better:
     what pooling expects of a candidate comes from others as well, its rows do not.
 
     Args:
@@ -161,9 +162,18 @@ def _dominates(one: Measured, other: Measured) -> bool:
 
 
 def _narrower(one: Measured, than: Measured) -> bool:
+    """Whether `one` is `than` with fewer tools: the same model and plan, and demonstrations found in the same way."""
     mine, other = one.candidate, than.candidate
+    if not set(mine.plan.allow) < set(other.plan.allow):
+        return False
     same = all(mine.factors[name] == other.factors[name] for name in ("mode", "prompt", "model"))
-    return same and set(mine.plan.allow) < set(other.plan.allow)
+    return same and _without_demos(mine.plan) == _without_demos(other.plan.narrowed(allow=mine.plan.allow))
+
+
+def _without_demos(plan: Plan) -> Plan:
+    """Demonstrations show the tools that may be called: those of a narrower list cannot be the same."""
+    bare = {name: prompt.model_copy(update={"demos": ()}) for name, prompt in plan.prompts.items()}
+    return plan.model_copy(update={"prompts": bare, "stages": tuple(map(_without_demos, plan.stages))})
 
 
 def front(measured: Mapping[str, Measured], among: Iterable[str]) -> tuple[str, ...]:
