@@ -1,4 +1,4 @@
-"""Static pruning: why a plan need not be measured, found without asking any model."""
+"""Static pruning: which plans need not be measured and why, found without asking any model."""
 
 from __future__ import annotations
 
@@ -21,15 +21,40 @@ from dse.redaction import REDACTED, safe_message
 from dse.strategies.base import check_plan, strategy
 
 if TYPE_CHECKING:
+    from dse.compiler.space import Candidate
     from dse.models.prices import PriceTable
 
-__all__ = ["MAX_INSTRUCTIONS", "check_script", "run_cost", "text_problem", "why_not"]
+__all__ = ["MAX_INSTRUCTIONS", "check_script", "prune", "run_cost", "text_problem", "why_not"]
 
 MAX_INSTRUCTIONS = 12_000  # characters
 IMPORTS = ("import asyncio", "import datetime", "from decimal import Decimal")  # there for every script of mode ``code``
 _CHARS_PER_TOKEN = 4  # as estimated everywhere
 _LEAST_CHARS_PER_TOKEN = 8.0  # prose has fewer: for a bound that no tokeniser goes below
 _MARKER = re.compile(r"\[\[ ## \w+ ## \]\]")
+
+
+async def prune(
+    found: Mapping[str, Candidate], incumbent: str, spec: SignatureSpec, toolbox: Toolbox, *, limits: Limits,
+    required: Iterable[str], prices: PriceTable | None, objective: Objective,
+) -> tuple[dict[str, Candidate], dict[str, str]]:  # fmt: skip
+    """Who is left without those of whom it is certain, before any model call, that they cannot be used; and why the others
+    are not.
+
+    Args:
+        incumbent: name of the one that stays in any case.
+        limits, required: of the task.
+    """
+    kept, left_out = {}, {}
+    for name, one in found.items():
+        if name == incumbent:
+            kept[name] = one
+        elif missing := sorted(set(required) - set(one.plan.allow)):
+            left_out[name] = f"it cannot call what the task requires: {', '.join(missing)}"
+        elif (why := await why_not(spec, toolbox, one.plan, limits, prices, objective=objective, model=one.model)) is not None:
+            left_out[name] = why
+        else:
+            kept[name] = one
+    return kept, left_out
 
 
 async def why_not(
