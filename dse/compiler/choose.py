@@ -9,12 +9,13 @@ from typing import Any
 
 from dse.compiler.allowlist import exposure
 from dse.compiler.space import Candidate
+from dse.errors import UserError
 from dse.evaluation.evaluator import RolloutRecord
 from dse.objective import Objective, unknown
 from dse.plan import Plan
 from dse.statistics import clopper_pearson, lower_bound, paired_interval, quantile, score_interval, sign_flip
 
-__all__ = ["Measured", "Removal", "front", "measure", "out_of_limits", "removals", "winner"]
+__all__ = ["Measured", "Removal", "cost_unknown", "front", "measure", "out_of_limits", "removals", "winner"]
 
 #: A candidate leaves the race where its rollouts show, with one side of this level, that it cannot keep within a limit.
 _SHOWN = 0.05
@@ -56,7 +57,7 @@ def measure(
     by_name: dict[str, list[RolloutRecord]] = {}
     for record in records:
         if objective.needs_cost and record.cost_usd is None:
-            raise unknown("cost", "cost_weight" if objective.cost_weight else "max_cost")
+            raise cost_unknown(objective)
         by_name.setdefault(record.candidate, []).append(record)
     measured = {}
     most = exposure(effects, effects)
@@ -74,6 +75,11 @@ def measure(
             math.fsum(r.input_tokens + r.output_tokens for r in mine) / n, exposure(one.plan.allow, effects), broken,
         )  # fmt: skip
     return measured
+
+
+def cost_unknown(objective: Objective) -> UserError:
+    """The error where `objective` needs a cost that nobody knows."""
+    return unknown("cost", "cost_weight" if objective.cost_weight else "max_cost")
 
 
 def _broken(objective: Objective, quality: float, cost: float | None, slowest: float) -> str:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dse.compiler.cascades import cascades, hands_over, rule_of
-from dse.compiler.distill_prompt import MAX_PROMPT, Briefing, Outcome, secrets_of
+from dse.compiler.distill_prompt import MAX_PROMPT, Briefing, Outcome
 from dse.compiler.folding import texts
 from dse.compiler.search import Proposal, Search
+from dse.compiler.secrets import secrets_of_all
 from dse.errors import PlanError
 from dse.evaluation.evaluator import RolloutRecord
 from dse.evaluation.sampling import spread
@@ -189,7 +190,7 @@ class _Writing:
         rows, solved = self._rows(), self._solved()
         self.briefing = Briefing(
             spec=search.spec, api=api, rows=rows, shown=self.knobs.examples, solved=solved, records=search.records,
-            secrets=secrets_of(search.spec, rows, search.records), long=LONG_TEXT, most=self.knobs.most_characters,
+            secrets=secrets_of_all(search.spec, rows, search.records), long=LONG_TEXT, most=self.knobs.most_characters,
         )  # fmt: skip
 
     def _contracts(self) -> dict[str, ToolContract]:
@@ -303,7 +304,7 @@ class _Writing:
         outcomes = tuple(self._outcome(rows[record.row_hash], record) for record in records)
         # what the script saw must not reach a prompt either
         spec = self.search.spec
-        secrets = secrets_of(spec, self.briefing.rows, [*self.search.records, *records])
+        secrets = secrets_of_all(spec, self.briefing.rows, [*self.search.records, *records])
         self.briefing = replace(self.briefing, secrets=secrets)
         return _Version(script, plan, name, outcomes, worth(self.search, plan, records))
 

@@ -18,7 +18,7 @@ from dse.redaction import REDACTED, Secrets
 if TYPE_CHECKING:
     from dse.evaluation.dataset import Example
 
-__all__ = ["MAX_PROMPT", "Briefing", "Outcome", "abbreviated", "clipped", "secrets_of"]
+__all__ = ["MAX_PROMPT", "Briefing", "Outcome", "abbreviated", "clipped"]
 
 MAX_PROMPT = 30_000  # characters of one prompt, unless the stubs alone take most of them
 _TRACE, _RESULTS, _LINES = 2_400, 6_000, 220  # characters: of one run, of all sample results, of one line of a run
@@ -86,25 +86,6 @@ def abbreviated(value: Any, most: int = 400, *, items: int = 4, text: int = 1_20
         return clipped(part, text) if isinstance(part, str) else part
 
     return clipped(json.dumps(short(value), ensure_ascii=False, default=str), most)
-
-
-def secrets_of(spec: SignatureSpec, rows: Sequence[Example], records: Iterable[RolloutRecord]) -> Secrets:
-    """Everything sensitive in rows and rollouts, as far as it can be known."""
-    contracts = {tool.name: tool.contract for tool in spec.tools}
-    names = spec.sensitive.union(*(contract.sensitive for contract in contracts.values())) - {"return"}
-    secrets = Secrets(names)
-    secrets.results = {name for name, contract in contracts.items() if "return" in contract.sensitive}
-    if not names and not secrets.results:
-        return secrets
-    for row in rows:
-        for fields in (row.inputs, row.labels):
-            secrets.remember(fields, names)
-    for record in records:
-        secrets.remember(record.outputs, names)
-        for call in _calls(record):
-            secrets.remember(call["arguments"], names)
-            secrets.remember(call["result"], None if call["tool"] in secrets.results else names)
-    return secrets
 
 
 def _calls(record: RolloutRecord) -> Iterator[dict[str, Any]]:

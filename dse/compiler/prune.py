@@ -1,16 +1,16 @@
-"""Static pruning: why a plan need not be measured, found without asking any model."""
+"""Static pruning: which plans need not be measured and why, found without asking any model."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from dse.canonical import canonical_json
 from dse.contracts.signature import SignatureSpec, validation_summary
-from dse.contracts.stubs import function_schema, input_declarations, stubs_for
+from dse.contracts.stubs import function_schema
 from dse.contracts.tool import ToolContract
 from dse.contracts.toolbox import Toolbox
 from dse.errors import DseError
@@ -21,15 +21,40 @@ from dse.redaction import REDACTED, safe_message
 from dse.strategies.base import check_plan, strategy
 
 if TYPE_CHECKING:
+    from dse.compiler.space import Candidate
     from dse.models.prices import PriceTable
+    from dse.runtime.guest import Checked
 
-__all__ = ["MAX_INSTRUCTIONS", "check_script", "run_cost", "text_problem", "why_not"]
+__all__ = ["MAX_INSTRUCTIONS", "check_script", "prune", "run_cost", "text_problem", "why_not"]
 
 MAX_INSTRUCTIONS = 12_000  # characters
-IMPORTS = ("import asyncio", "import datetime", "from decimal import Decimal")  # there for every script of mode ``code``
 _CHARS_PER_TOKEN = 4  # as estimated everywhere
 _LEAST_CHARS_PER_TOKEN = 8.0  # prose has fewer: for a bound that no tokeniser goes below
 _MARKER = re.compile(r"\[\[ ## \w+ ## \]\]")
+
+
+async def prune(
+    found: Mapping[str, Candidate], incumbent: str, spec: SignatureSpec, toolbox: Toolbox, *, limits: Limits,
+    required: Iterable[str], prices: PriceTable | None, objective: Objective,
+) -> tuple[dict[str, Candidate], dict[str, str]]:  # fmt: skip
+    """Who is left without those of whom it is certain, before any model call, that they cannot be used; and why the others
+    are not.
+
+    Args:
+        incumbent: name of the one that stays in any case.
+        limits, required: of the task.
+    """
+    kept, left_out = {}, {}
+    for name, one in found.items():
+        if name == incumbent:
+            kept[name] = one
+        elif missing := sorted(set(required) - set(one.plan.allow)):
+            left_out[name] = f"it cannot call what the task requires: {', '.join(missing)}"
+        elif (why := await why_not(spec, toolbox, one.plan, limits, prices, objective=objective, model=one.model)) is not None:
+            left_out[name] = why
+        else:
+            kept[name] = one
+    return kept, left_out
 
 
 async def why_not(
@@ -106,24 +131,15 @@ def _tools_cost(toolbox: Toolbox, plan: Plan) -> float:
     return plan.limits.tool_calls * max((toolbox[name].contract.cost_usd for name in plan.allow), default=0.0)
 
 
-async def check_script(code: str, spec: SignatureSpec, contracts: Sequence[ToolContract]) -> str | None:
-    """What lint or gate check say against a script of mode ``code``, or None.
+async def check_script(code: str, spec: SignatureSpec, contracts: Mapping[str, ToolContract]) -> Checked:
+    """Lint and gate check of a script of mode ``code`` that may use these tools.
 
     Raises:
         SandboxUnavailable
     """
-    from dse.runtime import sandbox
+    from dse.strategies.checking import checker_texts, lint_and_check
 
-    known = frozenset(spec.inputs) | {"asyncio", "datetime", "Decimal"}
-    found = sandbox.lint(code, tool_names=[c.name for c in contracts], output_names=spec.outputs, known_names=known).errors
-    if not found:
-        classes, declarations = input_declarations(spec.input_schema)
-        tools = stubs_for(contracts, outputs=spec.output_schema, checking=True).replace(") -> NoReturn:", ") -> Any:")
-        stubs = "\n".join(["from typing import Any, Literal, NotRequired, TypedDict", *IMPORTS, classes, tools])
-        await sandbox.checker().validate_stubs(stubs)
-        checked = await sandbox.checker().check(stubs=stubs, declarations=declarations, earlier=IMPORTS, code=code)
-        found = tuple(d for d in checked if d.severity == "error")
-    return f"line {found[0].line}: {found[0].message} [{found[0].rule}]" if found else None
+    return await lint_and_check(spec, code, contracts, lambda: checker_texts(spec, contracts.values()))
 
 
 # --- what is looked at
@@ -177,13 +193,15 @@ def _cost(spec: SignatureSpec, toolbox: Toolbox, plan: Plan, prices: PriceTable 
 
 
 async def _demos(spec: SignatureSpec, toolbox: Toolbox, plan: Plan) -> str | None:
-    contracts = [toolbox[name].contract for name in plan.allow]
+    contracts = {name: toolbox[name].contract for name in plan.allow}
     for name, prompt in plan.prompts.items():
         for number, demo in enumerate(prompt.demos, 1):
             problem = _misfit(demo, spec, plan)
             if problem is None and plan.mode == "code":
-                code = demo.get("code")
-                problem = await check_script(code, spec, contracts) if isinstance(code, str) else "it has no script"
+                problem = "it has no script"
+                if isinstance(code := demo.get("code"), str):
+                    first = next(iter((await check_script(code, spec, contracts)).problems), None)
+                    problem = None if first is None else f"line {first.line}: {first.message} [{first.rule}]"
             if problem is not None:
                 return f"{name}: demonstration {number}: {problem}"
     return None

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dse.canonical import canonical_json
-from dse.compiler.prune import IMPORTS, check_script
+from dse.compiler.prune import check_script
 from dse.contracts.schema import guest_from_wire, wire_from_guest
 from dse.contracts.signature import SignatureSpec
 from dse.contracts.tool import ToolContract
@@ -122,19 +122,20 @@ async def replays(
         SandboxUnavailable
     """
     from dse.runtime import sandbox
+    from dse.strategies.checking import IMPORTS
 
     groups = calls_of(record) or []
     left = [made for group in groups for made in group]
     contracts = {name: contracts[name] for name in sorted({made.name for made in left})}
-    if await check_script(script, spec, list(contracts.values())) is not None:
+    checked = await check_script(script, spec, contracts)
+    if checked.problems:
         return False
-    lint = sandbox.lint(script, tool_names=contracts, output_names=spec.outputs, known_names={*spec.inputs, "asyncio"})
     session = sandbox.pool().session(
-        limits=sandbox.SandboxLimits(feed_s=5.0), seed=0, clock=_CLOCK, imports="\n".join(IMPORTS),
+        limits=sandbox.SandboxLimits(feed_s=5.0), seed=0, clock=_CLOCK, imports=IMPORTS,
         async_names=frozenset(contracts), sync_names=frozenset({"submit"}))  # fmt: skip
     values = {name: guest_from_wire(inputs[name], field.schema) for name, field in spec.inputs.items() if name in inputs}
     try:
-        turn = await session.feed(lint.code, inputs=values, shims=lint.shims)
+        turn = await session.feed(checked.lint.code, inputs=values, shims=checked.lint.shims)
         while isinstance(turn, sandbox.Waiting):
             results: dict[int, Any] = {}
             for call in turn.calls:

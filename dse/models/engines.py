@@ -16,7 +16,7 @@ import traceback
 from collections import OrderedDict
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dse.canonical import canonical_json, digest, parse_json
 from dse.errors import DseError, MalformedJSON, ModelError, ModelUnavailable, Unserialisable
@@ -202,32 +202,48 @@ def _wire_calls(body: Any) -> list[dict[str, Any]]:
     return found
 
 
-def _with_bad_numbers(exc: Exception) -> lm15.Response | None:
-    """The response that lm15 refused, if that was for NaN or infinity in the arguments of a call; else None.
+class _Unread(NamedTuple):
+    """A reply of a provider that could not be read, and what it was to be read with."""
 
-    Other arguments that are no JSON it lets through. These it refuses with the whole reply, which is found where the
-    error came from; and there it is read once more, without the bad arguments.
+    provider: Any
+    request: lm15.Request
+    reply: Any
+
+
+def _unread(exc: BaseException) -> _Unread | None:
+    """The reply that lm15 could not read, if that is what went wrong.
+
+    The error does not carry it, and nobody else has it: dspy makes its providers itself. So it is taken from where the
+    error came from.
     """
     cause: BaseException | None = exc
     while cause is not None:
         for frame, _ in traceback.walk_tb(cause.__traceback__):
-            if frame.f_code.co_name != "parse_response":
-                continue
-            provider, request, reply = (frame.f_locals.get(name) for name in ("self", "request", "response"))
-            try:
-                body = reply.json()  # type: ignore[union-attr]
-                whole, bad = copy.deepcopy(body), False
-                for call in _wire_calls(body):
-                    if isinstance(call["arguments"], str) and _arguments(call["arguments"]) is None:
-                        call["arguments"], bad = "{}", True
-                if not bad:
-                    return None
-                read = provider.parse_response(request, replace(reply, body=json.dumps(body).encode()))  # type: ignore
-                return replace(read, provider_data=whole)
-            except Exception:  # then that reply is refused for something else as well
-                return None
+            if frame.f_code.co_name == "parse_response":
+                return _Unread(*(frame.f_locals.get(name) for name in ("self", "request", "response")))
         cause = cause.__cause__
     return None
+
+
+def _with_bad_numbers(unread: _Unread) -> lm15.Response | None:
+    """The response, if it was refused for NaN or infinity in the arguments of a call; else None.
+
+    Other arguments that are no JSON lm15 lets through. For these it refuses the whole reply, which is read once more
+    without the bad arguments.
+    """
+    provider, request, reply = unread
+    try:
+        body = reply.json()
+        whole, bad = copy.deepcopy(body), False
+        for call in _wire_calls(body):
+            if isinstance(call["arguments"], str) and _arguments(call["arguments"]) is None:
+                call["arguments"], bad = "{}", True
+        if not bad:
+            return None
+        read = provider.parse_response(request, replace(reply, body=json.dumps(body).encode()))
+        return replace(read, provider_data=whole)
+    except Exception:  # then that reply is refused for something else as well
+        return None
 
 
 def _tool_calls(response: lm15.Response, request: lm15.Request) -> tuple[ToolCallPart, ...]:
@@ -386,7 +402,8 @@ class DspyModel:
             with settings.context(disable_history=False, send_stream=None):
                 response = await self._lm.acall(prepared)
         except Exception as exc:
-            read = _with_bad_numbers(exc)
+            unread = _unread(exc)
+            read = None if unread is None else _with_bad_numbers(unread)
             if read is None:
                 raise map_error(exc, model=self.name, wire=True) from exc
             response = read

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from dse import telemetry
 from dse.contracts.schema import guest_from_wire, wire_from_guest
 from dse.contracts.signature import SignatureSpec, dspy_signature, validation_summary
-from dse.contracts.stubs import input_declarations, presented, stubs_for
+from dse.contracts.stubs import presented, stubs_for
 from dse.contracts.tool import ToolContract
 from dse.errors import LimitExceeded, SandboxUnavailable, Unserialisable
 from dse.plan import Prompt
@@ -26,8 +26,9 @@ from dse.runtime import sandbox
 from dse.runtime.guest import settle
 from dse.runtime.run import Run
 from dse.strategies.base import register
+from dse.strategies.checking import IMPORTS, CheckerTexts, checker_texts, imports_in, known_names
 from dse.strategies.render import Predictor
-from dse.strategies.resumable import IMPORTED, IMPORTS, ResumableGuest
+from dse.strategies.resumable import ResumableGuest
 
 __all__ = ["Code"]
 
@@ -96,16 +97,12 @@ class _Texts:
 
     def __init__(self, spec: SignatureSpec, contracts: tuple[ToolContract, ...], shown: tuple[ToolContract, ...]) -> None:
         self._spec, self._contracts = spec, contracts
-        self._classes, self.declarations = input_declarations(spec.input_schema)
         self.api = f"{_RULES.format(inputs=', '.join(spec.inputs))}\n{stubs_for(shown, outputs=spec.output_schema)}"
 
     @functools.cached_property
-    def checker_stubs(self) -> str:
+    def checker(self) -> CheckerTexts:
         """Where all scripts are recorded, nothing is checked."""
-        # Models sometimes await `submit`; harmless, because a valid answer ends the run inside the call.
-        stubs = stubs_for(self._contracts, outputs=self._spec.output_schema, checking=True)
-        head = "from typing import Any, Literal, NotRequired, TypedDict"
-        return "\n".join([head, IMPORTS, self._classes, stubs.replace(") -> NoReturn:", ") -> Any:")])
+        return checker_texts(self._spec, self._contracts)
 
 
 _texts: dict[tuple[str, ...], _Texts] = {}
@@ -129,7 +126,7 @@ class _CodeSession(ResumableGuest):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self.texts = _texts_for(run.spec, tuple(self.contracts.values()), run.plan.overlays)
-        self.known = frozenset(run.spec.inputs) | {"asyncio", "datetime", "Decimal"}
+        self.known = known_names(run.spec)
         self.transcript: list[str] = []
         self.check_errors = 0
         self.outputs: dict[str, Any] | None = None
@@ -141,7 +138,7 @@ class _CodeSession(ResumableGuest):
         limits = run.limits
         recording = run.journal.recording
         if recording is None or recording.peek() is None:  # what is recorded has passed the check
-            await sandbox.checker().validate_stubs(self.texts.checker_stubs, self.texts.declarations)
+            await sandbox.checker().validate_stubs(*self.texts.checker)
         predictor = Predictor("code", _code_signature(dspy_signature(run.spec)), run.plan.prompts["code"])
         while True:
             inputs = {**run.wire_inputs, "api": self.texts.api, "transcript": "\n\n".join(self.transcript) or "(nothing yet)"}
@@ -192,14 +189,13 @@ class _CodeSession(ResumableGuest):
 
     async def _check(self, code: str) -> list[tuple[Any, ...]]:
         """What is wrong with a script."""
-        await sandbox.checker().validate_stubs(self.texts.checker_stubs, self.texts.declarations)
+        await sandbox.checker().validate_stubs(*self.texts.checker)
         return _errors(await sandbox.checker().check(**self._as_checked(code)))
 
     def _as_checked(self, code: str) -> dict[str, Any]:
-        # Imports that no script names are left out: they would be resolved anew in every check.
-        imports = [line for name, line in IMPORTED.items() if any(name in text for text in (code, *self.earlier))]
-        return {"stubs": self.texts.checker_stubs, "declarations": self.texts.declarations,
-                "earlier": (*imports, *self.earlier), "code": code}  # fmt: skip
+        stubs, declarations = self.texts.checker
+        return {"stubs": stubs, "declarations": declarations,
+                "earlier": (*imports_in(code, *self.earlier), *self.earlier), "code": code}  # fmt: skip
 
     async def _check_and_drive(self, lint: Any, code: str) -> str | None:
         """Check a script and begin it in one go; None where somebody watches the order of these, or workers are taken."""
@@ -209,7 +205,7 @@ class _CodeSession(ResumableGuest):
         checker = sandbox.checker()
         if not checker.room or (self.session is None and not sandbox.pool().room):
             return None  # nothing waits in a thread of the pool, and what is wrong is said before others end
-        await checker.validate_stubs(self.texts.checker_stubs, self.texts.declarations)
+        await checker.validate_stubs(*self.texts.checker)
         asked, fresh = self._as_checked(code), self.session is None
         problems: list[tuple[Any, ...]] | None = None
 

@@ -19,13 +19,12 @@ from dse.runtime.dispatcher import gather_calls
 from dse.runtime.guest import ends_the_run, result_of
 from dse.runtime.history import Frozen, diverged
 from dse.runtime.run import Run
+from dse.strategies.checking import IMPORTS
 
-__all__ = ["IMPORTED", "IMPORTS", "ResumableGuest"]
+__all__ = ["ResumableGuest"]
 
 # Executing more than this again costs more than keeping the guest: seconds of interpretation, or calls.
 _REPLAY_BOUND_S, _REPLAY_CALLS = 0.05, 32
-IMPORTED = {"asyncio": "import asyncio", "datetime": "import datetime", "Decimal": "from decimal import Decimal"}
-IMPORTS = "\n".join(IMPORTED.values())  # there for every script, as the stubs suggest
 
 
 class ResumableGuest:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from dse.contracts.check import Check
 from dse.contracts.schema import wire_from_guest
 from dse.contracts.signature import SignatureSpec
-from dse.contracts.stubs import input_declarations, stubs_for
+from dse.contracts.stubs import stubs_for
 from dse.contracts.tool import ToolContract
 from dse.errors import Abstained, NoSubmission, PlanError, ScriptFailed, Unserialisable
 from dse.limits import Limits
@@ -26,8 +26,8 @@ from dse.runtime import sandbox
 from dse.runtime.guest import Checked, names_used, settle
 from dse.runtime.run import Run
 from dse.strategies.base import register
+from dse.strategies.checking import IMPORTS, CheckerTexts, checker_texts, lint_and_check
 from dse.strategies.code import _CodeSession
-from dse.strategies.resumable import IMPORTED, IMPORTS
 
 __all__ = ["Script", "check_script", "script_api", "script_plan"]
 
@@ -47,8 +47,7 @@ _HINT = re.compile(r"^Hint: (.*)$", re.MULTILINE)
 class _Texts(NamedTuple):
     """What the checker and an author are told about the scripts of a signature with these tools."""
 
-    declarations: str
-    stubs: str  # for the check
+    checker: CheckerTexts
     api: str
 
 
@@ -66,13 +65,9 @@ def _texts_for(spec: SignatureSpec, contracts: Mapping[str, ToolContract]) -> _T
     if key not in _texts:
         if len(_texts) >= 256:
             _texts.clear()
-        classes, declarations = input_declarations(spec.input_schema)
-        head = "from typing import Any, Literal, NotRequired, TypedDict"
-        checking = stubs_for(contracts.values(), outputs=spec.output_schema, checking=True, abstain=True)
-        # As in mode code: what comes after a call that ends the task is checked like the rest.
-        stubs = "\n".join([head, IMPORTS, classes, checking.replace(") -> NoReturn:", ") -> Any:")])
+        checking = checker_texts(spec, contracts.values(), abstain=True)
         written = stubs_for(contracts.values(), outputs=spec.output_schema, abstain=True)
-        _texts[key] = _Texts(declarations, stubs, f"{_RULES.format(inputs=', '.join(spec.inputs))}\n{written}")
+        _texts[key] = _Texts(checking, f"{_RULES.format(inputs=', '.join(spec.inputs))}\n{written}")
     return _texts[key]
 
 
@@ -108,18 +103,11 @@ async def check_script(spec: SignatureSpec, source: str, contracts: Mapping[str,
 
 
 async def _check(spec: SignatureSpec, source: str, contracts: Mapping[str, ToolContract]) -> Checked:
-    known = frozenset(spec.inputs) | {"asyncio", "datetime", "Decimal"}
-    lint = sandbox.lint(source, tool_names={*contracts, "abstain"}, output_names=spec.outputs, known_names=known)
-    if lint.errors:
-        return Checked(lint, lint.errors)
-    texts, checker = _texts_for(spec, contracts), sandbox.checker()
-    await checker.validate_stubs(texts.stubs, texts.declarations)
-    imports = [line for name, line in IMPORTED.items() if name in source]
-    found = await checker.check(stubs=texts.stubs, declarations=texts.declarations, earlier=imports, code=source)
-    problems = tuple(remark for remark in found if remark.severity == "error")
-    if not problems and not names_used(source) & {"submit", "abstain"}:
-        problems = (sandbox.Diagnostic(0, 0, "not-submitted", "the script never calls submit()"),)
-    return Checked(lint, problems)
+    checked = await lint_and_check(spec, source, contracts, lambda: _texts_for(spec, contracts).checker,
+                                   ends=("abstain",))  # fmt: skip
+    if not checked.problems and not names_used(source) & {"submit", "abstain"}:
+        return Checked(checked.lint, (sandbox.Diagnostic(0, 0, "not-submitted", "the script never calls submit()"),))
+    return checked
 
 
 def script_plan(
