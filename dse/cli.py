@@ -125,7 +125,7 @@ def compile_command(
                                                           "cascades, demonstrations, or all.")] = None,
     reflection_lm: Annotated[str | None, typer.Option(help="The model that proposals are made with; default the first --lm.")] = None,
     allocation: Annotated[str, typer.Option(help="How the select rows are spent: race, grid, uniform or sign_test.")] = "race",
-    replicates: Annotated[int, typer.Option(help="Runs of every holdout row.")] = 1,
+    replicates: Annotated[int, typer.Option(help="Runs of every select and holdout row.")] = 1,
     executor: Annotated[str, typer.Option(help="Where rollouts run: local, or ray (a Ray cluster; needs the extra dse[ray]).")] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will take, and spend nothing.")] = False,
     take_over: Annotated[bool, typer.Option("--take-over", help="Also if a process on another machine, which is gone, had it.")] = False,

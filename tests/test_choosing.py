@@ -133,3 +133,13 @@ def test_fewer_tools_are_priced_against_the_same_program_only(tmp_path: Path) ->
     change = [scores["narrow"][row] - score for row, score in scores["wide"].items()]
     assert priced.rows == len(change) > 8 and priced.change == pytest.approx(sum(change) / len(change)) != 0
     assert set(priced.removed) == set(tools[1:])
+
+
+@pytest.mark.parametrize("source", ["submit(left=get_stock(request))", "import numpy\nsubmit(left=1)", "submit(left=(1)"])
+def test_a_proposed_script_that_cannot_run_is_left_out_and_the_compile_goes_on(tmp_path: Path, source: str) -> None:
+    task = WORLD.task(**MODES)
+    broken = script_plan(task.spec, source, allow=(), limits=task.limits)
+    result = dse.compile(task, lm=WORLD.model(), registry=tmp_path, search=[Proposing((broken,))], rows=dse.Rows(8, 12, 12))
+    assert any("the script does not pass the check: line" in why for why in result.artifact.evidence.pruned.values())
+    assert not any(r.receipt["mode"] == "script" for records in result.records.values() for r in records)
+    assert "direct/none/seed" in result.candidates, "the others were raced"

@@ -6,8 +6,9 @@ import functools
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,31 @@ def test_replicates_are_averaged_on_the_holdout(tmp_path: Path) -> None:
     rows = WORLD.dataset().holdout_summary()["rows"]
     assert len(result.records["holdout"]) == 4 * rows and result.gate.n_rows == rows
     assert result.artifact.evidence.replicates == 2
+
+
+class Moody(ScriptedModel):
+    """Without tools it has no answer in its second and third run of a row."""
+
+    async def complete(self, request: Any, *, replicate: int = 0, occurrence: int = 0) -> Any:
+        found = await super().complete(request, replicate=replicate, occurrence=occurrence)
+        return found if request.get("tools") or replicate == 0 else replace(found, text="no answer")
+
+
+def test_all_candidates_run_the_same_rows_and_replicates_on_select(tmp_path: Path) -> None:
+    world = PlantedWorld({"direct": 1.0, "tool_call": 0.6}, clusters=60, writes=0.0)
+    options: dict[str, Any] = {"lm": Moody(world.reply, "scripted/planted"), "allocation": "grid", "rows": dse.Rows(8, 16, 16)}
+    task = world.task(modes=["direct", "tool_call"])
+    result = dse.compile(task, registry=tmp_path, replicates=3, **options)
+    rows = {name: Counter(r.row_hash for r in result.records["select"] if r.candidate == name) for name in result.candidates}
+    assert all(one == rows[result.winner] for one in rows.values()) and set(rows[result.winner].values()) == {3}
+    assert len({r.rollout_id for r in result.records["select"]}) == len(rows) * 3 * len(rows[result.winner])
+    effects = {name: task.toolbox[name].contract.effect for name in task.spec.tool_names}  # type: ignore[index]
+    direct = measure(result.candidates, result.records["select"], task.objective, effects)["direct/none/seed"]
+    assert direct.utility == pytest.approx(1 / 3) and all(u == pytest.approx(1 / 3) for u in direct.by_row.values())
+    assert result.winner.startswith("tool_call/"), "once in three runs is not often enough"
+    told = dse.forecast(task, registry=tmp_path / "told", replicates=3, **options)
+    once = dse.forecast(task, registry=tmp_path / "told", **options)
+    assert told.stages["select"][1] == 3 * once.stages["select"][1]
 
 
 def test_a_second_look_at_the_same_rows_is_discounted(tmp_path: Path) -> None:

@@ -39,10 +39,18 @@ def trajectory(**changes: Any) -> dict[str, Any]:
     return {"inputs": ROW, "rounds": [{"calls": calls}], "outputs": {"left": 4}, **changes}
 
 
+def scripted(source: str, *allow: str) -> Plan:
+    return Plan(mode="script", prompts={}, allow=allow, script=source)
+
+
+ANSWERING = "item = await find_item(name='x')\nsubmit(left=await get_stock(item_id=item['item_id']))"
+
+
 @pytest.mark.parametrize("good", [
     *[seed_plan(SPEC, mode) for mode in ("direct", "tool_call", "code")],
     plan("direct", {**ROW, "left": 3}), plan("tool_call", trajectory()), plan("code", code(SCRIPT)),
     plan("tool_call", trajectory(inputs={"request": "[redacted]"}, outputs={"left": "[redacted]"})),
+    scripted(ANSWERING, "find_item", "get_stock"), Plan.cascade(scripted("abstain('unsure')"), seed_plan(SPEC, "direct")),
 ])  # fmt: skip
 def test_nothing_is_said_against_plans_that_can_work(good: Plan) -> None:
     assert why(good) is None
@@ -57,6 +65,12 @@ def test_nothing_is_said_against_plans_that_can_work(good: Plan) -> None:
     (plan("tool_call", allow=("find_item", "delete_all")), "does not declare: delete_all"),
     (plan("direct", allow=("find_item",)), "calls no tools"),
     (plan("code", code("submit(left=await get_stock(item_id='one'))")), "demonstration 1: line 1"),
+    (scripted("submit(left=await get_stock(item_id='one'))", "get_stock"), "script does not pass the check: line 1"),
+    (scripted(ANSWERING, "find_item"), "script does not pass the check: line 2"),
+    (scripted("submit(left=(1)"), "script does not pass the check"),
+    (scripted("import numpy\nsubmit(left=1)"), "script does not pass the check: line 1"),
+    (scripted("print(1)"), "never calls submit()"),
+    (Plan.cascade(scripted("submit(left='many')"), seed_plan(SPEC, "direct")), "stage 1: the script does not pass"),
     (plan("code", code("submit(left=await delete_all())")), "demonstration 1"),
     (plan("code", code(SCRIPT), code(3)), "demonstration 2: it has no script"),
     (plan("code", code("submit(left=await get_stock(item_id=1))"), allow=("find_item",)), "demonstration 1"),

@@ -1,4 +1,4 @@
-"""python -m benchmarks.selection [--worlds 2000] [--minutes M] [--fresh] [--write]
+"""python -m benchmarks.selection [--worlds 2000] [--minutes M] [--fresh | --stale] [--write]
 
 Planted worlds (all cells that the figures file does not have yet) and published outcomes, where they are found. Tables
 go to benchmarks/SELECTION.md with --write, between markers; figures stay in benchmarks/selection/planted.json.
@@ -19,7 +19,7 @@ from benchmarks.selection import outcomes, planted  # noqa: E402
 PAGE = Path(__file__).parent.parent / "SELECTION.md"
 _TITLE = """# How well candidates are chosen
 
-One command: `python -m benchmarks.selection --write` (`--fresh` runs every cell anew; about half an hour on two cores).
+One command: `python -m benchmarks.selection --write` (`--fresh` runs every cell anew, `--stale` those whose figures are of other code; about an hour on two cores).
 The race (`dse/compiler/race.py`), the pooled estimates and the gate are those of every compile; only the outcomes are
 planted, or published by others. No model is asked, and no select score is a result: what a choice is worth is the
 planted truth, or items that it was not made on.
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further cell after this long")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", choices=["planted", "outcomes"])
+    parser.add_argument("--stale", action="store_true", help="run the cells anew whose figures are of other code")
     parser.add_argument("--fresh", action="store_true", help="run all cells anew")
     parser.add_argument("--figures", type=Path, default=Path(__file__).parent / "planted.json")
     parser.add_argument("--write", action="store_true", help="write benchmarks/SELECTION.md")
@@ -51,7 +52,8 @@ def main() -> None:
     if options.only != "outcomes":
         if options.fresh:
             options.figures.unlink(missing_ok=True)
-        cells = planted.run(options.worlds, place=options.figures, processes=options.processes, minutes=options.minutes)
+        cells = planted.run(options.worlds, place=options.figures, processes=options.processes, minutes=options.minutes,
+                            stale=options.stale)
         text = planted.render(cells)
         print(text)
         if options.write:

@@ -160,15 +160,19 @@ def cell(spec: Spec, worlds: int, mapper: Callable[..., Iterable[dict[str, Any]]
 
 
 def run(worlds: int, *, place: Path, processes: int = 2, minutes: float = math.inf,
-        cells: Sequence[Spec] = tuple(CELLS), say: Callable[[str], None] = print) -> list[dict[str, Any]]:  # fmt: skip
-    """Run all cells that `place` (a JSON file) does not have with as many worlds; stop after `minutes` at a whole cell."""
+        cells: Sequence[Spec] = tuple(CELLS), stale: bool = False, say: Callable[[str], None] = print) -> list[dict[str, Any]]:  # fmt: skip
+    """Run all cells that `place` (a JSON file) does not have with as many worlds; stop after `minutes` at a whole cell.
+
+    Args:
+        stale: cells whose figures are of other code as well.
+    """
     kept = json.loads(place.read_text()) if place.exists() else []
     have = {json.dumps(each["spec"], sort_keys=True): each for each in kept if each["worlds"] >= worlds}
     started = time.monotonic()
     with get_context("spawn").Pool(processes) as pool:
         for spec in cells:
             key = json.dumps(vars(spec), sort_keys=True)
-            if key in have:
+            if key in have and not (stale and have[key]["code"] != code()):
                 continue
             if time.monotonic() - started > 60 * minutes:
                 say(f"stopped after {minutes:g} min: {len(cells) - len(have)} cells are missing")
@@ -181,7 +185,7 @@ def run(worlds: int, *, place: Path, processes: int = 2, minutes: float = math.i
                 f"cost {figures['ways']['race']['cost']:.0%} ({time.monotonic() - began:.0f} s)")  # fmt: skip
     other = sum(each["code"] != code() for each in have.values())
     if other:
-        say(f"{other} cells are figures of other code: --fresh runs them anew")
+        say(f"{other} cells are figures of other code: --stale runs them anew")
     order = {json.dumps(vars(spec), sort_keys=True): place for place, spec in enumerate(CELLS)}
     return sorted(have.values(), key=lambda each: order.get(json.dumps(each["spec"], sort_keys=True), len(order)))
 
@@ -209,7 +213,7 @@ def render(cells: Sequence[Mapping[str, Any]]) -> str:
         "lost by the choice, mean and 95th percentile over worlds; cost is the share of the full grid's. "
         "\"P(best)\" is how often the truly best candidate is chosen. Differences are paired by world, with 95% intervals.",
         *(["", f"{other} of {len(cells)} cells are figures of other code of the race, the pooling, the gate or the statistics "
-           "than stands here now; `--fresh` runs them anew."] if other else []),
+           "than stands here now; `--stale` runs them anew."] if other else []),
         "", *_worst(cells), "", "### Regret and cost", "",
         _row("world", "race", "P(best)", "cost", "full grid", "P(best)", "uniform at equal cost", "race - grid", "race - uniform"),
         _row("---", *["---:"] * 8),

@@ -27,7 +27,7 @@ WIDENING = 0.10
 
 @dataclass(frozen=True)
 class Measured:
-    """A candidate on select rows: means per run, and the utility of each row.
+    """A candidate on select rows: means per run, and the utility of each row (mean of its replicates).
 
     Attributes:
         broken: which hard limit of the objective the means miss; empty for none.
@@ -64,14 +64,18 @@ def measure(
     for name, mine in by_name.items():
         one, n = candidates[name], len(mine)
         removed = most - exposure(one.plan.allow, effects)
-        utilities = {r.row_hash: objective.utility(r.score, r.cost_usd, r.latency_s, removed) for r in mine}
+        utilities = [objective.utility(r.score, r.cost_usd, r.latency_s, removed) for r in mine]
+        by_row: dict[str, list[float]] = {}
+        for record, utility in zip(mine, utilities, strict=True):
+            by_row.setdefault(record.row_hash, []).append(utility)
         costs = [r.cost_usd for r in mine]
         quality = math.fsum(r.score for r in mine) / n
         cost = None if None in costs else math.fsum(c for c in costs if c is not None) / n
         slowest = quantile([r.latency_s for r in mine], 0.95)
         broken = _broken(objective, quality, cost, slowest)
         measured[name] = Measured(
-            one, utilities, {r.row_hash: r.cluster for r in mine}, math.fsum(utilities.values()) / n, quality, cost, slowest,
+            one, {row: math.fsum(of_row) / len(of_row) for row, of_row in by_row.items()}, {r.row_hash: r.cluster for r in mine},
+            math.fsum(utilities) / n, quality, cost, slowest,
             math.fsum(r.input_tokens + r.output_tokens for r in mine) / n, exposure(one.plan.allow, effects), broken,
         )  # fmt: skip
     return measured

@@ -81,7 +81,7 @@ def compile(
         reflection_lm: the model that proposers reflect with; default the first of `lm`.
         allocation: how the select split is spent: ``race``, or a baseline: ``grid`` (every candidate on every row),
             ``uniform`` (all on the same part of the rows that half a grid pays for), ``sign_test``.
-        replicates: runs of each row on the holdout, whose mean counts; more where the model is stochastic.
+        replicates: runs of each select and holdout row, whose mean counts; more where the model is stochastic.
         executor: where rollouts run: ``local``, ``ray`` (a Ray cluster) or an `Executor`; models, budget, recording and
             store stay with this process.
         record: a cassette file (one per model); hits are replayed, only misses are asked for.

@@ -125,10 +125,10 @@ class Preflight:
         options = self.options
         search, select, holdout = self._sizes()
         most, opened = self._most(), 2 * holdout * options.replicates
-        rollouts = search * len(options.modes) + select * most + opened
+        rollouts = search * len(options.modes) + select * most * options.replicates + opened
         times = f" x {options.replicates}" if options.replicates > 1 else ""
         options.say(f"plan: at most {rollouts} rollouts: {search} search rows x {len(options.modes)} modes, {select} select "
-                    f"rows x {most} candidates, {holdout} holdout rows x 2{times}; "
+                    f"rows x {most} candidates{times}, {holdout} holdout rows x 2{times}; "
                     + (f"proposals of {', '.join(p.name for p in options.proposers)} come to that; " if options.proposers else "")
                     + ("a recording answers them" if self.models.free else "each asks the model at least once"))  # fmt: skip
         if (unpriced := self._check_judge()) is not None:
@@ -162,26 +162,26 @@ class Preflight:
         each = {mode: options.space.most(mode) * len(self.models.names) for mode in options.modes}
         most = sum(each.values()) + 1
         raced = most if options.allocation == "grid" or most <= 4 else max(4, math.ceil(0.4 * most))
-        gated = holdout * options.replicates
-        stages = {"search": (search * len(modes),) * 2, "select": (select * raced, select * most), "holdout": (2 * gated,) * 2}
+        raced_rows, gated = select * options.replicates, holdout * options.replicates
+        stages = {"search": (search * len(modes),) * 2, "select": (raced_rows * raced, raced_rows * most), "holdout": (2 * gated,) * 2}
 
         def expected(per: str) -> float:
             figures = {mode: getattr(one, per) for mode, one in modes.items()}
-            runs = math.fsum(figures[mode] * (search + select * each[mode] * raced / most) for mode in modes)
-            return runs + (select + 2 * gated) * math.fsum(figures.values()) / len(figures)
+            runs = math.fsum(figures[mode] * (search + raced_rows * each[mode] * raced / most) for mode in modes)
+            return runs + (raced_rows + 2 * gated) * math.fsum(figures.values()) / len(figures)
 
         champion, _ = champion_of(options, self.models)
         own_plan = baseline_plan(options.spec, limits) if champion is None else champion.plan
         incumbent = forecasts.most_of(own_plan)
         own, own_tokens = next(iter((one.most_model_calls, one.most_tokens) for one in modes.values()))  # of any mode: the task's limits
-        runs = stages["search"][1] + select * (most - 1) + gated  # besides the incumbent's
+        runs = stages["search"][1] + raced_rows * (most - 1) + gated  # besides the incumbent's
         calls, tokens = expected("model_calls"), expected("tokens")
-        most_calls: float | None = runs * own + (select + gated) * incumbent[0]
+        most_calls: float | None = runs * own + (raced_rows + gated) * incumbent[0]
         most_tokens = forecasts.together([None if one is None else times * one for times, one in
-                                          ((runs, own_tokens), (select + gated, incumbent[1]))])  # fmt: skip
+                                          ((runs, own_tokens), (raced_rows + gated, incumbent[1]))])  # fmt: skip
         tools_usd = expected("tools_usd")
         every_tool = max((one.most_tools_usd for one in modes.values()), default=0.0)
-        most_tools = runs * every_tool + (select + gated) * forecasts.most_of_tools(own_plan, priced)
+        most_tools = runs * every_tool + (raced_rows + gated) * forecasts.most_of_tools(own_plan, priced)
         usd, most_usd = forecasts.price(options.prices, self.models.names, tokens), None
         usd = None if usd is None else usd + tools_usd
         judge, unbounded = forecasts.judging(options.task.metric, judged), []
@@ -243,7 +243,8 @@ class Preflight:
         per_run = {mode: sum(calls) / len(calls) for mode, calls in asked.items()}
         each = [per_run.get(one.plan.mode, 1.0) for one in found.values()]
         _, select, holdout = self._sizes()
-        calls = select * sum(each) + holdout * (per_run.get(incumbent.mode, 1.0) + sum(each) / len(each))
+        rows = select * sum(each) + holdout * (per_run.get(incumbent.mode, 1.0) + sum(each) / len(each))
+        calls = self.options.replicates * rows
         text = f"plan: about {calls:.0f} more model calls ({', '.join(f'{m} {c:.1f}' for m, c in per_run.items())} per run)"
         if call_s is not None:
             text += f", about {max(1, round(calls * call_s / 60))} min at the pace so far"

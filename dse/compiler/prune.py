@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dse.compiler.space import Candidate
     from dse.models.prices import PriceTable
     from dse.runtime.guest import Checked
+    from dse.runtime.sandbox import Diagnostic
 
 __all__ = ["MAX_INSTRUCTIONS", "check_script", "prune", "run_cost", "text_problem", "why_not"]
 
@@ -76,7 +77,8 @@ async def why_not(
         if reason is not None:
             return f"stage {number}: {reason}"
     return _allow(spec, toolbox, plan) or _limits(plan, limits) or _prompts(spec, plan) or _cost(
-        spec, toolbox, plan, prices, objective, model, examples) or await _demos(spec, toolbox, plan)  # fmt: skip
+        spec, toolbox, plan, prices, objective, model, examples) or await _script(spec, toolbox, plan) or await _demos(
+        spec, toolbox, plan)  # fmt: skip
 
 
 def text_problem(text: str, spec: SignatureSpec) -> str | None:
@@ -192,6 +194,19 @@ def _cost(spec: SignatureSpec, toolbox: Toolbox, plan: Plan, prices: PriceTable 
     return None
 
 
+async def _script(spec: SignatureSpec, toolbox: Toolbox, plan: Plan) -> str | None:
+    from dse.strategies.script import check_script as check  # a mode of its own, with abstain()
+
+    if plan.mode != "script" or plan.script is None:
+        return None
+    problems = (await check(spec, plan.script, {name: toolbox[name].contract for name in plan.allow})).problems
+    return f"the script does not pass the check: {_first(problems)}" if problems else None
+
+
+def _first(problems: Sequence[Diagnostic]) -> str:
+    return f"line {problems[0].line}: {problems[0].message} [{problems[0].rule}]"
+
+
 async def _demos(spec: SignatureSpec, toolbox: Toolbox, plan: Plan) -> str | None:
     contracts = {name: toolbox[name].contract for name in plan.allow}
     for name, prompt in plan.prompts.items():
@@ -200,8 +215,8 @@ async def _demos(spec: SignatureSpec, toolbox: Toolbox, plan: Plan) -> str | Non
             if problem is None and plan.mode == "code":
                 problem = "it has no script"
                 if isinstance(code := demo.get("code"), str):
-                    first = next(iter((await check_script(code, spec, contracts)).problems), None)
-                    problem = None if first is None else f"line {first.line}: {first.message} [{first.rule}]"
+                    problems = (await check_script(code, spec, contracts)).problems
+                    problem = _first(problems) if problems else None
             if problem is not None:
                 return f"{name}: demonstration {number}: {problem}"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ __all__ = ["select"]
 
 async def select(options: Options, runs: Rollouts, found: Mapping[str, Candidate], incumbent: str,
                  searched: Sequence[RolloutRecord]) -> tuple[list[RolloutRecord], RaceResult]:  # fmt: skip
-    """Race the candidates.
+    """Race the candidates: each of `replicates` runs of a row is an item of the race, in the cluster of its row.
 
     Args:
         incumbent: name of the one that stays in the race to its end.
@@ -38,22 +39,23 @@ async def select(options: Options, runs: Rollouts, found: Mapping[str, Candidate
     costs = _unit_costs(runs, found, searched, options.prices)
     arms = [Arm(name, one.factors, costs[name]) for name, one in found.items()]
     protect = {incumbent, *sorted((n for n, c in found.items() if c.plan.mode == "direct"), key=lambda n: (costs[n], n))[:1]}
-    budget = math.fsum(costs.values()) * len(rows) / 2 if options.allocation == "uniform" else None
+    budget = math.fsum(costs.values()) * len(rows) * options.replicates / 2 if options.allocation == "uniform" else None
     race = make_race(arms, [Item(row.row_hash, row.cluster) for row in rows], allocation=options.allocation, seed=options.seed,  # type: ignore[arg-type]
-                     protect=sorted(protect), budget_units=budget)  # fmt: skip
+                     protect=sorted(protect), budget_units=budget, replicates=options.replicates)  # fmt: skip
     objective, most = options.task.objective, exposure(options.effects, options.effects)
     selected: list[RolloutRecord] = []
     of_arm: dict[str, list[RolloutRecord]] = {name: [] for name in found}
     while (batch := race.next()) is not None:
         outcomes = []
-        for model in runs.models:
-            cells = [(name, item) for name, item, _ in batch if found[name].model == model]
-            records = await runs.these("select", [(name, found[name].plan, rows[item]) for name, item in cells], model)
+        for model, replicate in itertools.product(runs.models, range(options.replicates)):
+            cells = [(name, item) for name, item, number in batch if found[name].model == model and number == replicate]
+            jobs = [(name, found[name].plan, rows[item]) for name, item in cells]
+            records = await runs.these("select", jobs, model, replicate=replicate) if jobs else []
             selected += records
             for (name, item), record in zip(cells, records, strict=True):
                 removed = most - exposure(found[name].plan.allow, options.effects)
                 utility = objective.utility(record.score, record.cost_usd, record.latency_s, removed)
-                outcomes.append(Outcome(name, item, 0, utility, _paid(record, options.prices)))
+                outcomes.append(Outcome(name, item, replicate, utility, _paid(record, options.prices)))
                 of_arm[name].append(record)
         over = {name: out_of_limits(mine, objective) for name, mine in of_arm.items()}
         race.tell(outcomes, {name: limit for name, limit in over.items() if limit})
