@@ -72,7 +72,7 @@ def _one(given: Any, op: str, params: type[BaseModel], key: str, name: str, para
         params.__pydantic_validator__.validate_assignment(made, key, given)
         typed = getattr(made, key)
         wire = made.model_dump(mode="json", by_alias=True, include={key}, warnings="error")[name]
-        wire = canonical_sets({name: wire}, dict(parameters))[name]
+        wire = canonical_sets({name: wire}, dict(parameters), {name: typed})[name]
     except Exception:
         if op not in _ORDER:
             raise

@@ -249,7 +249,7 @@ class Dispatcher:
             if isinstance(tool.params, type):
                 made = tool.params.model_validate(wire)
                 typed = model_values(made)
-                canonical = canonical_sets(dump_model(made), contract.parameters)
+                canonical = canonical_sets(dump_model(made), contract.parameters, made)
                 if canonical != wire and may_differ(tool.params):
                     noted = {"given": hash_of(wire)}
             else:  # a contract bound as data
