@@ -16,7 +16,8 @@ from uuid import UUID
 from pydantic import BaseModel, ValidationError
 
 from dse.canonical import canonical_json
-from dse.contracts.schema import adapter_for, canonical_sets, dump_wire, guest_from_wire, resolve
+from dse.contracts.schema import adapter_for, dump_wire, guest_from_wire, resolve
+from dse.contracts.sets import canonical_sets
 from dse.errors import ContractError
 
 __all__ = ["OPERATORS", "Condition", "all_hold", "in_wire", "read_conditions"]
