@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,7 +32,8 @@ def monitor_command(
     artifact = Registry.resolve(ref)
     other = None
     if against is not None:
-        named = against if "@" in against or against.endswith(".json") else f"{ref.rpartition('@')[0] or ref}@{against}"
+        whose = str(Path(ref).parent) if ref.endswith(".json") else ref.rpartition("@")[0] or ref  # a file is in its name's folder
+        named = against if "@" in against or against.endswith(".json") else f"{whose}@{against}"
         other = Registry.resolve(named)
     report = monitor(artifact, open_store(store, existing=True), name=name, reference=reference, max_loss=max_loss, alpha=alpha,
                      group_by=group_by, against=other, paired=paired, count_failures=count_failures)  # fmt: skip

@@ -26,6 +26,10 @@ class DseModule(dspy.Module):  # type: ignore[misc]
 
     It asks the program's own model, or the one given by ``set_lm``; ``dspy.settings.lm`` is not used. An environment's
     factory gets an example with the inputs of the call and nothing else.
+
+    A forward is an evaluation: a tool's rate refuses a call for the calls of its own run only, as everywhere where runs are
+    measured. What others take of the rate is waited for, and is nobody's active time; tools of the environment's own do not
+    wait for it.
     """
 
     def __init__(self, program: Any, environment: Environment | None = None) -> None:
@@ -63,7 +67,7 @@ class DseModule(dspy.Module):  # type: ignore[misc]
         chosen = next((predict.lm for predict in self.predictors() if predict.lm is not None), base.lm)  # set_lm(...)
         program = Program(base.signature, self.current_plan(), lm=chosen, toolbox=base.toolbox, deps=base.deps,
                           approve=base.approve, middleware=base.middleware, store=base.store, checks=tuple(base.checks.values()))  # fmt: skip
-        run = program.new_run(inputs)
+        run = program.new_run(inputs, evaluation=True)
         if trace is not None:
             def traced(name: str, given: Any, outputs: Any) -> None:
                 stage = f"stage{run.stages[-1]['number']}_" if run.stages else ""

@@ -474,7 +474,8 @@ class Program:
                        checks=tuple(self.checks.values()))  # fmt: skip
 
     def as_dspy(self, *, environment: Any = None) -> Any:
-        """A ``dspy.Module`` whose predictors dspy's optimizers and ``dspy.Evaluate`` can drive.
+        """A ``dspy.Module`` whose predictors dspy's optimizers and ``dspy.Evaluate`` can drive. Its runs are evaluations:
+        other runs' calls never make a tool's rate refuse one, it waits.
 
         Raises:
             EnvironmentRequired: the plan allows write tools and no environment is given.

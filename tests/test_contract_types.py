@@ -137,6 +137,14 @@ class Named(BaseModel):
     cost: str
 
 
+class Timed(BaseModel):
+    value: dt.datetime
+
+
+class Titled(BaseModel):
+    value: str
+
+
 Event = Annotated[Moved | Note, Field(discriminator="kind")]
 # A text in another form than its format: the schema says date and decimal, whatever the functions write.
 Odd = Annotated[dt.date, PlainSerializer(lambda day: f"{day:%d.%m.%Y}")]
@@ -160,9 +168,58 @@ class TestUnions:
         (list[dt.date] | list[str], ["2024-05-01", "x"]), (dict[str, Decimal] | dict[str, str], {"a": "1", "b": "02"}),
         (UUID | dt.date, dt.date(2024, 5, 1)), (list[float] | list[int], [1, 2]),
         (tuple[dt.date, int] | tuple[str, int], ("20240501", 1)),
+        (dt.datetime | str, "2026-01-01T00:00:00Z"), (dt.datetime | str, "2026-01-01T00:00:00+00:00"), (dt.datetime | str, "UTC"),
+        (str | dt.datetime | None, "2026-01-01T01:02:03.500000Z"), (dt.time | str, "10:00:00Z"), (dt.time | str, "10:00Z"),
+        (list[dt.datetime] | list[str], ["2026-01-01T00:00:00Z"]), (dict[str, dt.datetime | str], {"a": "2026-01-01T00:00:00Z"}),
+        (Timed | Titled, Titled(value="2026-01-01T00:00:00Z")),
+        (set[int] | list[int], [3, 1, 2]), (set[int] | list[int], [1, 2, 3]), (set[int] | list[int], [2, 2]),
+        (list[int] | set[int] | None, [3, 1, 2]), (list[set[str] | list[str]], [["b", "a"], ["a", "b"]]),
+        (dict[str, frozenset[int] | list[int]], {"a": [3, 1]}),
     ])  # fmt: skip
     def test_values_pass_through_code_unchanged(self, kind: Any, value: Any) -> None:
         assert by_code("submit(answer=await take(await give()))", giving(kind, value), taking(kind)) == repr(value)
+
+    @pytest.mark.parametrize("kind", [set[str] | list[str], list[str] | set[str], dict[str, set[str] | list[str]]])
+    def test_a_set_of_a_union_is_told_in_a_fixed_order_and_a_list_in_its_own(self, kind: Any) -> None:
+        def told(value: Any) -> Any:
+            adapter = TypeAdapter(kind)
+            typed = adapter.validate_python({"a": value} if "dict" in str(kind) else value)
+            wire = dump_wire(adapter, typed, schema_of(adapter, "serialization"))
+            return wire["a"] if isinstance(wire, dict) else wire
+
+        assert told({"b", "c", "a", "d"}) == ["a", "b", "c", "d"]
+        assert told(["b", "c", "a", "d"]) == ["b", "c", "a", "d"]
+
+    def test_texts_and_lists_of_unions_are_recorded_and_told_as_they_were_given(self) -> None:
+        got: list[Any] = []
+
+        @dse.tool(effect="pure")
+        def keep(at: dt.datetime | str, which: set[int] | list[int]) -> list[str | set[int] | list[int] | dt.datetime]:
+            """Keep."""
+            got.append((at, which))
+            return [at, which]
+
+        class Kept(dse.Signature):
+            """Keep these."""
+
+            at: dt.datetime | str = dse.InputField()
+            which: set[int] | list[int] = dse.InputField()
+            then: dt.datetime | str = dse.OutputField()
+            those: set[int] | list[int] = dse.OutputField()
+            tools = [keep]
+
+        given = {"at": "2026-01-01T00:00:00Z", "which": [3, 1, 2]}
+        expected = {"then": given["at"], "those": given["which"]}
+        script = "kept = await keep(at, which)\nsubmit(then=kept[0], those=kept[1])"
+        replies = {"tool_call": [call(("keep", given)), call(("submit", expected))], "code": [say(f"[[ ## code ## ]]\n{script}")],
+                   "direct": [say("[[ ## then ## ]]\n2026-01-01T00:00:00Z\n\n[[ ## those ## ]]\n[3, 1, 2]")]}  # fmt: skip
+        for mode, scripted in replies.items():
+            got.clear()
+            made = dse.Program(Kept, mode, lm=ScriptedModel(list(scripted)))(**given)
+            assert (made.then, made.those) == tuple(expected.values()), mode
+            assert made.receipt["inputs"] == given and made.receipt["outputs"] == expected
+            assert got == ([] if mode == "direct" else [tuple(given.values())])
+            assert [one["arguments"] for one in made.receipt["calls"]] == [given] * len(got)
 
     def test_a_text_that_its_format_cannot_read_stays_text(self) -> None:
         tools = giving(dict[str, Odd], {"day": dt.date(2024, 1, 2)}), giving(Odd | None, dt.date(2024, 1, 2))
@@ -194,7 +251,9 @@ class TestUnions:
         assert repr(wire) == before
 
     VALUES = st.one_of(
-        st.text(max_size=6), st.sampled_from(["2024-05-01", "20240501", "01", "PT1H", "P1D", "24:00", "1.0"]), st.none(),
+        st.text(max_size=6), st.none(),
+        st.sampled_from(["2024-05-01", "20240501", "01", "PT1H", "P1D", "24:00", "1.0", "2024-05-01T00:00:00Z", "2024-05-01T00:00Z",
+                         "2024-05-01T00:00:00.5Z", "2024-05-01T00:00:00+00:00"]),
         st.integers(-(10**6), 10**6), st.dates(), st.datetimes(), st.uuids(),
         st.decimals(allow_nan=False, allow_infinity=False), st.builds(Moved, value=st.dates()),
         st.builds(Note, value=st.text(max_size=3) | st.dates().map(str)),
@@ -203,6 +262,7 @@ class TestUnions:
     ANY = TypeAdapter(Union[None, int, dt.date, dt.datetime, UUID, Decimal, Moved, Note, Dated, Named, str])  # noqa: UP007
 
     @given(VALUES)
+    @example(dt.datetime(2024, 5, 1, tzinfo=dt.UTC))
     def test_there_and_back_is_the_same_text(self, value: Any) -> None:
         schema = schema_of(self.ANY, "serialization")
         wire = dump_wire(self.ANY, self.ANY.validate_python(value), schema)

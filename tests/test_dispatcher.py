@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import datetime as dt
 import functools
 import threading
@@ -1332,7 +1334,36 @@ def _is_no_function_to_await(call: Any, call_next: Any) -> Any:
     return 3
 
 
-@pytest.mark.parametrize("layer", [_forgets_return, _forgets_await, _is_no_function_to_await])
+async def _forgets_both(call: Any, call_next: Any) -> Any:
+    call_next(call)
+
+
+async def _never_awaits(call: Any, call_next: Any) -> Any:
+    call_next(call)
+    return 3
+
+
+async def _never_calls(call: Any, call_next: Any) -> Any:
+    pass
+
+
+async def _swallows(call: Any, call_next: Any) -> Any:
+    with contextlib.suppress(Exception):
+        return await call_next(dataclasses.replace(call, arguments={}))
+
+
+async def _takes_one(call: Any) -> Any:
+    return call
+
+
+async def _yields(call: Any, call_next: Any) -> Any:
+    yield await call_next(call)
+
+
+@pytest.mark.parametrize("layer", [
+    _forgets_return, _forgets_await, _is_no_function_to_await, _forgets_both, _never_awaits, _never_calls, _swallows, _takes_one,
+    _yields,
+])  # fmt: skip
 @in_loop
 async def test_a_mistake_in_middleware_is_the_programs_and_no_models(layer: Any) -> None:
     @dse.tool(effect="pure")
@@ -1341,16 +1372,38 @@ async def test_a_mistake_in_middleware_is_the_programs_and_no_models(layer: Any)
         return a + 1
 
     with pytest.raises(UserError, match="Middleware") as caught:
-        await make(add, middleware=[_passes, layer]).call("add", (1,))
-    assert layer.__name__ in str(caught.value.value) and "call_next" in caught.value.remedy
+        await make(add, middleware=[_passes, layer, _passes]).call("add", (1,))
+    assert caught.value.value == layer.__name__ and "call_next" in caught.value.remedy
 
     @dse.tool(effect="pure")
     def maybe(a: int) -> int | None:
         """Maybe."""
         return a
 
-    if layer is _forgets_return:  # nothing is a result of this one
+    acted: list[int] = []
+
+    @dse.tool(effect="write")
+    def act(a: int) -> int:
+        """Act."""
+        acted.append(a)
+        return a
+
+    dispatcher = make(act, middleware=[layer])
+    with pytest.raises(UserError):
+        await dispatcher.call("act", (1,))
+    assert dispatcher.run.effects.summary() == ("completed [act#1]" if acted else "unknown [act#1]" if layer is _swallows else "none")
+    if layer in (_forgets_return, _never_calls, _swallows):  # nothing is a result of this one
         assert (await make(maybe, middleware=[layer]).call("maybe", (1,))).value is None
+
+
+@in_loop
+async def test_a_tool_that_returns_nothing_is_no_mistake_of_middleware() -> None:
+    @dse.tool(effect="pure")
+    def add(a: int) -> int:
+        """Add."""
+        return None  # type: ignore[return-value]
+
+    assert type(await fault_of(make(add, middleware=[_passes, _passes]).call("add", (1,)))) is ToolReturnError
 
 
 @in_loop

@@ -96,6 +96,34 @@ def test_tools_of_the_world_and_its_decisions_are_used() -> None:
     assert one(request="?").left == len("snow in Oslo")
 
 
+@pytest.mark.parametrize("in_world", [True, False])
+def test_a_rate_refuses_no_row_for_the_rows_before_it(in_world: bool) -> None:
+    @dse.tool(effect="pure", rate=(1, 3600.0 if in_world else 0.05), timeout_s=0.04)
+    def length(text: str) -> int:
+        """Of a text."""
+        return len(text)
+
+    class Measure(dse.Signature):
+        """How long is it?"""
+
+        text: str = dse.InputField()
+        long: int = dse.OutputField()
+        tools = [length]
+
+    def reply(request: Any) -> Any:
+        told = [m["content"] for m in request["messages"] if m["role"] == "tool"]
+        return call(("submit", {"long": int(told[0])})) if told else call(("length", {"text": "abc"}))
+
+    def in_the_world(text: str) -> int:
+        return len(text)
+
+    environment = (lambda example: World(tools={"length": in_the_world})) if in_world else None
+    one = dse.Program(Measure, "tool_call", lm=ScriptedModel(reply)).as_dspy(environment=environment)
+    rows = [dspy.Example(text=str(n)).with_inputs("text") for n in range(4)]
+    scored = dspy.Evaluate(devset=rows, metric=lambda example, made, trace=None: made.long == 3, num_threads=2, display_progress=False)
+    assert scored(one).score == 100.0
+
+
 # ---- what dspy may change ---------------------------------------------------------------------------------
 
 

@@ -141,6 +141,22 @@ def test_recording_goes_on(tmp_path: Path) -> None:
     two.close()
 
 
+def test_declaring_a_judge_opens_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "judge.jsonl"
+    one = Judge(grades("5"), cassette=path)
+    metric = polite(one)
+    task = dse.Task(Answer, dataset=None, metric=metric)
+    assert task.metric.revision == polite(Judge(grades("5"))).revision and "scripted/judge" in repr(metric) + repr(one)
+    assert not path.exists()
+    other = Judge(grades("1"), cassette=path)
+    assert polite(other).revision == metric.revision
+    assert evaluate(metric, rows=ROWS[:1])[0].score == 1.0 and path.exists()  # nobody else had it open
+    one.close()
+    assert evaluate(polite(other), rows=ROWS[:1])[0].score == 1.0  # recorded
+    other.close()
+    assert "replay:nowhere.jsonl" in repr(Judge("replay:nowhere.jsonl"))
+
+
 # --- pinned, and stored
 
 

@@ -312,9 +312,10 @@ def test_paired_on_equal_inputs(artifact: Artifact) -> None:
 ])  # fmt: skip
 def test_options_that_do_not_go_together(options: dict[str, Any], artifact: Artifact) -> None:
     made = Production()
-    made.judged(artifact.artifact_id, [1.0])
-    with pytest.raises(UserError):
-        monitor(artifact, made.store, **options)
+    for judged in ([], [1.0]):
+        made.judged(artifact.artifact_id, judged)
+        with pytest.raises(UserError):
+            monitor(artifact, made.store, **options)
 
 
 def test_no_artifact_is_compared_with_itself(artifact: Artifact) -> None:
@@ -362,6 +363,9 @@ def test_the_command_says_so_and_its_exit_code_too(artifact: Artifact, registry:
     assert code == 1 and json.loads(shown)["advice"] == "rollback"
     code, shown = command(ref, "--store", path, "--against", "previous")
     assert code == 0 and "0 pairs of runs" in shown
+    file = next(path for path in (registry / "AskWarehouse").glob("*.json") if path.stem in artifact.artifact_id)
+    code, same = command(str(file), "--store", path, "--against", "previous")
+    assert code == 0 and same == shown
     code, shown = command(ref, "--store", path, "--name", "helpfull")
     assert code == 2 and "DSE100" in shown and "helpful." in shown
     code, shown = command(ref, "--store", str(tmp_path / "none.db"))

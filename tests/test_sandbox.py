@@ -507,6 +507,30 @@ def test_a_native_operation_that_ignores_the_clock_is_killed() -> None:
     assert isinstance(after, Failed)
 
 
+@pytest.mark.parametrize("feed_s", [30.0, 1e300])
+def test_the_time_limit_of_a_guest_is_what_was_declared_however_short_the_pool_s_own_is(feed_s: float) -> None:
+    async def work(box: Sandbox) -> tuple[Turn, float]:
+        short = await opened(box)  # both kinds of workers in one pool
+        session = await opened(box, limits=SandboxLimits(feed_s=feed_s))
+        turn = await session.feed("n = 0\nfor i in range(12_000_000): n += 1\nn")
+        assert isinstance(await short.feed("1"), Finished)
+        return turn, session.interpreter_s
+
+    turn, spent = run(work, request_timeout_s=0.25)
+    assert isinstance(turn, Finished) and turn.value == 12_000_000
+    assert spent > 0.25  # or it would say nothing
+
+
+def test_a_time_limit_beyond_the_pool_s_own_still_ends_a_guest() -> None:
+    async def work(box: Sandbox) -> tuple[Turn, float]:
+        session = await opened(box, limits=SandboxLimits(feed_s=0.8))
+        return await session.feed("while True: pass"), session.interpreter_s
+
+    failed, spent = run(work, request_timeout_s=0.25)
+    assert isinstance(failed, Failed) and failed.error.limit == "interpreter_s"
+    assert spent >= 0.75
+
+
 def test_recursion_can_be_handled() -> None:
     failed, after = failure("def f(n): return f(n + 1)\nf(0)", SandboxLimits(recursion=50))
     assert (failed.error.kind, failed.error.limit, failed.error.dead, failed.error.line) == ("limit", "recursion", False, 1)

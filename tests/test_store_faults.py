@@ -43,6 +43,7 @@ from dse.errors import (
     RunTaken,
     StoreError,
     StoreUnavailable,
+    UserError,
 )
 from dse.store.keys import Keys
 from dse.strategies.base import seed_plan
@@ -764,6 +765,18 @@ def test_pruning_knows_time_zones(place: Place) -> None:
     east, west = (dt.timezone(dt.timedelta(hours=hours)) for hours in (9, -9))
     assert place.store.prune(before=(now - dt.timedelta(hours=1)).astimezone(east)) == 0
     assert place.store.prune(before=(now + dt.timedelta(hours=1)).astimezone(west)) == 1
+
+
+@pytest.mark.parametrize("wrong", [
+    {"before": "2100-01-01"}, {"before": dt.datetime(2100, 1, 1)}, {"before": dt.date(2100, 1, 1)}, {"before": None},
+    {"before": dt.datetime(2100, 1, 1, tzinfo=dt.UTC), "outcomes": "ok"},
+])  # fmt: skip
+def test_pruning_before_no_time_is_refused(place: Place, wrong: dict[str, Any]) -> None:
+    place.program()(matter=PAD)
+    with pytest.raises(UserError) as caught:
+        place.store.prune(**wrong)
+    assert caught.value.code == "DSE100" and caught.value.value is wrong.get("outcomes", wrong["before"]) and caught.value.remedy
+    assert len(place.store.runs()) == 1
 
 
 # --- one store and many runs

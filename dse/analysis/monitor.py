@@ -15,6 +15,7 @@ from dse.canonical import canonical_json, digest
 from dse.errors import DatasetError, UserError
 from dse.redaction import REDACTED
 from dse.statistics import EProcess, Interval, confidence_sequence, e_process, score_interval
+from dse.statistics.values import open_share
 
 if TYPE_CHECKING:
     from dse.artifacts.artifact import Artifact
@@ -135,6 +136,7 @@ def monitor(
     """
     if against is not None and reference is not None:
         raise UserError("Runs are compared with a reference or with another artifact's", value=reference, remedy="Give one.")
+    open_share(alpha, "alpha")
     if paired and against is None:
         raise UserError("There is nothing to pair with", remedy="Name the other artifact with against=.")
     for what, value in (("reference", reference), ("max_loss", max_loss)):

@@ -16,7 +16,8 @@ from uuid import UUID
 from pydantic import BaseModel, ValidationError
 
 from dse.canonical import canonical_json
-from dse.contracts.schema import adapter_for, canonical_sets, dump_wire, guest_from_wire, resolve
+from dse.contracts.schema import adapter_for, dump_wire, guest_from_wire, resolve
+from dse.contracts.sets import canonical_sets
 from dse.errors import ContractError
 
 __all__ = ["OPERATORS", "Condition", "all_hold", "in_wire", "read_conditions"]
@@ -72,7 +73,7 @@ def _one(given: Any, op: str, params: type[BaseModel], key: str, name: str, para
         params.__pydantic_validator__.validate_assignment(made, key, given)
         typed = getattr(made, key)
         wire = made.model_dump(mode="json", by_alias=True, include={key}, warnings="error")[name]
-        wire = canonical_sets({name: wire}, dict(parameters))[name]
+        wire = canonical_sets({name: wire}, dict(parameters), {name: typed})[name]
     except Exception:
         if op not in _ORDER:
             raise

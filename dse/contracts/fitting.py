@@ -67,16 +67,19 @@ def resolve(schema: Schema, defs: dict[str, Schema]) -> Schema:
     return schema
 
 
-def member_of(wire: Any, union: Sequence[Schema], defs: dict[str, Schema]) -> int | None:
+def member_of(wire: Any, union: Sequence[Schema], defs: dict[str, Schema], *, in_order: bool = True) -> int | None:
     """The place in `union` (resolved members) of the first that `wire` fits exactly, else of the first that it fits.
 
     None if it fits none: such a value stays as it is.
+
+    Args:
+        in_order: the items of sets are in their fixed order already, so that any other one says that it is a list.
     """
     possible = [index for index, sub in enumerate(union) if _may_fit(wire, sub)]
     if len(possible) <= 1:  # the usual case: a value or null
         return possible[0] if possible else None
     for exactly in (True, False):
-        fitting = _Fitting(defs, exactly)
+        fitting = _Fitting(defs, exactly, in_order)
         for index in possible:
             if fitting.fits(wire, union[index]):
                 return index
@@ -110,8 +113,8 @@ def _same(one: Any, other: Any) -> bool:
 class _Fitting:
     """One question about one value; what was found about its parts is kept, as similar members ask for the same."""
 
-    def __init__(self, defs: dict[str, Schema], exactly: bool) -> None:
-        self.defs, self.exactly = defs, exactly
+    def __init__(self, defs: dict[str, Schema], exactly: bool, in_order: bool) -> None:
+        self.defs, self.exactly, self.in_order = defs, exactly, in_order
         self.known: dict[tuple[int, int], bool] = {}  # the value and the schemas outlive the question: ids are stable
 
     def fits(self, wire: Any, schema: Any) -> bool:
@@ -168,7 +171,8 @@ class _Fitting:
             return False
         if not self.exactly or not schema.get("uniqueItems"):
             return True
-        return len({canonical_json(one) for one in wire}) == len(wire)
+        texts = [canonical_json(one) for one in wire]
+        return sorted(set(texts)) == (texts if self.in_order else sorted(texts))
 
     def _properties(self, wire: dict[str, Any], schema: Schema) -> bool:
         props, rest = schema.get("properties"), schema.get("additionalProperties", True)

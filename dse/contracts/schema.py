@@ -24,9 +24,10 @@ from dse.canonical import canonical_json
 from dse.contracts.fitting import FORMATS, GUEST, UNREADABLE, member_of, parser, resolve
 from dse.contracts.readable import FromJson, is_strict
 from dse.contracts.serialise import dump
+from dse.contracts.sets import canonical_sets
 from dse.errors import ContractError, Unserialisable
 
-__all__ = ["adapter_for", "canonical_sets", "dump_wire", "guest_from_wire", "make_model", "misfit", "model_values", "resolve",
+__all__ = ["adapter_for", "dump_wire", "guest_from_wire", "make_model", "misfit", "model_values", "resolve",
            "schema_of", "wire_from_guest"]  # fmt: skip
 
 Schema = dict[str, Any]
@@ -208,19 +209,7 @@ def adapter_for(schema: Schema) -> TypeAdapter[Any]:
 
 def dump_wire(adapter: TypeAdapter[Any], value: Any, schema: Schema) -> Any:
     """The plain JSON form of a value that `adapter` has just validated; sets are sorted, so that equal values have equal text."""
-    return canonical_sets(dump(adapter, value), schema)
-
-
-_SETS: dict[int, tuple[Schema, bool]] = {}
-
-
-def _has_sets(schema: Schema) -> bool:
-    known = _SETS.get(id(schema))
-    if known is None:
-        if len(_SETS) > 4096:
-            _SETS.clear()
-        known = _SETS[id(schema)] = (schema, b'"uniqueItems":true' in canonical_json(schema))  # the reference keeps the id
-    return known[1]
+    return canonical_sets(dump(adapter, value), schema, value)
 
 
 def make_model(name: str, fields: dict[str, tuple[Any, Any, str]]) -> type[BaseModel]:
@@ -272,36 +261,13 @@ def model_values(made: BaseModel) -> dict[str, Any]:
     return {str(info.alias): getattr(made, key) for key, info in type(made).model_fields.items()}
 
 
-def canonical_sets(wire: Any, schema: Schema) -> Any:
-    """`wire` with the items of every set in a fixed order."""
-    return _sort_sets(wire, schema, schema.get("$defs", {})) if _has_sets(schema) else wire
-
-
-def _sort_sets(wire: Any, schema: Any, defs: dict[str, Schema]) -> Any:
-    if not isinstance(schema, dict):
-        return wire
-    schema = resolve(schema, defs)
-    for key in ("anyOf", "oneOf"):
-        members = [resolve(sub, defs) if isinstance(sub, dict) else {} for sub in schema.get(key, ())]
-        index = member_of(wire, members, defs)
-        if index is not None:
-            return _sort_sets(wire, members[index], defs)
-    if isinstance(wire, list):
-        prefix = schema.get("prefixItems")
-        if prefix is not None:
-            return [_sort_sets(item, sub, defs) for item, sub in zip(wire, prefix, strict=False)]
-        items = [_sort_sets(item, schema.get("items"), defs) for item in wire]
-        return sorted(items, key=canonical_json) if schema.get("uniqueItems") else items
-    if isinstance(wire, dict):
-        props, rest = schema.get("properties", {}), schema.get("additionalProperties")
-        return {key: _sort_sets(item, props.get(key, rest), defs) for key, item in wire.items()}
-    return wire
-
-
 # --- wire <-> guest -----------------------------------------------------------------------------------
 
 
 _Reader = Callable[[Any], Any]
+_Z = dt.timezone(dt.timedelta(0), "Z")
+"""UTC where a text may have been meant: guests keep the name, and so it comes back as "Z" as it was given."""
+_Known = dict[tuple[int, bool], _Reader | None]
 _READERS: dict[tuple[int, int], tuple[Any, Any, _Reader | None]] = {}
 
 
@@ -321,37 +287,40 @@ def guest_from_wire(wire: Any, schema: Any, defs: dict[str, Schema] | None = Non
     return wire if known[2] is None else known[2](wire)
 
 
-def _reader(schema: Any, defs: dict[str, Schema], known: dict[int, _Reader | None]) -> _Reader | None:
+def _reader(schema: Any, defs: dict[str, Schema], known: _Known, doubt: bool = False) -> _Reader | None:
     """What reads values of a schema; None where they stay as they are.
 
     Args:
         known: readers of references by the identity of the reference, so that a type may hold itself.
+        doubt: the value may be of another member of a union, where its texts are texts.
     """
     if not isinstance(schema, dict):
         return None
     if "$ref" not in schema:
-        return _plain_reader(schema, defs, known)
-    mark = id(schema)
+        return _plain_reader(schema, defs, known, doubt)
+    mark = (id(schema), doubt)
     if mark not in known:
         known[mark] = lambda wire: wire if (read := known[mark]) is None else read(wire)  # while it is being made
         try:
-            known[mark] = _plain_reader(resolve(schema, defs), defs, known)
+            known[mark] = _plain_reader(resolve(schema, defs), defs, known, doubt)
         except (KeyError, Unserialisable):  # a reference to nothing is an error for whoever reads a value of it
             known[mark] = lambda wire: resolve(schema, defs)
     return known[mark]
 
 
-def _plain_reader(schema: Schema, defs: dict[str, Schema], known: dict[int, _Reader | None]) -> _Reader | None:
+def _plain_reader(schema: Schema, defs: dict[str, Schema], known: _Known, doubt: bool) -> _Reader | None:
     for key in ("anyOf", "oneOf"):
         if key in schema:
-            return _union_reader(schema[key], defs, known)
+            return _union_reader(schema[key], defs, known, doubt)
     if len(schema.get("allOf", ())) == 1:
-        return _reader(schema["allOf"][0], defs, known)
+        return _reader(schema["allOf"][0], defs, known, doubt)
     text: _Reader | None = GUEST.get(schema.get("format", "")) if schema.get("type") == "string" else None
-    prefix = None if "prefixItems" not in schema else [_reader(sub, defs, known) for sub in schema["prefixItems"]]
-    item, unique = _reader(schema.get("items"), defs, known), bool(schema.get("uniqueItems"))
-    props = {name: _reader(sub, defs, known) for name, sub in schema.get("properties", {}).items()}
-    rest = _reader(schema.get("additionalProperties"), defs, known)
+    if doubt and schema.get("format") in ("date-time", "time"):
+        text = _as_given(text)
+    prefix = None if "prefixItems" not in schema else [_reader(sub, defs, known, doubt) for sub in schema["prefixItems"]]
+    item, unique = _reader(schema.get("items"), defs, known, doubt), bool(schema.get("uniqueItems"))
+    props = {name: _reader(sub, defs, known, doubt) for name, sub in schema.get("properties", {}).items()}
+    rest = _reader(schema.get("additionalProperties"), defs, known, doubt)
     changing = [(name, read) for name, read in props.items() if read is not None]
     number = schema.get("type") == "number"
     same_list, same_dict = prefix is None and item is None and not unique, not changing and rest is None
@@ -398,9 +367,21 @@ def _plain_reader(schema: Schema, defs: dict[str, Schema], known: dict[int, _Rea
     return read
 
 
-def _union_reader(union: list[Any], defs: dict[str, Schema], known: dict[int, _Reader | None]) -> _Reader | None:
+def _as_given(read: _Reader | None) -> _Reader | None:
+    """A reader of times that keeps a "Z"."""
+
+    def reads(wire: Any) -> Any:
+        value = wire if read is None else read(wire)
+        return value.replace(tzinfo=_Z) if wire.endswith("Z") else value
+
+    return None if read is None else reads
+
+
+def _union_reader(union: list[Any], defs: dict[str, Schema], known: _Known, doubt: bool) -> _Reader | None:
     union = [sub if isinstance(sub, dict) else {} for sub in union]
-    readers = [_reader(sub, defs, known) for sub in union]
+    wordy = [sub for sub in union if sub.get("type") not in ("null", "boolean", "integer", "number")]
+    doubt = doubt or (len(wordy) > 1 and not all(sub.get("type") == "string" and sub.get("format") in FORMATS for sub in wordy))
+    readers = [_reader(sub, defs, known, doubt) for sub in union]
     if not any(readers):
         return None
     try:
@@ -443,7 +424,9 @@ def wire_from_guest(value: Any, path: str = "value", depth: int = 0) -> Any:
     if isinstance(value, (set, frozenset)):
         return sorted((wire_from_guest(i, f"an item of {path}", depth + 1) for i in value), key=canonical_json)
     if isinstance(value, (dt.datetime, dt.date, dt.time)):
-        return value.isoformat()
+        text = value.isoformat()
+        named = text.endswith("+00:00") and isinstance(value, (dt.datetime, dt.time)) and value.tzname() == "Z"
+        return f"{text[:-6]}Z" if named else text
     if isinstance(value, dt.timedelta):
         return parser(dt.timedelta).dump_python(value, mode="json")
     if isinstance(value, Decimal):

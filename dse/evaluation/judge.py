@@ -59,6 +59,8 @@ class Judge:
 
     Raises:
         MetricError: repeats below 1.
+
+    No file is opened before the judge is asked; but a replay is read to tell its model.
     """
 
     def __init__(self, model: Any, *, params: Mapping[str, Any] | None = None, repeats: int = 1,
@@ -70,10 +72,12 @@ class Judge:
         self.repeats = repeats
         self.cassette = None if cassette is None else Path(cassette)
         self.prices = prices
+        self._bare: LanguageModel | None = None
         self._opened: LanguageModel | None = None
 
     def __repr__(self) -> str:
-        return f"<dse.Judge {self.identity['model']} x{self.repeats}>"
+        named = self.model if isinstance(self.model, str) else self.identity["model"]
+        return f"<dse.Judge {named} x{self.repeats}>"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -83,8 +87,15 @@ class Judge:
 
             sampling = {k: v for k, v in self.params.items() if v is not None and k not in _CLIENT_KEYS}
             return {"model": self.model, "params": sampling}
-        model = self.opened()
+        model = self._model()  # no file of a recording is opened to tell who would be asked
         return {"model": model.name, "params": dict(model.params)}
+
+    def _model(self) -> LanguageModel:
+        if self._bare is None:
+            from dse.models.lm import resolve_model
+
+            self._bare = resolve_model(self.model, params=self.params or None)
+        return self._bare
 
     @property
     def replays(self) -> bool:
@@ -107,11 +118,10 @@ class Judge:
     def opened(self) -> LanguageModel:
         """The model, kept open until `close`: recorded outside, then patient, then what the evaluator puts around it."""
         if self._opened is None:
-            from dse.models.lm import RetryingModel, resolve_model
+            from dse.models.lm import RetryingModel
 
             live = isinstance(self.model, str) and not self.replays
-            model: LanguageModel = resolve_model(self.model, params=self.params or None)
-            model = _Wrapped(model, self.replays)
+            model: LanguageModel = _Wrapped(self._model(), self.replays)
             if live:
                 model = RetryingModel(model)
             if self.cassette is not None:
@@ -130,7 +140,7 @@ class Judge:
         """Give the recording's file back; the judge opens it again when it is asked."""
         if self._opened is not None and self.cassette is not None:
             self._release()
-        self._opened = None
+        self._opened = self._bare = None
 
 
 class _Wrapped:

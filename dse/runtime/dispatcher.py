@@ -24,8 +24,9 @@ import anyio
 from dse import telemetry
 from dse.canonical import canonical_json, sha256_hex
 from dse.contracts.names import also_called, declared_names
-from dse.contracts.schema import canonical_sets, model_values, wire_from_guest
+from dse.contracts.schema import model_values, wire_from_guest
 from dse.contracts.serialise import dump_model
+from dse.contracts.sets import canonical_sets
 from dse.contracts.tool import Tool, ToolContract
 from dse.contracts.toolbox import Toolbox
 from dse.errors import (
@@ -249,7 +250,7 @@ class Dispatcher:
             if isinstance(tool.params, type):
                 made = tool.params.model_validate(wire)
                 typed = model_values(made)
-                canonical = canonical_sets(dump_model(made), contract.parameters)
+                canonical = canonical_sets(dump_model(made), contract.parameters, made)
                 if canonical != wire and may_differ(tool.params):
                     noted = {"given": hash_of(wire)}
             else:  # a contract bound as data

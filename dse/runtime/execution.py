@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -168,12 +168,8 @@ class Execution:
             return await implementation(call)
         step: Next = implementation
         for layer in reversed(self._middleware):
-            step = _wrap(layer, step)
-        raw = await step(call)
-        if raw is None and progress.state == "completed" and not _may_be_none(tool):
-            raise _Misused("Middleware lost what a tool returned", value=", ".join(map(_name_of, self._middleware)),
-                           remedy="Write: return await call_next(call).")  # fmt: skip
-        return raw
+            step = _wrap(layer, step, tool)
+        return await step(call)
 
 
 async def _run_implementation(tool: Tool, call: ToolCall, hold: Callable[[], Callable[[], Any]] | None) -> Any:
@@ -188,22 +184,59 @@ async def _run_implementation(tool: Tool, call: ToolCall, hold: Callable[[], Cal
     return await result if inspect.isawaitable(result) else result  # a plain function may hand out a coroutine
 
 
+_REMEDY = "Write: async def layer(call, call_next): return await call_next(call)."
+
+
 class _Misused(UserError):
     """Middleware does not do what middleware has to: a mistake of the program, which no model can correct."""
 
 
-def _wrap(layer: Middleware, step: Next) -> Next:
+def _wrap(layer: Middleware, step: Next, tool: Tool) -> Next:
     async def wrapped(call: ToolCall) -> Any:
-        going = layer(call, step)
+        asked: list[Coroutine[Any, Any, Any]] = []
+        nothing = False
+
+        async def passed_on(call: ToolCall) -> Any:
+            nonlocal nothing
+            result = await step(call)
+            nothing = nothing or result is None
+            return result
+
+        def call_next(call: ToolCall) -> Coroutine[Any, Any, Any]:
+            asked.append(passed_on(call))
+            return asked[-1]
+
+        try:
+            going = layer(call, call_next)
+        except TypeError as exc:
+            if _takes_two(layer):
+                raise
+            raise _Misused("Middleware takes the call and what goes on with it", value=_name_of(layer), remedy=_REMEDY) from exc
         result = await going if inspect.isawaitable(going) else going
-        if going is result or inspect.isawaitable(result):
+        forgotten = [one for one in asked if inspect.getcoroutinestate(one) == inspect.CORO_CREATED]
+        for one in forgotten:
+            one.close()
+        if forgotten or going is result or inspect.isawaitable(result):
             if inspect.iscoroutine(result):
                 result.close()
             raise _Misused("Middleware has to be an async function that awaits what it calls", value=_name_of(layer),
-                           remedy="Write: async def layer(call, call_next): return await call_next(call).")  # fmt: skip
+                           remedy=_REMEDY)  # fmt: skip
+        if result is None and not nothing and not _may_be_none(tool):
+            what = "Middleware lost what a tool returned" if asked else "Middleware neither called the tool nor answered for it"
+            raise _Misused(what, value=_name_of(layer), remedy=_REMEDY)
         return result
 
     return wrapped
+
+
+def _takes_two(layer: Middleware) -> bool:
+    try:
+        inspect.signature(layer).bind(None, None)
+    except ValueError:  # nobody knows
+        return True
+    except TypeError:
+        return False
+    return True
 
 
 def _name_of(layer: Middleware) -> str:
@@ -222,6 +255,8 @@ def _failure(tool: Tool, exc: BaseException, progress: _Progress) -> BaseExcepti
     """The fault that the program sees for whatever was raised, or `exc` itself where it ends the run."""
     contract = tool.contract
     fault: ToolFault
+    if isinstance(exc, _Misused) and progress.state == "untouched":
+        progress.state = "none"  # it never got as far as the tool
     if being_cancelled(exc) or isinstance(exc, (InfrastructureError, BudgetExhausted, GeneratorExit, KeyboardInterrupt, _Misused)):
         return exc
     if isinstance(exc, ToolFault):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dse.canonical import canonical_json
-from dse.errors import DecisionRefused, JournalTampered, RunNotResumable, RunTaken, StoreError, StoreUnavailable
+from dse.errors import DecisionRefused, JournalTampered, RunNotResumable, RunTaken, StoreError, StoreUnavailable, UserError
 from dse.redaction import Secrets
 from dse.store import owner
 from dse.store.review import ReviewTables, outcome_of
@@ -384,7 +384,19 @@ class RunTables(ReviewTables):
 
     def prune(self, *, before: dt.datetime, outcomes: Sequence[str] = FINAL) -> int:
         """Forget runs that stopped before a time, with everything about them; gives how many. Runs that can still go on
-        stay, unless their outcome is named (``lost``: their process, on this machine, is gone)."""
+        stay, unless their outcome is named (``lost``: their process, on this machine, is gone).
+
+        Args:
+            before: with a zone: whose midnight is meant is not guessed where something is forgotten for good.
+
+        Raises:
+            UserError: `before` is no time with a zone, or `outcomes` one text. Nothing is forgotten.
+        """
+        if isinstance(outcomes, str):
+            raise UserError("Outcomes are given as a list", value=outcomes, remedy=f"Write outcomes=[{outcomes!r}].")
+        if not isinstance(before, dt.datetime) or before.utcoffset() is None:
+            raise UserError("Runs are pruned before a time that has a zone", value=before,
+                            remedy="Write datetime(2026, 1, 1, tzinfo=UTC), or datetime.now(UTC) - timedelta(days=30).")  # fmt: skip
         runs = self._tables["runs"]
         named = ["running" if outcome == "lost" else outcome for outcome in outcomes if outcome != "running"]
         with self._write() as c:

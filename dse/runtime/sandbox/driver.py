@@ -27,6 +27,8 @@ from dse.runtime.sandbox.shims import source_of
 
 __all__ = ["Driver"]
 
+_LONGEST_S = 1e9  # more than anybody waits; the interpreter takes no more than 1e19
+
 
 class Driver:
     """One guest in the interpreter, and what is counted for it.
@@ -81,6 +83,7 @@ class Driver:
             SandboxUnavailable: no worker became free in time, or there can be none any more.
         """
         self.guest = self._workers.lend(
+            longest_s=min(self._limits.feed_s, _LONGEST_S),
             limits=self._bounds(),
             os_policy={"datetime": self._clock, "sleep": "zero", "random_start": {"seed": self._seed}},
         )
@@ -90,7 +93,7 @@ class Driver:
         """The limits as the interpreter takes them."""
         limits = self._limits
         return {
-            "max_feed_duration_secs": limits.feed_s,
+            "max_feed_duration_secs": min(limits.feed_s, _LONGEST_S),
             "max_memory": limits.memory_bytes,
             "max_recursion_depth": limits.recursion,
             "max_suspensions": max(1, limits.suspensions - self._suspensions),  # a dump forgets its count

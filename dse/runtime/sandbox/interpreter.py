@@ -27,8 +27,8 @@ class Sandbox:
 
     Args:
         max_workers: sessions that can be open at the same time; workers start when they are needed.
-        request_timeout_s: a worker that does not answer within this time is killed. Keep it above every
-            ``feed_s``.
+        request_timeout_s: a worker that does not answer within this time is killed; where ``feed_s`` is longer, within
+            that.
         checkout_timeout_s: how long :meth:`open` waits for a free worker.
     """
 

@@ -21,6 +21,7 @@ _LOOK_AGAIN_S = 1.0  # a session that nobody closed frees its place when it is c
 _LAST_S = 1.0  # how long the end of the process waits for a thread whose worker has ended
 _STAY = max(4, 2 * (os.cpu_count() or 1))  # guests that stay: as many as can compute at the same time
 _TOO_FULL = 3
+_LATE_S = 2.0  # how much longer than its limit a guest may take to be told of it; the interpreter kills it after one second
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 _started = False  # a native pool was started in this process
 _forked = False  # ... and this process is a fork of that one: the native module hangs in here
@@ -64,7 +65,8 @@ class WorkerPool:
 
     Args:
         max_workers: workers at the same time; they start when they are needed.
-        request_timeout_s: a worker that does not answer within this time is killed.
+        request_timeout_s: a worker that does not answer within this time is killed. One lent for longer turns
+            (see :meth:`lend`) has longer.
         checkout_timeout_s: how long :meth:`lend` waits for a free worker.
     """
 
@@ -76,7 +78,7 @@ class WorkerPool:
         self.checkout_timeout_s = checkout_timeout_s
         self.state = "new"  # new -> open -> closed; "forked" in the child of a fork
         self.holders: weakref.WeakSet[_Holder] = weakref.WeakSet()
-        self._native: Any = None
+        self._natives: dict[float, Any] = {}  # by the time in which their workers must answer
         self._lock = threading.Lock()
         self.threads = Threads(max_workers, "dse-worker")
         weakref.finalize(self, self.threads.stop).atexit = False
@@ -145,24 +147,42 @@ class WorkerPool:
             if self.state == "open":
                 return
             self.refuse_if_unusable()
-            import pydantic_monty
-
-            try:
-                native = pydantic_monty.Monty(
-                    max_processes=self.max_workers,
-                    request_timeout=self.request_timeout_s,
-                    checkout_timeout=self.checkout_timeout_s,
-                )
-                native.__enter__()
-            except (OSError, RuntimeError, pydantic_monty.MontyError) as error:
-                raise SandboxUnavailable(
-                    "the interpreter workers cannot be started",
-                    value=f"{type(error).__name__}: {error}",
-                    remedy="Reinstall pydantic-monty",
-                ) from error
-            self._native, self.state = native, "open"
+            self._natives[self.request_timeout_s] = self._begun(self.request_timeout_s)
+            self.state = "open"
             _pools.add(self)
             _started = True
+
+    def _begun(self, timeout_s: float) -> Any:
+        import pydantic_monty
+
+        try:
+            native = pydantic_monty.Monty(
+                max_processes=self.max_workers,
+                request_timeout=timeout_s,
+                checkout_timeout=self.checkout_timeout_s,
+            )
+            native.__enter__()
+        except (OSError, RuntimeError, pydantic_monty.MontyError) as error:
+            raise SandboxUnavailable(
+                "the interpreter workers cannot be started",
+                value=f"{type(error).__name__}: {error}",
+                remedy="Reinstall pydantic-monty",
+            ) from error
+        return native
+
+    def _native(self, longest_s: float) -> Any:
+        """The interpreter's pool whose workers have so much time to answer; None once there is none any more.
+
+        The interpreter has one such time for a whole pool: longer ones double, so that there are few.
+        """
+        timeout_s = self.request_timeout_s
+        while longest_s and timeout_s < longest_s + _LATE_S:
+            timeout_s *= 2
+        if timeout_s > self.request_timeout_s and timeout_s not in self._natives:
+            with self._lock:
+                if self.state == "open" and timeout_s not in self._natives:
+                    self._natives[timeout_s] = self._begun(timeout_s)
+        return self._natives.get(timeout_s)
 
     def refuse_if_unusable(self) -> None:
         """Raises SandboxUnavailable when no worker can be had any more."""
@@ -174,8 +194,11 @@ class WorkerPool:
                 remedy="Start processes with 'spawn' or 'forkserver', or before the first use of a sandbox",
             )
 
-    def lend(self, **options: Any) -> Any:
+    def lend(self, *, longest_s: float = 0.0, **options: Any) -> Any:
         """An interpreter session with a worker of its own; blocks until one is free.
+
+        Args:
+            longest_s: a turn may take so long, though the pool's own time to answer is shorter.
 
         Raises:
             SandboxUnavailable: none became free in time, or the pool is closed.
@@ -185,7 +208,7 @@ class WorkerPool:
         self.start()
         self._make_room()
         for last in (False, False, True):
-            native = self._native
+            native = self._native(longest_s)
             if native is None:
                 self.refuse_if_unusable()
             session = native.checkout(**options)
@@ -275,11 +298,11 @@ class WorkerPool:
         with self._lock:
             if self.state == "forked":
                 return
-            native, self._native = self._native, None
+            natives, self._natives = self._natives, {}
             self.state = "closed"
             with self._places:
                 self._kept.clear()
-            if native is not None:
+            for native in natives.values():
                 native.__exit__(None, None, None)
         self.threads.stop()
 
@@ -289,7 +312,7 @@ class WorkerPool:
 
         self.state = "forked"
         self._lock, self._places = threading.Lock(), threading.Lock()  # another thread of the parent may have held them
-        natives = [self._native, *(native for holder in list(self.holders) for native in holder.natives())]
+        natives = [*self._natives.values(), *(native for holder in list(self.holders) for native in holder.natives())]
         natives += [kept.guest for guests in self._kept.values() for kept in guests]
         self._kept = OrderedDict()
         for native in natives:
