@@ -322,7 +322,7 @@ class Program:
                 if losses > _LOSSES_IN_PLACE:
                     raise
                 durable.may_go_on(run, record, exc)
-                run.spent_s = [*run.spent_s[: run.attempt], run.active_s()]
+                run.timer.keep()
                 run.journal.add("resumed", reason="the interpreter was lost")
                 run.follow()
                 run.dispatcher = run.dispatcher.anew()

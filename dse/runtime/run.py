@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import copy
 import datetime as dt
@@ -13,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import anyio
 import anyio.lowlevel
 from pydantic import ValidationError
 
@@ -36,6 +34,7 @@ from dse.errors import (
 from dse.limits import Meter
 from dse.plan import Plan
 from dse.redaction import Secrets, safe_message
+from dse.runtime.clock import ActiveClock
 from dse.runtime.history import CALLS, Journal, diverged, shown_id
 from dse.runtime.made import may_differ
 
@@ -119,23 +118,20 @@ class Run:
         self.trace: Callable[[str, dict[str, Any], dict[str, Any]], None] | None = None
         self._occurrences: Counter[str] = Counter()
         self._texts: _Texts = {}
-        self.attempt = 0
         self.decisions: dict[int, Decided] = {}  # by call id, from elsewhere
         self.lost: SandboxUnavailable | None = None  # what says that the guest of this run died
         self.own_guest = False  # its script does not run in one that has run before
         self.frozen: Frozen | None = None  # a guest to go on with, instead of executing its scripts again
         self.expires_s: float | None = None  # how long a decision may take
-        self.spent_s: list[float] = []  # active seconds of each attempt before this process
-        self.journal.elapsed = self.active_s
-        self._began = 0.0
-        self._now: Callable[[], float] = time.monotonic  # in an attempt: the clock of its event loop, which deadlines go by
-        self._scope: anyio.CancelScope | None = None
-        self._behind = False
-        self._waiting = 0
-        self._paused_at = 0.0
-        self._left = 0.0
+        self.timer = ActiveClock(self.limits.active_s, self._waited)
+        self.journal.elapsed = self.timer.active_s
 
-    # --- active time
+    # --- attempts and their active time
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt that is executed, from 0."""
+        return self.timer.attempt
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -144,62 +140,34 @@ class Run:
         Raises:
             LimitExceeded: it took longer.
         """
-        spent = self.spent_s[self.attempt] if self.attempt < len(self.spent_s) else 0.0
-        self._now = asyncio.get_running_loop().time
-        self._began = self._now() - spent
         follows = self.journal.recording is not None and self.journal.recording.peek() is not None
-        with anyio.move_on_after(None if follows else max(0.0, self.limits.active_s - spent)) as scope:
-            self._scope, self._behind = scope, follows
-            self._waiting = 0
+        with self.timer.bounded(behind=follows) as scope:
             yield
         if scope.cancelled_caught:
-            allowed = f"{self.limits.active_s:g} s"
-            raise self.meter.exceeded("active_s", allowed, allowed)
-
-    def caught_up(self) -> None:
-        """The record is used up, or something new happens: from here on time counts again."""
-        scope, behind, self._behind = self._scope, self._behind, False
-        if behind and scope is not None and self._waiting == 0:
-            spent = self.spent_s[self.attempt] if self.attempt < len(self.spent_s) else 0.0
-            self._began = self._now() - spent
-            scope.deadline = self._began + self.limits.active_s
+            raise self._out_of_time()
 
     def active_s(self) -> float:
         """Active seconds of this attempt so far."""
-        if self._scope is None:
-            return 0.0
-        until = self._paused_at if self._waiting else self._now()
-        return max(0.0, until - self._began)
+        return self.timer.active_s()
 
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
+    def waiting(self) -> contextlib.AbstractContextManager[None]:
         """Waiting for a decision: the time inside does not count as active."""
-        scope = self._scope
-        if scope is None:
-            yield
-            return
-        if self._waiting == 0:
-            self._paused_at = self._now()
-            self._left = scope.deadline - self._paused_at
-            scope.deadline = float("inf")
-        self._waiting += 1
-        try:
-            yield
-        finally:
-            self._waiting -= 1
-            if self._waiting == 0:
-                now = self._now()
-                scope.deadline = now + self._left
-                self.meter.waited_s += now - self._paused_at
-                self._began += now - self._paused_at
+        return self.timer.waiting()
+
+    def _waited(self, seconds: float) -> None:
+        self.meter.waited_s += seconds
+
+    def _out_of_time(self) -> LimitExceeded:
+        allowed = f"{self.limits.active_s:g} s"
+        return self.meter.exceeded("active_s", allowed, allowed)
 
     def start(self) -> None:
         """The run begins now, or goes on."""
-        self.meter.started = time.monotonic() - sum(self.spent_s)
+        self.meter.started = time.monotonic() - sum(self.timer.spent_s)
 
     def again(self) -> None:
         """Begin the next attempt: fresh limits, the same run."""
-        self.attempt += 1
+        self.timer.attempt += 1
         self.meter = self.meter.fresh()
 
     def follow(self, *, only: bool = False) -> None:
@@ -215,7 +183,7 @@ class Run:
         self.effects = Effects()
         self.receipts.clear()
         self._occurrences.clear()
-        self.attempt = 0
+        self.timer.attempt = 0
 
     def check_inputs(self, given: Mapping[str, Any]) -> None:
         """Hold inputs to what is written down of them: models and scripts see that, and a run that goes on reads it again.
@@ -256,7 +224,7 @@ class Run:
         if entry is None:
             if recording.only:
                 raise diverged(None, " or ".join(kinds), {})
-            self.caught_up()
+            self.timer.caught_up()
             return None
         if entry["kind"] in kinds:
             return entry
@@ -266,8 +234,7 @@ class Run:
     def ran_out(self, entry: Mapping[str, Any]) -> None:
         """Time is not the same twice: where the record says that it ran out, it does."""
         if entry["kind"] in ("retry", "run_finished") and entry.get("limit") == "active_s":
-            allowed = f"{self.limits.active_s:g} s"
-            raise self.meter.exceeded("active_s", allowed, allowed)
+            raise self._out_of_time()
 
     def _ended_after(self, entry: Mapping[str, Any]) -> None:
         """As `ran_out`, where time ran out after `entry` and before anything was called."""
