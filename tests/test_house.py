@@ -25,6 +25,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("evaluation",),
     ("loading",),
     ("program",),
+    ("resuming",),
     ("durable",),
     ("strategies",),
     ("runtime",),
