@@ -23,6 +23,7 @@ from dse.errors import (
     Unserialisable,
 )
 from dse.plan import Plan
+from dse.runtime.clock import spent_by_attempt
 from dse.runtime.history import Frozen, Recording, shown_id
 from dse.runtime.run import Decided, Run
 from dse.threads import have
@@ -132,12 +133,7 @@ def revive(kept: Kept, spec: SignatureSpec, plan: Plan, model: LanguageModel | N
         clock=dt.datetime.fromisoformat(started["clock"]),
     )  # fmt: skip
     run.journal.entries = list(kept.entries)
-    attempts: list[float] = [0.0]
-    for entry, active_s in zip(kept.entries, kept.active_s, strict=True):
-        attempts[-1] = max(attempts[-1], active_s)
-        if entry["kind"] == "retry":  # which is the last of the attempt before
-            attempts.append(0.0)
-    run.spent_s = attempts
+    run.timer.spent_s = spent_by_attempt(kept.entries, kept.active_s)
     run.decisions = {call_id: Decided(**one) for call_id, one in kept.decisions.items()}
     if kept.snapshot is not None and not only:
         from dse.runtime.sandbox import interpreter_version

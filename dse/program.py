@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import json
 import random
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dse import durable, telemetry
+from dse import durable, resuming, telemetry
 from dse.contracts.check import Check, checks_by_name
 from dse.contracts.signature import Signature, SignatureSpec
 from dse.contracts.toolbox import Toolbox
@@ -19,26 +18,21 @@ from dse.durable import Decision
 from dse.errors import (
     ContractMismatch,
     DseError,
-    InfrastructureError,
     LimitExceeded,
     ModelError,
     PlanError,
-    RunFailed,
-    RunNotResumable,
-    RunSuspended,
     RunTaken,
     SandboxUnavailable,
-    StoreError,
     StoreUnavailable,
     ToolboxError,
     UserError,
 )
 from dse.plan import Plan, program_id, spec_of
 from dse.portal import finish_sync, run_sync, start_soon
-from dse.redaction import REDACTED, redact, safe_message
 from dse.runtime.dispatcher import Dispatcher
 from dse.runtime.execution import Middleware
 from dse.runtime.history import Recording
+from dse.runtime.receipt import hidden_error, outcome_of, receipt_of
 from dse.runtime.run import Run
 from dse.strategies.base import check_plan, needs_model, seed_plan, strategy
 
@@ -322,39 +316,20 @@ class Program:
                 if losses > _LOSSES_IN_PLACE:
                     raise
                 durable.may_go_on(run, record, exc)
-                run.spent_s = [*run.spent_s[: run.attempt], run.active_s()]
+                run.timer.keep()
                 run.journal.add("resumed", reason="the interpreter was lost")
                 run.follow()
                 run.dispatcher = run.dispatcher.anew()
 
     async def _finish(self, run: Run, outputs: dict[str, Any] | None, exc: BaseException | None) -> dict[str, Any]:
-        secrets = run.secrets
-        outcome = _outcome(exc)
-        error: dict[str, Any] | None = None
-        if isinstance(exc, DseError):
-            error = secrets.scrub(exc.to_dict())
-            if secrets.replies and isinstance(exc, RunFailed) and error["value"] is not None:
-                error["value"] = REDACTED  # may quote an output that did not fit
-            if secrets.names:
-                exc.what, exc.value, exc.remedy = error["what"], error["value"], error["remedy"]
-        elif exc is not None:
-            what = secrets.text(safe_message(exc))
-            error = {"code": None, "class": type(exc).__name__, "what": what, "value": None, "remedy": ""}
+        outcome, error = outcome_of(exc), hidden_error(exc, run.secrets)
         details = exc.details if isinstance(exc, DseError) else {}
         if outcome in ("ok", "failed"):
             run.journal.add("run_finished", outcome=outcome, outputs=outputs, limit=details.get("limit"))
         else:
             run.journal.add("run_stopped", outcome=outcome)
-        receipt = {
-            **self.stamp, "run_id": run.run_id, "program_id": run.program_id, "signature": self.spec.name,
-            "mode": run.plan.mode, "model": self.lm.name if self.lm else None, "outcome": outcome, "error": error,
-            "limit": details.get("limit"), "limit_outcome": details.get("outcome"),
-            "inputs": _shown(run, run.wire_inputs), "outputs": None if outputs is None else _shown(run, outputs),
-            "effects": run.effects.summary(), "calls": [secrets.scrub(call) for call in run.receipts],
-            "usage": dict(run.meter.to_dict()), "attempts": run.attempt + 1, "seed": run.seed,
-            "clock": run.clock.isoformat(), "transcript_hash": run.journal.transcript_hash(),
-            **({"stages": _stages(run)} if run.stages else {}),
-        }  # fmt: skip
+        model = self.lm.name if self.lm else None
+        receipt = {**self.stamp, **receipt_of(run, model=model, outcome=outcome, outputs=outputs, error=error, details=details)}
         if self.store is not None:
             try:
                 await durable.stop(run, self.store, outcome, receipt, self.lm)
@@ -388,21 +363,7 @@ class Program:
             EffectUnknown: a write needs a decision. ReplayDiverged: the program is not what it was.
             RunFailed, RunSuspended, InfrastructureError: as when it was started.
         """
-        store = self._needs_store()
-        if (get_ready := getattr(strategy(self.plan.mode), "get_ready", None)) is not None:
-            get_ready()
-        kept = await durable.taken(store, run_id, self.program_id, take_over=take_over, snapshots=snapshots)
-        log = kept.log
-        assert log is not None
-        try:
-            run = durable.revive(kept, self.spec, self.plan, self.lm)
-            durable.settle(run, self.toolbox, decisions or {})
-            run.journal.add("resumed", reason=kept.row["outcome"])
-            return await self.execute(run, deps=deps)
-        except BaseException:
-            if store.has(log):  # it ended before it could be stopped, or beside that: as it was, others may go on with it
-                await asyncio.shield(asyncio.ensure_future(store.threaded(store.release, log, kept.row["outcome"])))
-            raise
+        return await resuming.resume(self, run_id, decisions=decisions or {}, snapshots=snapshots, take_over=take_over, deps=deps)
 
     def replay(self, run_id: str) -> Prediction:
         """Execute a finished run again from its journal alone, from synchronous code; see `areplay`."""
@@ -418,14 +379,7 @@ class Program:
             ReplayDiverged: the program takes another path. RunFailed: as the run did.
             RunNotResumable, JournalTampered
         """
-        store = self._needs_store()
-        kept = await store.threaded(store.journal, run_id)
-        if kept.row["program_id"] != self.program_id:
-            raise RunNotResumable("The run belongs to another program", value=kept.row["program_id"],
-                                  remedy="Load the artifact, tools and model that it was started with.")  # fmt: skip
-        if kept.row["outcome"] not in ("ok", "failed"):
-            raise RunNotResumable("Only a finished run can be replayed", value=kept.row["outcome"], remedy="Resume it first.")
-        run = durable.revive(kept, self.spec, self.plan, self.lm, only=True)
+        run = await resuming.recorded(self, run_id)
         program = Program(self.signature, self.plan, lm=self.lm, toolbox=self.toolbox, stamp=self.stamp,
                           checks=tuple(self.checks.values()))  # fmt: skip
         return await program.execute(run)
@@ -442,27 +396,7 @@ class Program:
         Raises:
             RunNotResumable, DecisionRefused, JournalTampered
         """
-        return run_sync(self._fork, run_id, call_id, value, error)
-
-    async def _fork(self, run_id: str, call_id: int, value: Any, error: str | None) -> str:
-        store = self._needs_store()
-        kept = await store.threaded(lambda: store.journal(run_id, snapshots=False))
-        if kept.row["program_id"] != self.program_id:
-            raise RunNotResumable("The run belongs to another program", value=kept.row["program_id"],
-                                  remedy="Load the artifact, tools and model that it was started with.")  # fmt: skip
-        run = durable.revive(kept, self.spec, self.plan, self.lm)
-        entries = durable.copied(kept.entries, call_id, durable.another_outcome(self.toolbox, kept.entries, call_id, value, error))
-        run.run_id = durable.new_id()
-        run.secrets.results.update(json.loads(kept.row["hidden"])["results"])
-        run.secrets.names.update(json.loads(kept.row["hidden"])["names"])
-        names = {"run_id": run.run_id, "program_id": self.program_id}
-        await store.threaded(store.copy_run, {**names, **durable.head(run, self.lm)}, entries, self.durability)
-        return run.run_id
-
-    def _needs_store(self) -> Store:
-        if self.store is None:
-            raise StoreError("This program keeps no runs", remedy="Give it the store of the run: store='runs.db'.")
-        return self.store
+        return run_sync(resuming.fork, self, run_id, call_id, value, error)
 
     # --- neighbours
 
@@ -499,27 +433,6 @@ def _is_on(task: asyncio.Task[Any] | None) -> bool:
         return asyncio.current_task() is task
     except RuntimeError:  # no event loop runs here any more
         return False
-
-
-def _outcome(exc: BaseException | None) -> str:
-    """``ok``, ``suspended``, ``failed``, ``infrastructure``, ``refused``, ``cancelled`` or ``crashed``."""
-    if exc is None:
-        return "ok"
-    kinds = (
-        (RunSuspended, "suspended"), (RunFailed, "failed"), (InfrastructureError, "infrastructure"), (DseError, "refused"),
-        (asyncio.CancelledError, "cancelled"),
-    )  # fmt: skip
-    return next((outcome for cls, outcome in kinds if isinstance(exc, cls)), "crashed")
-
-
-def _shown(run: Run, fields: Mapping[str, Any]) -> Any:
-    return run.secrets.scrub(redact(dict(fields), run.spec.sensitive))
-
-
-def _stages(run: Run) -> list[dict[str, Any]]:
-    """How the stages of a cascade ended, fit to be shown: a reason may quote an input or an output."""
-    hidden = {"reason": REDACTED} if run.secrets.replies else {}
-    return [{**run.secrets.scrub(stage), **(hidden if stage["reason"] is not None else {})} for stage in run.stages]
 
 
 def check_limits(spec: SignatureSpec, plan: Plan) -> None:

@@ -25,6 +25,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("evaluation",),
     ("loading",),
     ("program",),
+    ("resuming",),
     ("durable",),
     ("strategies",),
     ("runtime",),
@@ -33,7 +34,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("plan",),
     ("contracts",),
     ("objective", "limits", "statistics", "portal", "threads"),
-    ("canonical", "declared", "redaction", "telemetry"),
+    ("canonical", "declared", "files", "redaction", "telemetry"),
     ("errors",),
 ]
 # Imports inside functions that go up on purpose, each with its reason.

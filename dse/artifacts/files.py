@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import stat
 from pathlib import Path
 
 from dse.errors import ArtifactInvalid, ArtifactNotFound, StoreUnavailable
+from dse.files import sync_folder, write_whole
 
-__all__ = ["MAX_BYTES", "read_file", "sync_folder", "write_atomic"]
+__all__ = ["MAX_BYTES", "read_file", "write_atomic"]
 
 MAX_BYTES = 64 * 2**20
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # a pipe in place of a file must not hang the reader
@@ -45,31 +44,11 @@ def write_atomic(path: Path, data: bytes) -> Path:
     Raises:
         StoreUnavailable: nothing was written; an existing file is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+        write_whole(path, [data], fsync=True)
     except (OSError, ValueError) as exc:
         raise StoreUnavailable("The file cannot be written", value=f"{path}: {exc}",
                                remedy="Check the permissions and the free space; nothing was changed.") from exc  # fmt: skip
     sync_folder(path.parent)
     return path
-
-
-def sync_folder(folder: Path) -> None:
-    """Make new names in `folder` survive a power cut, where the file system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

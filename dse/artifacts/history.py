@@ -19,10 +19,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dse.artifacts.files import read_file, sync_folder, write_atomic
+from dse.artifacts.files import read_file, write_atomic
 from dse.canonical import canonical_json, parse_json
 from dse.contracts.signature import validation_summary
 from dse.errors import ArtifactInvalid, ArtifactNotFound, ArtifactTampered, DseError, StoreUnavailable
+from dse.files import sync_folder
 
 __all__ = ["LOCK_WAIT_S", "Journal", "Release", "locked"]
 

@@ -79,7 +79,7 @@ class Replay:
             raise self._run.limit(ended["limit"], "all", "all")
         if ended is not None or recording.only:
             raise diverged(ended, "a call that was not recorded", {})
-        self._run.caught_up()
+        self._run.timer.caught_up()
 
     def answer(self, contract: ToolContract, entry: Mapping[str, Any], receipt: dict[str, Any]) -> Any:
         """The recorded result of a call, with everything that is counted because of it; its fault is raised."""

@@ -13,13 +13,11 @@ refused. A line counts once its newline is on disk, so a recording can be killed
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import difflib
 import gzip
 import io
 import json
-import os
 import stat
 import zlib
 from collections.abc import Iterator
@@ -28,6 +26,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dse import files
 from dse.canonical import canonical_json, parse_json, sha256_hex
 from dse.errors import CassetteError, CassetteMiss, LimitExceeded, MalformedJSON
 from dse.models.lm import Completion, Request, ToolCallPart, Usage, canonical_request
@@ -405,12 +404,8 @@ def write_whole(out: Path, data: bytes) -> None:
         with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
             file.write(data)
         data = buffer.getvalue()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, out)
+        files.write_whole(out, [data], fsync=False)
     except OSError as exc:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise CassetteError(f"The recording cannot be written: {exc}", value=str(out)) from exc

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dse.errors import JournalTampered, StoreError
+from dse.files import write_whole
 
 __all__ = ["Keys", "Signer", "rotate", "write_private"]
 
@@ -219,18 +220,7 @@ def write_private(path: Path, text: str, *, replace: bool) -> None:
     Raises:
         FileExistsError: there is one, and it is not to be replaced. OSError: it cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        if replace:
-            os.replace(draft, path)
-        else:
-            os.link(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(path, [text.encode("ascii")], fsync=True, mode=0o600, replace=replace)
 
 
 def _cipher(keys: list[str | bytes]) -> Any:
