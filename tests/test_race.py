@@ -505,7 +505,10 @@ def test_published_outcomes_are_located_by_a_variable(tmp_path: Path, monkeypatc
     assert one.differs and one.difference > 0.3 and not two.differs
     design = figures["designs"]["search 40, select 30, holdout 30"]
     assert design["right"][0] == 1.0 and design["regret"][0] < design["regret"][2]
-    assert "formats differ" in outcomes.render(figures)
+    page = outcomes.render(figures)
+    assert "formats differ" in page
+    assert "| one-FC |" in page and [line.count(" / ") for line in page.splitlines() if line.startswith(("| one-FC", "| two-FC"))] == [0, 2]
+    assert design["promoted"][1].sum() * figures["splits"] == pytest.approx(design["false"].sum())
 
 
 def test_published_outcomes_sample() -> None:
