@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import imports, overhead, run, sandbox, throughput
+from benchmarks import fanout, imports, overhead, run, sandbox, scripts, throughput
 from benchmarks.measure import Row, Samples, Spread, interleaved
 from benchmarks.scenario import Gauge, Scenario, scenario
+from benchmarks.shipped import SHIPPED
+from dse.strategies.script import script_plan
 
 SMALLEST: dict[str, Callable[[], list[Row]]] = {
     "overhead": lambda: overhead.measure(reps=1, calls=(1,)),
@@ -19,6 +21,9 @@ SMALLEST: dict[str, Callable[[], list[Row]]] = {
     "imports": lambda: imports.measure(reps=1),
     "throughput": lambda: throughput.measure(reps=1, runs=4, calls=2, react_reps=1, threads=2),
 }
+
+TICKET = """submit(category="other", priority="P4", order_ids=[], refund=None, deadline=None, language="en", needs_human=False)
+"""
 
 
 def test_every_topic_is_tried_here() -> None:
@@ -36,6 +41,38 @@ def test_a_benchmark_gives_rows_with_figures_and_targets(topic: str) -> None:
         assert "|" not in row.what + row.figures + row.target  # they stand in a table
         assert (row.met is None) == (row.target == "")
     assert any(row.target for row in rows)
+
+
+def test_scripts_are_measured_against_the_modes_that_answer_their_task() -> None:
+    """With scripts that nothing distilled: they are wrong, answer every row, and run as any other."""
+    tasks = {shipped.name: shipped.task() for shipped in SHIPPED}
+    written = {"assistant": script_plan(tasks["assistant"].spec, 'submit(action="refused")\n'),
+               "tickets": script_plan(tasks["tickets"].spec, TICKET)}  # fmt: skip
+    rows = scripts.measure(reps=1, rows=1, scripts=written)
+    assert [re.sub(r"`(\w+)`.*", r"\1", row.what) for row in rows] == [
+        "assistant", *(f"the same rows in mode {mode}, replayed, in turn with the script" for mode in ("code", "tool_call")), "assistant",
+        "tickets", "the same rows in mode direct, replayed, in turn with the script", "tickets"]  # fmt: skip
+    assert all(row.topic == "script" and "nan" not in row.figures and "|" not in row.what + row.figures for row in rows)
+    assert [row.target for row in rows if row.met is not None] == ["median below 5 ms, no model call"] * 2
+    assert all("0 tool calls, 0 model calls" in row.figures for row in (rows[0], rows[4]))
+    assert all("it abstains from 0 and fails on 0" in row.figures for row in (rows[3], rows[6]))
+
+
+def test_cold_starts_are_processes_with_figures() -> None:
+    first, *others = scripts.cold_start(reps=1)
+    assert [row.topic for row in (first, *others)] == ["cold start"] * 3
+    assert first.target == "at most 0.2" and first.met is not None and all(row.met is None for row in others)
+    assert all(re.search(r"\d", row.figures) and "nan" not in row.figures for row in (first, *others))
+
+
+def test_rollouts_are_counted_here_and_on_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: rollouts on a cluster are not measured")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    rows = fanout.measure(reps=1, rollouts=2, rounds=1, workers=(1,))
+    assert [row.what.split(": ") for row in rows] == [
+        [tools, where] for tools in ("three tools of CPU-bound Python each", "three tools that compute nothing")
+        for where in ("this process", "Ray, 1 worker")]  # fmt: skip
+    assert all(row.topic == "fanout" and "rollouts/s" in row.figures and "nan" not in row.figures for row in rows)
 
 
 def test_the_sides_of_a_comparison_take_turns_and_do_the_same_number_of_times() -> None:

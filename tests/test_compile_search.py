@@ -184,6 +184,19 @@ def test_a_forecast_bounds_only_what_has_a_bound(tmp_path: Path) -> None:
     assert with_proposals.most_model_calls == 10**6, "proposals may take what the budget has left"
 
 
+def test_a_forecast_says_what_one_run_may_cost_beyond_the_hard_limit(tmp_path: Path) -> None:
+    prices = dse.PriceTable("p", "2026-01-01", {NAME: (1.0, 4.0)})
+
+    def note(most: float | None, **limits: Any) -> str:
+        task = WORLD.task(**MODES, objective=dse.Objective(max_cost=most), limits=dse.Limits(**limits))
+        return "; ".join(dse.forecast(task, lm=reflecting(), registry=tmp_path, prices=prices).notes)
+
+    assert "Objective(max_cost) of 0.001 USD: direct any amount, " in note(0.001)
+    assert "direct up to 0.002 USD, " in note(0.001, tokens=500), "500 tokens at the dearer of both rates"
+    assert "direct up to 0.0015 USD, " in note(0.001, cost_usd=0.0015)
+    assert note(0.002, tokens=500) == note(0.001, cost_usd=0.001) == note(None) == ""
+
+
 def test_a_forecast_counts_the_judge(tmp_path: Path) -> None:
     opinions = ScriptedModel(lambda request: "I say 4", "scripted/judge")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.selection import __main__ as command
-from benchmarks.selection import outcomes, planted
+from benchmarks.selection import outcomes, planted, tables
 from benchmarks.selection.rivals import RIVALS
 from benchmarks.selection.worlds import Spec, draw
 from dse.canonical import canonical_json
@@ -436,13 +436,43 @@ def test_the_command_keeps_whole_cells_and_writes_between_markers(tmp_path: Path
     said: list[str] = []
     assert planted.run(3, place=place, processes=1, cells=cells, say=said.append) == json.loads(place.read_text())
     assert said == []  # both were there
-    text = planted.render(figures)
+    text = tables.render(figures)
     assert "K=4, N=30" in text and "worst cell" in text
     page = tmp_path / "SELECTION.md"
     command.write("planted worlds", "Planted worlds", "old", page)
     command.write("real outcomes", "Real outcomes", "other", page)
     command.write("planted worlds", "Planted worlds", text, page)
     assert "old" not in page.read_text() and "other" in page.read_text() and page.read_text().count("## Planted") == 1
+
+
+def _figures(kind: str, arms: int, **changed: object) -> dict[str, Any]:
+    """A cell as the figures file holds it, with everything as it should be."""
+    def way(cost: float, less: float = 0.0) -> dict[str, Any]:
+        return {"worlds": 400, "best": 0.5, "regret": 1.0, "p95": 2.0, "cost": cost, "race_less": [less, less - 0.1, less + 0.1]}
+
+    return {"spec": vars(Spec(kind, 0.15, 0.34, 100, arms)), "worlds": 2000, "code": planted.code(), "gates": 2000, "false": 10,
+            "ways": {"race": way(0.25), "grid": way(1.0), "uniform": way(0.25, -1.0), "sign_test": way(0.5, -1.0)},
+            "against_grid": [0.2, 0.1, 0.3], "against_uniform": [-1.0, -1.1, -0.9], "covered": 1900, "intervals": 2000,
+            "verdicts": {"PROMOTE": 100, "KEEP": 200, "INSUFFICIENT": 100, "SAME": 1600}} | changed  # fmt: skip
+
+
+def test_the_page_names_what_is_missed() -> None:
+    good, lossy = _figures("grid", 48), _figures("needle", 48, against_grid=[3.9, 3.6, 4.2])
+    wide = _figures("clusters", 48, covered=1980)
+    priced = _figures("cost", 48, gates=1700, covered=380, intervals=400)  # 1,300 of them in later worlds, where nothing was decided
+    lossy["ways"]["sign_test"]["race_less"] = [1.0, 0.9, 1.1]
+    page = tables.render([good, lossy, wide, priced])
+    targets = page.split("\n\n")[1].splitlines()[2:]
+    assert [line.split(" | ")[1] for line in targets] == ["met", "**missed**", "", "met", "met", "met"]
+    assert f"- {Spec(**lossy['spec']).name}: +3.90 (+3.60 to +4.20) at 25.0% of its cost" in page
+    assert f"- {Spec(**wide['spec']).name}: 99.00%" in page and "2 of 4 cells" not in page
+    assert "1 of 4 cells lose more than 0.5" in page and "(0 below: intervals too narrow; 1 above" in page
+    assert "| false promotions at most 5%, upper bound at most 6% | met | 3 of 3 |" in page
+    assert "leaves out those whose gates ran on the first 500 worlds: cost, N=100, K=48. 1 of these 1 meet" in page
+    assert "| 500 | 20% | 40% | 20% | 20% | 2.00% |" in page  # of the 500, as if the later worlds were not there
+    assert "400 worlds in each of 4 of 4 cells; its regret is significantly less than the race's in 1, more in 3" in page
+    assert "K=48, less in 1 and more in 3 of 4 cells, at 50% of the grid's cost on average where the race takes 25%" in page
+    assert "**missed**" not in tables.render([good]) and "no cell is outside 93-97%" in tables.render([good])
 
 
 @pytest.mark.parametrize("name", ["gepa's rule", "minibatches", "WilcoxonPruner"])
@@ -475,7 +505,10 @@ def test_published_outcomes_are_located_by_a_variable(tmp_path: Path, monkeypatc
     assert one.differs and one.difference > 0.3 and not two.differs
     design = figures["designs"]["search 40, select 30, holdout 30"]
     assert design["right"][0] == 1.0 and design["regret"][0] < design["regret"][2]
-    assert "formats differ" in outcomes.render(figures)
+    page = outcomes.render(figures)
+    assert "formats differ" in page
+    assert "| one-FC |" in page and [line.count(" / ") for line in page.splitlines() if line.startswith(("| one-FC", "| two-FC"))] == [0, 2]
+    assert design["promoted"][1].sum() * figures["splits"] == pytest.approx(design["false"].sum())
 
 
 def test_published_outcomes_sample() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,8 @@ def test_what_is_known_is_read_together(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_benchmark_of_a_compile_has_rows_with_targets() -> None:
     rows = compile_cost.measure(reps=1, clusters=30, rollouts=60)
-    assert [row.topic for row in rows] == ["compile", "store", "store", "store", "store"]
+    assert [row.topic for row in rows] == ["compile", "store", "store", "store", "store", "race"]
     assert all(row.target and "nan" not in row.figures for row in rows) and "60 rows" in rows[1].figures
+    assert int(re.search(r"up to (\d+) outcomes told", rows[-1].what)[1]) > 60  # type: ignore[index]
     page = compile_cost.report(rows, "A title", "About it.")
-    assert page.startswith("# A title\n\nAbout it.") and page.count("| met |") + page.count("| **missed** |") == 5
+    assert page.startswith("# A title\n\nAbout it.") and page.count("| met |") + page.count("| **missed** |") == 6

@@ -14,7 +14,7 @@ from pathlib import Path
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # one thread for each of the processes
 
-from benchmarks.selection import outcomes, planted  # noqa: E402
+from benchmarks.selection import outcomes, planted, tables  # noqa: E402
 
 PAGE = Path(__file__).parent.parent / "SELECTION.md"
 _TITLE = """# How well candidates are chosen
@@ -54,7 +54,7 @@ def main() -> None:
             options.figures.unlink(missing_ok=True)
         cells = planted.run(options.worlds, place=options.figures, processes=options.processes, minutes=options.minutes,
                             stale=options.stale)
-        text = planted.render(cells)
+        text = tables.render(cells)
         print(text)
         if options.write:
             write("planted worlds", "Planted worlds", text)

@@ -1,11 +1,10 @@
-"""Planted worlds through the real race and the real gate, against other ways to choose; the tables of SELECTION.md."""
+"""Planted worlds through the real race and the real gate, against other ways to choose."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing import get_context
@@ -21,7 +20,7 @@ from dse.compiler.race import Race, RaceResult, make_race
 from dse.objective import Objective
 from dse.statistics import clopper_pearson
 
-__all__ = ["CELLS", "cell", "drive", "judge", "one_world", "render", "run", "sealed_gate"]
+__all__ = ["CELLS", "COST_TARGET", "PRICED_GATES", "cell", "code", "drive", "judge", "one_world", "run", "sealed_gate"]
 
 SEED = 20_260_301
 #: Cost at which the race has to reach the full grid's regret + 0.5 points, by number of candidates.
@@ -30,7 +29,7 @@ COST_TARGET = {48: 0.30, 12: 0.60, 4: 1.00}
 SAMPLED = {"sign_test": 400, "gepa's rule": 400, "minibatches": 400, "WilcoxonPruner": 25}
 _WILCOXON = (Spec("grid", 0.15, 0.34, 100, 12), Spec("grid", 0.15, 0.34, 30, 48), Spec("grid", 0.15, 0.34, 30, 12))
 #: The gate on priced, larger holdouts is Monte Carlo and slow.
-_PRICED_GATES = 500
+PRICED_GATES = 500
 
 
 def _cells() -> list[Spec]:
@@ -100,7 +99,7 @@ def one_world(spec: Spec, number: int, sampled: Mapping[str, int] = SAMPLED) -> 
     gain = float(world.truth[winner] - world.truth[world.incumbent])
     if winner == world.incumbent:
         found["gate"] = ["SAME", False, None]
-    elif world.cost_weight == 0 or spec.items <= 30 or number < _PRICED_GATES:
+    elif world.cost_weight == 0 or spec.items <= 30 or number < PRICED_GATES:
         verdict = sealed_gate(world, winner)
         covered = verdict.mean_difference.low <= gain <= verdict.mean_difference.high
         found["gate"] = [verdict.verdict, verdict.verdict == "PROMOTE" and gain <= 1e-12, covered]
@@ -188,103 +187,3 @@ def run(worlds: int, *, place: Path, processes: int = 2, minutes: float = math.i
         say(f"{other} cells are figures of other code: --stale runs them anew")
     order = {json.dumps(vars(spec), sort_keys=True): place for place, spec in enumerate(CELLS)}
     return sorted(have.values(), key=lambda each: order.get(json.dumps(each["spec"], sort_keys=True), len(order)))
-
-
-# --- the page
-
-
-def _name(figures: Mapping[str, Any]) -> str:
-    return Spec(**figures["spec"]).name
-
-
-def _row(*cells: object) -> str:
-    return "| " + " | ".join(str(each) for each in cells) + " |"
-
-
-def _signed(values: Sequence[float]) -> str:
-    return f"{values[0]:+.2f} ({values[1]:+.2f} to {values[2]:+.2f})"
-
-
-def render(cells: Sequence[Mapping[str, Any]]) -> str:
-    """The section of SELECTION.md."""
-    other = sum(each.get("code") != code() for each in cells)
-    lines = [
-        f"{len(cells)} cells of {min(c['worlds'] for c in cells):,} worlds or more. Regret is in points of true utility "
-        "lost by the choice, mean and 95th percentile over worlds; cost is the share of the full grid's. "
-        "\"P(best)\" is how often the truly best candidate is chosen. Differences are paired by world, with 95% intervals.",
-        *(["", f"{other} of {len(cells)} cells are figures of other code of the race, the pooling, the gate or the statistics "
-           "than stands here now; `--stale` runs them anew."] if other else []),
-        "", *_worst(cells), "", "### Regret and cost", "",
-        _row("world", "race", "P(best)", "cost", "full grid", "P(best)", "uniform at equal cost", "race - grid", "race - uniform"),
-        _row("---", *["---:"] * 8),
-    ]  # fmt: skip
-    for each in sorted(cells, key=lambda c: (-c["spec"]["arms"], c["spec"]["kind"] != "grid", c["spec"]["kind"],
-                                             c["spec"]["items"], c["spec"]["gap"], c["spec"]["discordance"])):  # fmt: skip
-        race, grid, uniform = (each["ways"][name] for name in ("race", "grid", "uniform"))
-        lines.append(_row(_name(each), f"{race['regret']:.2f} / {race['p95']:.1f}", f"{race['best']:.0%}", f"{race['cost']:.0%}",
-                          f"{grid['regret']:.2f} / {grid['p95']:.1f}", f"{grid['best']:.0%}",
-                          f"{uniform['regret']:.2f} / {uniform['p95']:.1f}", _signed(each["against_grid"]),
-                          _signed(each["against_uniform"])))  # fmt: skip
-    lines += ["", "### Against other rules at equal cost", "",
-              "Paired differences of regret, race minus the other, in points, with how many worlds. The sign-test race chooses its "
-              "own cost.", "", _row("world", "sign-test race (its cost)", "gepa's rule", "MIPROv2-like", "Optuna WilcoxonPruner"),
-              _row("---", *["---:"] * 4)]  # fmt: skip
-    for each in cells:
-        shown = []
-        for name in ("sign_test", "gepa's rule", "minibatches", "WilcoxonPruner"):
-            way = each["ways"].get(name)
-            text = "" if way is None else f"{_signed(way['race_less'])}, n={way['worlds']}"
-            shown.append(f"{text} ({way['cost']:.0%})" if way and name == "sign_test" else text)
-        lines.append(_row(_name(each), *shown))
-    lines += ["", "### The gate on sealed rows", "",
-              "The race's winner against the incumbent, as many sealed rows as select rows, the gate of every compile at 5%. A promotion is "
-              "false when the winner is truly not better. Where prices count and N > 30, on the first "
-              f"{_PRICED_GATES} worlds.", "",
-              _row("world", "gates", "PROMOTE", "KEEP", "INSUFFICIENT", "winner is incumbent", "false promotions",
-                   "upper bound (Clopper-Pearson)", "coverage of the 95% interval"), _row("---", *["---:"] * 8)]  # fmt: skip
-    for each in cells:
-        count, verdicts = each["gates"], each["verdicts"]
-        covered = f"{each['covered'] / each['intervals']:.1%}" if each["intervals"] else ""
-        lines.append(_row(_name(each), count, *(f"{verdicts[name] / count:.0%}" for name in ("PROMOTE", "KEEP", "INSUFFICIENT", "SAME")),
-                          f"{each['false'] / count:.2%}", f"{each['false_upper']:.2%}", covered))  # fmt: skip
-    return "\n".join(lines)
-
-
-def _worst(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was promised, and the cell that keeps it least."""
-    lines = [_row("target", "met in", "worst cell", "its figure"), _row("---", "---:", "---", "---:")]
-    for arms, most in COST_TARGET.items():
-        mine = [c for c in cells if c["spec"]["arms"] == arms]
-        if not mine:
-            continue
-        costly = max(mine, key=lambda c: c["ways"]["race"]["cost"])
-        met = sum(c["ways"]["race"]["cost"] <= most for c in mine)
-        lines.append(_row(f"K={arms}: cost at most {most:.0%} of the grid's", f"{met} of {len(mine)}", _name(costly),
-                          f"{costly['ways']['race']['cost']:.1%}"))  # fmt: skip
-        lossy = max(mine, key=lambda c: c["against_grid"][0])
-        met = sum(c["against_grid"][0] <= 0.5 for c in mine)
-        lines.append(_row(f"K={arms}: regret at most the grid's + 0.5 points", f"{met} of {len(mine)}", _name(lossy),
-                          _signed(lossy["against_grid"])))  # fmt: skip
-        differ = [c for c in mine if c["against_grid"][1:] != [0.0, 0.0]]
-        means = [statistics.mean(c["against_grid"][0] for c in some or mine) for some in (mine, differ)]
-        lines.append(_row(f"K={arms}: the same, mean of its cells", f"cost {statistics.mean(c['ways']['race']['cost'] for c in mine):.0%}", "",
-                          f"{means[0]:+.2f}; {means[1]:+.2f} over the {len(differ)} where a choice matters"))  # fmt: skip
-    worst = max(cells, key=lambda c: c["against_uniform"][1])
-    met = sum(c["against_uniform"][1] <= 1e-9 for c in cells)
-    lines.append(_row("against uniform at equal cost: interval never above 0", f"{met} of {len(cells)}", _name(worst),
-                      _signed(worst["against_uniform"])))  # fmt: skip
-    worst = max(cells, key=lambda c: c["false_upper"])
-    large = [c for c in cells if c["gates"] >= 1000]
-    met = sum(c["false"] / c["gates"] <= 0.05 and c["false_upper"] <= 0.06 for c in large)
-    worst = max(large or cells, key=lambda c: c["false_upper"])
-    lines.append(_row("false promotions at most 5%, upper bound at most 6%", f"{met} of {len(large)}", _name(worst),
-                      f"{worst['false'] / worst['gates']:.2%}, bound {worst['false_upper']:.2%}"))  # fmt: skip
-    for items in sorted({c["spec"]["items"] for c in cells}):
-        mine = [c for c in cells if c["spec"]["items"] == items and c["intervals"]]
-        if not mine:
-            continue
-        share = sum(c["covered"] for c in mine) / sum(c["intervals"] for c in mine)
-        worst = max(mine, key=lambda c: abs(c["covered"] / c["intervals"] - 0.95))
-        lines.append(_row(f"N={items}: coverage of the sealed interval 93-97%", f"{share:.1%} over {len(mine)} cells", _name(worst),
-                          f"{worst['covered'] / worst['intervals']:.1%}"))  # fmt: skip
-    return lines

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dse.models.prices import PriceTable
     from dse.plan import Plan
 
-__all__ = ["Forecast", "JudgeForecast", "ModeForecast", "first_request_tokens", "judging", "most_of", "most_of_tools", "per_run"]
+__all__ = ["Forecast", "JudgeForecast", "ModeForecast", "above_limit", "first_request_tokens", "judging", "most_of", "most_of_tools", "per_run"]
 
 #: Model and tool calls of a run and tokens of an answer, where no earlier run of the mode says more.
 _CALLS = {"direct": 1.0, "code": 1.5, "tool_call": 4.0}
@@ -265,6 +265,23 @@ def per_run(mode: str, first: int, earlier: Sequence[Mapping[str, Any]], limits:
         tokens = calls * first + _ANSWER_TOKENS * calls * (calls + 1) / 2
         source = "assumed: no earlier rollouts"
     return ModeForecast(calls, ceiling, tokens, most_tokens, source, tools, max(tools, most_tools))
+
+
+def above_limit(modes: Mapping[str, ModeForecast], task: Task, prices: PriceTable | None, models: Sequence[str]) -> str | None:
+    """Which modes may go beyond ``max_cost`` in one run, as a note: nothing is left out before it runs for what it may cost."""
+    bound, capped = task.objective.max_cost, task.limits.cost_usd
+    rate = price(prices, models, 1.0, most=True)
+    if bound is None or rate is None:
+        return None
+    over = []
+    for mode, one in modes.items():
+        most = math.inf if one.most_tokens is None else one.most_tokens * rate + one.most_tools_usd
+        if capped is not None:
+            most = min(most, _tries(task.limits) * capped)
+        if most > bound:
+            over.append(f"{mode} any amount" if math.isinf(most) else f"{mode} up to {most:.4g} USD")
+    return (f"a run may cost more than Objective(max_cost) of {bound:g} USD: {', '.join(over)}; left out before it runs is only what "
+            "costs more at the least") if over else None  # fmt: skip
 
 
 def price(prices: PriceTable | None, models: Sequence[str], tokens: float, *, most: bool = False) -> float | None:

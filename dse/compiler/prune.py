@@ -186,6 +186,8 @@ def _cost(spec: SignatureSpec, toolbox: Toolbox, plan: Plan, prices: PriceTable 
     bounds = {"Limits(cost_usd)": plan.limits.cost_usd, "Objective(max_cost)": objective.max_cost if objective else None}
     if prices is None or model is None or all(bound is None for bound in bounds.values()):
         return None
+    # The least decides: what may stay below a limit must not be left out unmeasured. That the most is above one says the
+    # forecast; the race and the gate compare what was paid. Without examples, inputs count nothing: a lower bound still.
     shortest = min((len(canonical_json(dict(inputs))) for inputs in examples), default=0)
     cost = run_cost(spec, toolbox, plan, prices, model, input_chars=shortest)
     for name, bound in bounds.items():
