@@ -95,6 +95,57 @@ def test_a_record_of_another_split_is_refused() -> None:
         asyncio.run(taught(search.spec, search.toolbox, "code", [stray], search.rows, search.lists.minimal))
 
 
+@pytest.mark.parametrize("writes", [0.0, 0.5])
+def test_of_runs_that_show_the_same_the_shorter_one_is_taken(writes: float) -> None:
+    """A third of the runs is long-winded, a third is shortest and wrong; in every mode, and from one mode to the other."""
+    world = PlantedWorld({"tool_call": 1.0, "code": 1.0}, clusters=100, writes=writes, detours=0.0)
+    requests = sorted(row["request"] for row in world.rows())
+    wrong, long_winded = set(requests[::3]), set(requests[1::3])
+
+    def reply(request: Any) -> Any:
+        asked = request["messages"][1]["content"].partition("[[ ## request ## ]]\n")[2].splitlines()[0]
+        said = world.reply(request)
+        if not request["tools"]:
+            if asked in wrong:
+                return say("[[ ## code ## ]]\nsubmit(left=-1)")
+            begin = said.text.splitlines()[2]
+            assert begin.startswith("item = await find_item")
+            return say(said.text.replace(begin, f"{begin}\n{begin}")) if asked in long_winded else said
+        if asked in wrong:
+            return call(("submit", {"left": -1}))
+        first = not any(message["role"] == "tool" for message in request["messages"])
+        made = [(one.name, one.arguments) for one in said.tool_calls]
+        return call(*made, *made) if asked in long_winded and first else said
+
+    one = Searching(world, ScriptedModel(reply, NAME), ScriptedModel([], "scripted/none"), modes=("tool_call", "code"), rows=30)
+    search = asyncio.run(one.search())
+    found = asyncio.run(Demonstrations().propose(search))
+    requests_of = {row.row_hash: row.request for row in search.rows}
+    solved = {(r.receipt["mode"], requests_of[r.row_hash]) for r in search.records if r.score == 1.0}
+    for mode in ("tool_call", "code"):
+        assert {request for m, request in solved if m == mode} == set(requests_of.values()) - wrong
+    assert set(requests_of.values()) & wrong and set(requests_of.values()) & long_winded
+    assert [(p.plan.mode, p.prompt) for p in found] == [(m, p) for m in ("tool_call", "code") for p in ("demos", "taught")]
+    for proposal in found:
+        shown = [requests_of[row] for row in proposal.rows]
+        assert len(shown) == 2 and not set(shown) & (wrong | long_winded), (proposal.plan.mode, proposal.prompt)
+        assert {request.startswith("Reserve") for request in shown} == ({False, True} if writes else {False}), "all tools are shown"
+
+
+@pytest.mark.parametrize("prompt", ["demos", "taught"])
+def test_of_two_runs_of_one_row_the_shorter_one_is_taken_in_any_order(prompt: str) -> None:
+    world = PlantedWorld({"tool_call": 1.0, "code": 1.0}, clusters=60, writes=0.0, detours=0.0)
+    twice = "item = await find_item(name='{0}')\nitem = await find_item(name='{0}')\nsubmit(left=await get_stock(item_id=item['item_id']))"
+    (long, row, task), (short, _, _) = (code_run(code, world) for code in (twice.replace("{0}", "{name}"), twice.split("\n", 1)[1].replace("{0}", "{name}")))
+    assert long.score == short.score == 1.0 and long.used_tools == short.used_tools and long.tool_calls == short.tool_calls + 1
+    for records in ([long, short], [short, long]):
+        if prompt == "demos":
+            made = bootstrap(task.spec, "code", records, [row], task.spec.tool_names)
+        else:
+            made = asyncio.run(taught(task.spec, task.toolbox, "tool_call", records, [row], task.spec.tool_names))
+        assert made is not None and str(made[0]).count("find_item") == 1
+
+
 # ---- from scripts to calls --------------------------------------------------------------------------------
 
 

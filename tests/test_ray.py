@@ -22,7 +22,7 @@ from dse.errors import BudgetExhausted, CassetteMiss, InfrastructureError, Metri
 from dse.evaluation.evaluator import Evaluator, RolloutRecord
 from dse.evaluation.executor import Executor, LocalExecutor
 from dse.store.cassette import RecordModel
-from dse.store.journal import Store
+from dse.store.journal import Store, opened
 from dse.strategies.base import seed_plan
 from dse.strategies.script import script_plan
 from dse.testing.scripted import ScriptedModel
@@ -72,9 +72,9 @@ def without_times(value: Any) -> Any:
     return [without_times(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def kept(path: Path) -> list[dict[str, Any]]:
+def kept(place: Path | str) -> list[dict[str, Any]]:
     """All that a store holds of rollouts, without times; calls of one round end in any order, here as in one process."""
-    store = Store(path)
+    store = Store(place)
     found = [without_times(row) for row in store.rollouts(with_journal=True)]
     store.close()
     for row in found:
@@ -134,6 +134,30 @@ def test_a_compile_on_a_cluster_ends_with_the_artifact_of_a_local_one(workers: E
             for name, executor in (("one", "local"), ("many", workers))]  # fmt: skip
     assert made[0].artifact.artifact_id == made[1].artifact.artifact_id
     assert (made[1].winner, made[1].verdict) == (local.winner, local.verdict)
+
+
+def test_a_cluster_and_a_postgresql_store_together(workers: Executor, postgresql_server: Any, postgresql_database: str, tmp_path: Path) -> None:
+    """Rollouts made elsewhere, kept in a database server: rows, artifact and ledger are those of one process and a file."""
+    world = PlantedWorld({"direct": 0.5, "tool_call": 0.9, "code": 0.9}, clusters=30)
+    task = world.task(modes=["direct", "tool_call", "code"])
+    url = str(postgresql_server.url(postgresql_database))
+    made, held, looks, asked = [], [], [], []
+    for place, executor in ((str(tmp_path / "local.db"), "local"), (url, workers)):
+        model = world.model()
+        result = dse.compile(task, lm=model, registry=tmp_path / str(len(made)), rows=dse.Rows(search=4, select=6, holdout=8),
+                             store=place, executor=executor)  # fmt: skip
+        made.append(result)
+        asked.append(len(model.requests))
+        held.append(sorted(kept(place), key=lambda row: row["rollout_id"]))
+        with opened(place) as store:
+            looks.append(without_times(store.openings()))
+    assert made[0].artifact.artifact_id == made[1].artifact.artifact_id
+    assert (made[1].winner, made[1].verdict, made[1].table) == (made[0].winner, made[0].verdict, made[0].table)
+    assert held[0] == held[1] and len(held[0]) > 50 and asked[0] == asked[1] and looks[0] == looks[1]
+    model = world.model()  # started again on the cluster: everything is in the server
+    again = dse.compile(task, lm=model, registry=tmp_path / "again", rows=dse.Rows(search=4, select=6, holdout=8), store=url,
+                        executor=workers)  # fmt: skip
+    assert not model.requests and again.artifact.program_id == made[0].artifact.program_id
 
 
 def test_tools_run_in_the_workers_and_the_model_here(workers: Executor) -> None:

@@ -30,6 +30,7 @@ from dse.models.lm import resolve_model
 from dse.portal import run_sync
 from dse.store.effects import EffectCassette, compact_effects
 from dse.strategies.base import seed_plan
+from dse.strategies.script import script_plan
 from dse.testing import PlantedWorld, ScriptedModel, call, say
 from dse.testing.worlds import warehouse
 
@@ -139,14 +140,15 @@ def task(environment: Any, **more: Any) -> dse.Task:
     return dse.Task(Ask, **{"dataset": rows, "metric": held, "environment": environment} | more)
 
 
-def rollout(environment: Any, mode: str, lm: ScriptedModel, row: int = 0, **more: Any) -> RolloutRecord:
+def rollout(environment: Any, mode: str | dse.Plan, lm: ScriptedModel, row: int = 0, **more: Any) -> RolloutRecord:
     """One rollout in a store of its own."""
 
     async def go() -> RolloutRecord:
         made = task(environment, **more)
         evaluator = Evaluator(made, lm, dse.Store(":memory:"), attempts=1)
         example = made.load_dataset().split("search")[row]
-        return await evaluator.rollout("it", seed_plan(made.spec, mode), example)
+        plan = seed_plan(made.spec, mode) if isinstance(mode, str) else mode
+        return await evaluator.rollout("it", plan, example)
 
     return run_sync(go)
 
@@ -316,6 +318,86 @@ def test_shipped_tasks(name: str, tmp_path: Path) -> None:
     replayed = go(dse.Environment.recorded(tmp_path / "r.jsonl"))
     assert replayed == recorded == plain
     assert any(r["calls"] for r in plain)
+
+
+# --- where no model, or not the model alone, makes the calls
+
+ALONE: Rounds = [
+    [("look", {"name": "a"}), ("total", {})], [("put", {"name": "b", "number": 5})], [("put", {"name": "c", "number": 13})],
+    [("look", {"name": "b"}), ("total", {}), ("double", {"number": 4})], [("drop", {"name": "a"}), ("drop", {"name": "keep"})], [("total", {})],
+]  # fmt: skip
+READS: Rounds = [[("look", {"name": "a"}), ("total", {})]]
+WRITES: Rounds = [[("put", {"name": "b", "number": 5})], [("total", {}), ("look", {"name": "b"})]]
+ENDS = {"answers": "submit(answer=repr(gave))", "fails": "submit(answer=gave[99])", "abstains": "abstain(repr(gave))"}
+
+
+def alone(rounds: Rounds, end: str = "answers") -> dse.Plan:
+    """A plan of mode script: catches whatever can be caught, and ends with all it was told."""
+    lines = ["gave = []"]
+    for calls in rounds:
+        for name, arguments in calls:
+            given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+            lines += ["try:", f"    gave.append(str(await {name}({given})))", "except BaseException as error:", "    gave.append(str(error))"]
+    return script_plan(Ask.spec(), "\n".join([*lines, ENDS[end]]))
+
+
+def staged(end: str, then: str) -> dse.Plan:
+    return dse.Plan.cascade(alone(READS, end), seed_plan(Ask.spec(), then))
+
+
+def all_ways(path: Path, plan: dse.Plan, then: str, rounds: Rounds) -> dict[str, Any]:
+    """Without a recording, live, recorded and replayed all is the same; gives it."""
+    ways = {"bare": lambda: shelf, "live": lambda: dse.Environment.recorded(path, inner=shelf, mode="live"),
+            "record": lambda: dse.Environment.recorded(path, inner=shelf, mode="record"), "replay": lambda: dse.Environment.recorded(path)}
+    found = {}
+    for way, environment in ways.items():
+        lm, made = model(then, rounds), environment()
+        found[way] = (seen(rollout(made, plan, lm)), told(lm))
+        if way == "record":
+            made.close()
+    assert found["live"] == found["record"] == found["replay"] == found["bare"]
+    return found["replay"][0]
+
+
+def test_a_script_in_a_recording(tmp_path: Path) -> None:
+    found = all_ways(tmp_path / "r.jsonl", alone(ALONE), "tool_call", [])
+    assert found["outputs"]["answer"].startswith("['1', '1', \"{'a': 1, 'b': 5}\", 'put failed") and found["outcome"] == "ok"
+    assert found["score"] == pytest.approx(1 / 3), "the end state is the recorded one"
+    calls = [(c["tool"], c["outcome"]) for c in found["calls"]]
+    assert len(calls) == 10 and calls[2:4] == [("put", "ok"), ("put", "fault")] and ("drop", "refused") in calls
+
+
+@pytest.mark.parametrize("end", ["fails", "abstains"])
+@pytest.mark.parametrize("then", MODES)
+def test_a_cascade_in_a_recording(end: str, then: str, tmp_path: Path) -> None:
+    """Both stages meet the same world: what the second one does follows on what the first one did."""
+    found = all_ways(tmp_path / "r.jsonl", staged(end, then), then, WRITES)
+    assert found["outputs"] == {"answer": "done"} and found["score"] == pytest.approx(2 / 3)
+    assert [c["tool"] for c in found["calls"]][:3] == ["look", "total", "put"] and len(found["calls"]) == 5
+    one_stage = seen(rollout(dse.Environment.recorded(tmp_path / "r.jsonl"), "code", model("code", [*READS, *WRITES])))
+    assert [c["result_hash"] for c in one_stage["calls"]] == [c["result_hash"] for c in found["calls"]], "any mode replays it"
+
+
+@pytest.mark.parametrize(("known", "stage"), [(READS[:0], 1), ([READS[0][:1]], 1), (READS, 2), ([*READS, WRITES[0]], 2)],
+                         ids=["nothing", "the first call", "the first stage", "up to the last read"])  # fmt: skip
+@pytest.mark.parametrize("plan", ["script", *MODES])
+def test_a_miss_in_a_script_or_a_stage_is_no_score(plan: str, known: Rounds, stage: int, tmp_path: Path) -> None:
+    """It is no failure that hands over, nor one that the script can catch; nothing of it is kept."""
+    path = recording_of(tmp_path / "r.jsonl", known)
+    lm = model("tool_call" if plan == "script" else plan, WRITES)
+    pauses: list[float] = []
+    store = dse.Store(":memory:")
+
+    async def go() -> Any:
+        made = task(dse.Environment.recorded(path))
+        evaluator = Evaluator(made, lm, store, before_pause=pauses.append)
+        one = alone([*READS, *WRITES]) if plan == "script" else staged("fails", plan)
+        return await evaluator.evaluate({"it": one}, made.load_dataset().split("search")[:1])
+
+    with pytest.raises(CassetteMiss) as caught:
+        run_sync(go)
+    assert caught.value.code == "DSE402" and not pauses and not store.rollouts()
+    assert bool(lm.requests) == (stage == 2 and plan != "script"), "whether the second stage was begun"
 
 
 # --- what is not recorded is never a score

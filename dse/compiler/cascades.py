@@ -1,8 +1,8 @@
 """Cascades: a cheap program first, another one for what it hands over.
 
 What a cascade would do on a search row is composed of what its stages did there: where the first one answered, its
-score and cost; where it handed over, the score of the next one and the costs of both. Nothing is run for it. Only
-chains that promise more than the best of their stages are proposed, and none whose hand-over could repeat a write.
+score and cost; where it handed over, the score of the next one and the costs of both. Nothing is run for it. At
+most three are chained, only where that promises more than the best of them, and none whose hand-over could repeat a write.
 """
 
 from __future__ import annotations
@@ -107,6 +107,11 @@ class _Chain:
     gain: float  # over the best of its stages
     handed: int  # rows that its first stage hands over
 
+    @property
+    def tokens(self) -> float:
+        """Of a run, on average: what decides where tokens have no price."""
+        return sum(run.tokens for run in self.runs.values()) / len(self.runs)
+
 
 async def cascades(search: Search, pool: Mapping[str, Proposal], *, most: int = 4, first: str | None = None,
                    checks: Sequence[Check] = ()) -> list[Proposal]:  # fmt: skip
@@ -126,7 +131,7 @@ async def cascades(search: Search, pool: Mapping[str, Proposal], *, most: int = 
         found += [chain for chain in (*pairs, *longer) if chain.gain > 1e-9]
     chosen: list[Proposal] = []
     seen: set[tuple[float, ...]] = set()
-    for chain in sorted(found, key=lambda c: (-round(c.utility, 9), len(c.names), estimate.exposed(c.names), c.names)):
+    for chain in sorted(found, key=lambda c: (-round(c.utility, 9), len(c.names), estimate.exposed(c.names), c.tokens, c.names)):
         did = tuple(round(estimate.utility(run), 9) for _, run in sorted(chain.runs.items()))
         if len(chosen) == most or did in seen:  # equal on every row: the simpler one came first
             continue
