@@ -207,7 +207,7 @@ class Preflight:
             openings=await self._openings(), recorded=self.models.free, proposers=tuple(p.name for p in options.proposers),
             budget=asdict(budget), judge=judge, unbounded=tuple(unbounded), tools_usd=tools_usd,
             most_tools_usd=self._bounded(most_tools, budget.usd) if priced else 0.0,
-            notes=tuple(filter(None, (self._check_judge(), forecasts.above_limit(modes, self.task, self.prices, self.models.names)))),
+            notes=tuple(filter(None, (self._check_judge(), forecasts.above_limit(modes, options.task, options.prices, self.models.names)))),
         )  # fmt: skip
 
     def _bounded(self, most: float | None, budget: float | None) -> float | None:
