@@ -147,9 +147,9 @@ class WorkerPool:
             if self.state == "open":
                 return
             self.refuse_if_unusable()
+            _pools.add(self)  # before: a process that ends meanwhile waits for this lock
             self._natives[self.request_timeout_s] = self._begun(self.request_timeout_s)
             self.state = "open"
-            _pools.add(self)
             _started = True
 
     def _begun(self, timeout_s: float) -> Any:
