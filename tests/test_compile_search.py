@@ -6,8 +6,9 @@ import functools
 import json
 import subprocess
 import sys
+import types
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from benchmarks import compile_chaos
 from dse.compiler.budget import BudgetedModel, Purse
 from dse.compiler.choose import measure, winner
 from dse.compiler.revision import revision_of
+from dse.compiler.rollouts import Rollouts
 from dse.errors import BudgetExhausted, ContaminatedSplit, UserError
+from dse.evaluation.evaluator import Evaluator
+from dse.evaluation.holdout import Holdout, Sealed
 from dse.evaluation.judge import rating
 from dse.portal import run_sync
 from dse.strategies.base import seed_plan
@@ -375,20 +379,50 @@ class Looking:
     """Looks for whatever could lead to other rows than those of the search."""
 
     found: list[str]
+    kept: list[Any]
     name: str = "looking"
     revision: str = "1"
 
     async def propose(self, search: dse.Search) -> Sequence[dse.Proposal]:
-        for part in ("reflect", "evaluate", "say"):
-            self.found += [f"{part}.{name}" for name in vars(getattr(search, part))]
+        pending: list[tuple[str, Any]] = [("search", search)]
+        seen: set[int] = set()
+        while pending:
+            path, value = pending.pop()
+            if id(value) in seen or isinstance(value, (str, bytes, int, float, type(None), type, types.ModuleType)):
+                continue
+            seen.add(id(value))
+            if isinstance(value, (dse.Dataset, dse.Store, dse.Task, Holdout, Sealed, Evaluator, Rollouts)):
+                self.found.append(f"{path}: {type(value).__name__}")
+                continue
+            pending += [(f"{path}{name}", part) for name, part in held(value)]
+        self.found += [] if len(seen) > 100 else ["hardly anything was looked at"]
+        with pytest.raises(ContaminatedSplit):
+            await search.evaluate({}, WORLD.dataset().split("select")[:1])
+        self.kept.append(search)
         return []
+
+
+def held(value: Any) -> Iterator[tuple[str, Any]]:
+    """What one comes to from a value without the globals of modules."""
+    if isinstance(value, Mapping):
+        yield from ((f"[{key!r}]", part) for key, part in value.items())
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        yield from ((f"[{number}]", part) for number, part in enumerate(value))
+    yield from ((f".{name}", part) for name, part in getattr(value, "__dict__", {}).items())
+    slots = [name for one in type(value).__mro__ for name in getattr(one, "__slots__", ()) if name != "__weakref__"]
+    yield from ((f".{name}", getattr(value, name)) for name in slots if hasattr(value, name))
+    for name in ("__self__", "__func__", "__wrapped__", "__defaults__", "__kwdefaults__"):
+        yield f".{name}", getattr(value, name, None)
+    yield from ((f".<{number}>", cell.cell_contents) for number, cell in enumerate(getattr(value, "__closure__", None) or ()))
 
 
 def test_what_a_search_holds_leads_to_no_store(tmp_path: Path) -> None:
     """The store of an earlier compile has what came out on select and holdout rows."""
-    looking = Looking([])
+    looking = Looking([], [])
     dse.compile(WORLD.task(**MODES), lm=reflecting(), registry=tmp_path, search=[looking])
     assert looking.found == []
+    with pytest.raises(UserError, match="has ended"):
+        looking.kept[0].reflect("And now?")
 
 
 HINT = ["once"]

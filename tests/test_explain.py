@@ -54,7 +54,7 @@ def test_the_whole_text_in_its_order(artifact: Any) -> None:
 def test_why_this_mode(artifact: Any) -> None:
     rows = {row.candidate: row for row in artifact.evidence.modes}
     mine = next(row for row in rows.values() if row.program_id == artifact.program.program_id)
-    why = section(explain(artifact), "Why mode code: on select rows").splitlines()[1:]
+    why = section(explain(artifact), "Why mode code: on the select rows that each ran").splitlines()[1:]
     assert {line.split()[1] for line in why} == {row.mode for row in rows.values()} - {"code"}
     for line in why:
         best = max((row for row in rows.values() if row.mode == line.split()[1]), key=lambda row: row.quality)

@@ -938,6 +938,13 @@ def python(code: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
             raise SystemExit(0)
         asyncio.run(main())
         """,
+        """
+        import pydantic_monty
+
+        boxes = [Sandbox() for _ in range(4)]
+        for box in boxes:
+            box.start_soon()
+        """,
     ],
 )
 def test_the_process_ends_cleanly_with_open_sessions(code: str) -> None:

@@ -100,7 +100,7 @@ def _mode(artifact: Any) -> Iterator[str]:
             others.setdefault(row["mode"], row)
     if mine is None or not others:
         return
-    yield f"Why mode {plan.mode}: on select rows"
+    yield f"Why mode {plan.mode}: on the select rows that each ran"
     for mode, row in others.items():
         yield f"  against {mode} at its best ({row['candidate']}): {_compared(mine, row)}"
 

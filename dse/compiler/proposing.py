@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dse.compiler.allowlist import AllowLists
+from dse.compiler.doors import door
 from dse.compiler.models import Models, Reflector
 from dse.compiler.options import Options
 from dse.compiler.revision import revision_of
@@ -45,19 +46,17 @@ async def with_proposed(
             if one.model == models.names[0]}  # fmt: skip
     run_as: dict[str, str] = {}  # the name under which a plan's records are, by its id
 
-    async def reflect(prompt: str) -> str:  # the reflector holds the store: rollouts on all rows that were ever opened
-        return await reflector(prompt)
-
     for one in options.proposers:
         stage = models.purse.stage = f"search: {one.name}"
         options.say(stage)
         made: list[RolloutRecord] = []
         asked = len(reflector.asked)
-        proposals = list(await one.propose(Search(
-            spec=options.spec, toolbox=options.toolbox, limits=options.task.limits, required=tuple(options.task.required),
-            modes=options.modes, models=models.names, rows=rows, records=tuple(every), lists=lists,
-            evaluate=_evaluate(runs, stage, allowed, made, run_as), reflect=reflect, success=options.success,
-            seed=options.seed, say=options.say, objective=options.task.objective, more=more, pool=dict(pool))))  # fmt: skip
+        with door(_evaluate(runs, stage, allowed, made, run_as)) as evaluate, door(reflector.__call__) as reflect:
+            proposals = list(await one.propose(Search(
+                spec=options.spec, toolbox=options.toolbox, limits=options.task.limits, required=tuple(options.task.required),
+                modes=options.modes, models=models.names, rows=rows, records=tuple(every), lists=lists,
+                evaluate=evaluate, reflect=reflect, success=options.success,
+                seed=options.seed, say=options.say, objective=options.task.objective, more=more, pool=dict(pool))))  # fmt: skip
         for proposal in proposals:
             _check(options, one, proposal, allowed)
         before = set(found)

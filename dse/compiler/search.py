@@ -1,8 +1,8 @@
 """What looks for candidates, and all that it may see and use.
 
 A proposer gets a `Search`: open search rows, rollouts on them, the task models and a reflection model, all metered
-by the budget of the compile. Select and holdout rows are not in it: `Search` has no dataset, and no attribute of what
-it holds leads to one.
+by the budget of the compile. Select and holdout rows are not in it: `Search` has no dataset, and nothing that it holds
+leads to one or to a store, by attributes, closures or bound objects (`dse.compiler.doors`).
 """
 
 from __future__ import annotations
