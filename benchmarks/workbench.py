@@ -200,8 +200,8 @@ token counts are {header.usage}, and costs are what these tokens cost by `{PRICE
 olly-styles/WorkBench (MIT, arXiv 2405.00823); the tools are an implementation of our own.
 
 A template (ten requests of one wording) is a cluster and never spans splits: {templates["search"]} templates for search,
-{templates["select"]} for select, {templates["holdout"]} sealed. Used were {used["search"]} search rows, {used["select"]} of {ROWS.select} select rows (the race ended where all candidates had solved the same) and {used["holdout"]} sealed rows
-of {sealed} templates. No prompts or scripts were searched: modes and allow-lists were.
+{templates["select"]} for select, {templates["holdout"]} sealed. Used were {used["search"]} search rows, {used["select"]} of {ROWS.select} select rows (the race ended where all candidates had
+solved the same) and {used["holdout"]} sealed rows of {sealed} templates. No prompts or scripts were searched: modes and allow-lists were.
 Quality is the share of rows whose databases end exactly as the gold calls leave them. *Minus idle* takes off what doing
 nothing scores. *Unwanted*: rows on which something was changed and the end state is wrong; *stray*: changes where none was
 to be made, or in another table. Failed runs count with what they changed.
