@@ -21,7 +21,7 @@ __all__ = ["Measured", "Removal", "cost_unknown", "front", "measure", "out_of_li
 _SHOWN = 0.05
 #: Differences in utility below this are none.
 _TIE = 1e-12
-#: A wider allow-list wins over a narrower one of the same mode, prompt and model only where its gain has a p of at most this.
+#: A wider allow-list wins over its narrower twin only where its gain has a p of at most this.
 WIDENING = 0.10
 
 
@@ -109,8 +109,11 @@ def out_of_limits(records: Sequence[RolloutRecord], objective: Objective) -> str
         if len(over) == len(records) and lower_bound(over, clusters, alpha=_SHOWN, unseen=max(over) - min(over)) > 0:
             return "max_cost"
     if objective.max_p95_latency_s is not None:
-        slow = sum(r.latency_s > objective.max_p95_latency_s for r in records)
-        if clopper_pearson(slow, len(records), level=1 - 2 * _SHOWN).low > 1 - 0.95:
+        by_row: dict[str, list[bool]] = {}  # runs of one row are no further rows: each row counts once, by its share
+        for record in records:
+            by_row.setdefault(record.row_hash, []).append(record.latency_s > objective.max_p95_latency_s)
+        slow = math.floor(math.fsum(sum(runs) / len(runs) for runs in by_row.values()) + 1e-9)
+        if clopper_pearson(slow, len(by_row), level=1 - 2 * _SHOWN).low > 1 - 0.95:
             return "max_p95_latency_s"
     if objective.min_quality is not None:
         if score_interval([r.score for r in records], clusters, level=1 - 2 * _SHOWN).high < objective.min_quality:
